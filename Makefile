@@ -1,0 +1,170 @@
+# `make help` lists what there is. Variables to set on the command line or in the environment:
+#   PYTHON=python3.12        the interpreter the virtual environment is made with
+#   TORCH=torch==2.12.0      another PyTorch; the build (CPU or CUDA) is what your pip is configured to find
+#   VENV=.venv               where the virtual environment goes
+#   DEMO_ARGS="--seed 1"     passed on to `core-agent demo`
+#   PYTEST_ARGS="-n 2"       passed on to pytest
+
+PYTHON      ?= python3
+VENV        ?= .venv
+TORCH       ?= torch==2.13.0
+TEST_EXTRAS ?= dev,zoo
+DEMO_ARGS   ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -c $(VENV)/constraints.txt
+APT := env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0
+GL_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libosmesa6
+
+# Without a screen MuJoCo must be told to render off it.
+ifeq ($(shell uname -s),Linux)
+ifeq ($(DISPLAY)$(MUJOCO_GL),)
+export MUJOCO_GL := egl
+endif
+endif
+
+# Another TORCH than last time is installed anew.
+ifneq ($(shell cat $(VENV)/.torch 2>/dev/null),$(TORCH))
+.PHONY: $(VENV)/.torch
+endif
+
+define CHECK_PYTHON
+import sys
+if sys.version_info < (3, 10):
+    raise SystemExit("core-agent needs Python >= 3.10, got " + sys.version.split()[0] + ": set PYTHON=python3.x")
+endef
+export CHECK_PYTHON
+
+# dm_control declares labmaze, which only its locomotion mazes import (nothing here does) and which has
+# no wheel for Python 3.13 and later: there an empty distribution of that name keeps pip content.
+define STAND_IN_LABMAZE
+import pathlib, sys, sysconfig
+if sys.version_info >= (3, 13):
+    info = pathlib.Path(sysconfig.get_path("purelib"), "labmaze-1.0.6.dist-info")
+    info.mkdir(exist_ok=True)
+    info.joinpath("METADATA").write_text("Metadata-Version: 2.1\nName: labmaze\nVersion: 1.0.6\nSummary: Empty stand-in\n")
+    info.joinpath("INSTALLER").write_text("make\n")
+    info.joinpath("RECORD").write_text("".join(f"{info.name}/{name},,\n" for name in ("METADATA", "INSTALLER", "RECORD")))
+endef
+export STAND_IN_LABMAZE
+
+define CHECK_GL
+import ctypes, os
+backend = os.environ.get("MUJOCO_GL") or "default"
+if backend == "egl":
+    ctypes.CDLL("libEGL.so.1")
+try:
+    import mujoco
+except ModuleNotFoundError:
+    print("OpenGL: the library loads (MuJoCo is not installed yet, so nothing was rendered)")
+    raise SystemExit
+model = mujoco.MjModel.from_xml_string(
+    "<mujoco><worldbody><light pos='0 0 3'/><geom type='sphere' size='1'/></worldbody></mujoco>"
+)
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+with mujoco.Renderer(model, 32, 32) as renderer:
+    renderer.update_scene(data)
+    if not renderer.render().any():
+        raise SystemExit("MuJoCo rendered a black picture")
+print(f"OpenGL: MuJoCo renders ({backend} back end)")
+endef
+export CHECK_GL
+
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help setup venv gl demo test test-all lint format build constraints clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(VENV)/.runtime ## virtual environment with what the demo needs
+
+venv: $(VENV)/.dev ## virtual environment with the test tools as well
+
+demo: $(VENV)/.runtime gl ## set up, then train an agent on a real task (about 15 minutes on 2 cores)
+	@$(BIN)/core-agent demo $(DEMO_ARGS)
+
+test: $(VENV)/.dev gl ## set up, then run the tests
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-all: $(VENV)/.dev gl ## the tests that take minutes as well
+	@$(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.dev ## let ruff repair and format the sources
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+build: $(VENV)/.dev ## wheel and source archive in dist/, checked
+	@rm -rf build dist
+	@$(BIN)/python -W ignore -m build --no-isolation . > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
+	@$(BIN)/twine check --strict dist/*
+
+gl: ## check that MuJoCo can render; as root on Debian, install what it takes
+	@python=$(PYTHON); if [ -x $(BIN)/python ]; then python=$(BIN)/python; fi; \
+	if error=$$($$python -c "$$CHECK_GL" 2>&1); then printf '%s\n' "$$error" | tail -n 1; exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		echo "Installing software OpenGL: $(GL_PACKAGES)"; \
+		$(APT) update && $(APT) install -y --no-install-recommends $(GL_PACKAGES) > /dev/null && exec $$python -c "$$CHECK_GL"; \
+	fi; \
+	printf '%s\n' "$$error" | tail -n 3 >&2; \
+	echo "MuJoCo cannot render. On Debian and Ubuntu this installs what it takes; then run make again:" >&2; \
+	echo "    sudo apt-get update && sudo apt-get install -y $(GL_PACKAGES)" >&2; \
+	exit 1
+
+constraints: $(VENV)/.dev ## write constraints.txt anew (needs uv: pip install uv)
+	@echo "$(TORCH)" > $(VENV)/pins.txt
+	@uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --upgrade \
+		-c $(VENV)/pins.txt --no-annotate --no-header --quiet -o $(VENV)/resolved.txt > /dev/null
+	@{ sed -n '/^#/p' constraints.txt; grep -vE '^(cuda-|nvidia-|triton|setuptools)' $(VENV)/resolved.txt; } > $(VENV)/new.txt
+	@mv $(VENV)/new.txt constraints.txt
+
+clean: ## remove what builds and tests leave
+	@rm -rf build dist core_agent.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## remove the virtual environment as well
+	@rm -rf $(VENV)
+
+$(BIN)/python:
+	@if ! $(PYTHON) -c "import ensurepip, venv" 2> /dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+			echo "Installing python3-venv"; \
+			$(APT) update && $(APT) install -y --no-install-recommends python3 python3-venv > /dev/null; \
+		else \
+			echo "$(PYTHON) with its venv module is needed. On Debian and Ubuntu this installs it; then run make again:" >&2; \
+			echo "    sudo apt-get update && sudo apt-get install -y python3 python3-venv" >&2; \
+			exit 1; \
+		fi; \
+	fi
+	@$(PYTHON) -c "$$CHECK_PYTHON"
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+# PyTorch comes first and by itself, so that what is found here stays whatever else asks for it.
+$(VENV)/.torch: | $(BIN)/python
+	@echo "Installing $(TORCH) (a few hundred MB; more with CUDA)"
+	@: > $(VENV)/constraints.txt
+	@$(PIP) "$(TORCH)"
+	@echo "$(TORCH)" > $@
+
+$(VENV)/constraints.txt: constraints.txt $(VENV)/.torch
+	@grep -v '^torch==' constraints.txt > $@
+	@$(BIN)/python -c "import importlib.metadata as m; print('torch==' + m.version('torch'))" >> $@
+	@$(BIN)/python -c "$$STAND_IN_LABMAZE"
+
+$(VENV)/.runtime: pyproject.toml $(VENV)/constraints.txt
+	@echo "Installing core-agent and what it needs"
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/constraints.txt
+	@echo "Installing core-agent, what it needs and what its tests need"
+	@$(PIP) -e ".[$(TEST_EXTRAS)]"
+	@touch $(VENV)/.runtime $@

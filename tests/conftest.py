@@ -1,0 +1,10 @@
+"""What holds for every test: no screen, no network hub, no window."""
+
+import os
+import sys
+
+# Read when these libraries are first imported, so set before any test module is.
+if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+    os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,0 +1,168 @@
+"""The package as others get it: its wheel, an editable install and its metadata."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("core_agent", "distracting_envs")
+
+
+def run(*command: object, cwd: Path, **environment: str) -> str:
+    """Return what the command printed; a command that fails fails the test with its own words."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment},
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0, f"{command}:\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def pip(*arguments: object, cwd: Path) -> str:
+    command = (sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments)
+    return run(*command, cwd=cwd, PIP_NO_INDEX="1", PIP_NO_INPUT="1")
+
+
+def locations(python: object, cwd: Path, **environment: str) -> dict[str, Path]:
+    """Return where a fresh interpreter would import each package from, torch left unimported."""
+    program = (
+        "from importlib.util import find_spec\n"
+        f"for name in {PACKAGES}: print(name, find_spec(name).origin)\n"
+    )
+    lines = run(python, "-c", program, cwd=cwd, **environment).splitlines()
+    return {name: Path(origin).resolve() for name, origin in map(str.split, lines)}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what the wheel is made from, so that building leaves nothing in the checkout."""
+    copy = tmp_path_factory.mktemp("source").resolve()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    shutil.copytree(ROOT / "core_agent", copy / "core_agent", ignore=ignore)
+    shutil.copytree(ROOT / "envs", copy / "envs", ignore=ignore)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "-q", "--no-deps", "--no-build-isolation", "-w", directory, source, cwd=directory)
+    (wheel,) = directory.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("site").resolve()
+    pip("install", "-q", "--no-deps", "--target", directory, wheel, cwd=directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: Path) -> Message:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return Parser().parsestr(archive.read(name).decode())
+
+
+def test_wheel_holds_every_source_file_and_nothing_else(wheel: Path, source: Path) -> None:
+    roots = {"core_agent": source, "distracting_envs": source / "envs"}
+    expected = {
+        str(path.relative_to(root))
+        for name, root in roots.items()
+        for path in (root / name).rglob("*")
+        if path.is_file()
+    }
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert packed == expected
+    assert {"core_agent/py.typed", "distracting_envs/py.typed"} <= packed
+
+
+def test_wheel_imports_from_where_it_was_installed(site: Path, tmp_path: Path) -> None:
+    program = f"import {', '.join(PACKAGES)}\nfor p in ({', '.join(PACKAGES)}): print(p.__file__)"
+    printed = run(sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(site))
+    assert [Path(line) for line in printed.splitlines()[-2:]] == [
+        site / name / "__init__.py" for name in PACKAGES
+    ]
+
+
+def test_wheel_lets_a_users_own_envs_folder_win(site: Path, tmp_path: Path) -> None:
+    assert not (site / "envs").exists()
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "envs" / "__init__.py").write_text("owner = 'user'\n")
+    program = "import distracting_envs, envs; print(envs.owner)"
+    printed = run(sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(site))
+    assert printed.splitlines()[-1] == "user"
+
+
+def test_editable_install_imports_from_the_sources(source: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", symlinks=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    # This interpreter's libraries, setuptools among them; a path in a .pth file does not bring along
+    # the .pth files in it, so an editable install of the checkout stays out.
+    paths = {"base": str(tmp_path / "venv"), "platbase": str(tmp_path / "venv")}
+    purelib = Path(sysconfig.get_path("purelib", vars=paths))
+    (purelib / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    options = ("-q", "--no-deps", "--no-build-isolation", "--ignore-installed")
+    pip("--python", python, "install", *options, "-e", source, cwd=tmp_path)
+
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "envs" / "__init__.py").write_text("owner = 'user'\n")
+    assert locations(python, cwd=tmp_path) == {
+        "core_agent": source / "core_agent" / "__init__.py",
+        "distracting_envs": source / "envs" / "distracting_envs" / "__init__.py",
+    }
+    assert run(python, "-c", "import envs; print(envs.owner)", cwd=tmp_path) == "user\n"
+
+
+def test_command_line_starts_from_the_wheel(site: Path, tmp_path: Path) -> None:
+    printed = run(site / "bin" / "core-agent", "--help", cwd=tmp_path, PYTHONPATH=str(site))
+    assert "demo" in printed
+
+
+def test_metadata_names_what_users_and_indexes_read(metadata: Message) -> None:
+    assert metadata["Name"] == "core-agent"
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert metadata["License-Expression"] == "MIT"
+    assert metadata["License-File"] == "LICENSE"
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert {"cluster", "dev", "zoo"} == set(metadata.get_all("Provides-Extra", []))
+
+
+def test_version_is_the_same_everywhere(metadata: Message) -> None:
+    version = metadata["Version"]
+    assert f'\nversion = "{version}"\n' in (ROOT / "pyproject.toml").read_text()
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_requirements_admit_only_what_works(metadata: Message) -> None:
+    requirements = metadata.get_all("Requires-Dist", [])
+    assert "mujoco<4,>=3.17" in requirements
+    assert "distracting_control==0.1.1rc3" in requirements
+    # The two OpenCV packages overwrite each other's files, and the headless one needs no window libraries.
+    assert not any(line.startswith(("opencv-python>", "opencv-python=")) for line in requirements)
+
+
+def test_constraints_name_versions_and_no_place_to_get_them_from() -> None:
+    lines = [
+        line for line in (ROOT / "constraints.txt").read_text().splitlines() if line[:1] != "#"
+    ]
+    assert all("==" in line and "/" not in line and not line.startswith("-") for line in lines)
+    (torch,) = (line for line in lines if line.startswith("torch=="))
+    assert "+" not in torch, "a local version would exclude every other build of PyTorch"
+    assert not any(line.startswith("opencv-python==") for line in lines)
