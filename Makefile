@@ -80,8 +80,10 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(VENV)/.runtime ## virtual environment with what the demo needs
+	@echo "$(VENV) is ready"
 
 venv: $(VENV)/.dev ## virtual environment with the test tools as well
+	@echo "$(VENV) is ready for tests"
 
 demo: $(VENV)/.runtime gl ## set up, then train an agent on a real task (about 15 minutes on 2 cores)
 	@$(BIN)/core-agent demo $(DEMO_ARGS)

@@ -113,8 +113,8 @@ def test_wheel_lets_a_users_own_envs_folder_win(site: Path, tmp_path: Path) -> N
 def test_editable_install_imports_from_the_sources(source: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", symlinks=True)
     python = tmp_path / "venv" / "bin" / "python"
-    # This interpreter's libraries, setuptools among them; a path in a .pth file does not bring along
-    # the .pth files in it, so an editable install of the checkout stays out.
+    # This interpreter's libraries, setuptools among them. A path in a .pth file does not bring
+    # that path's own .pth files along, so an editable install of the checkout stays out.
     paths = {"base": str(tmp_path / "venv"), "platbase": str(tmp_path / "venv")}
     purelib = Path(sysconfig.get_path("purelib", vars=paths))
     (purelib / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -154,7 +154,7 @@ def test_requirements_admit_only_what_works(metadata: Message) -> None:
     requirements = metadata.get_all("Requires-Dist", [])
     assert "mujoco<4,>=3.17" in requirements
     assert "distracting_control==0.1.1rc3" in requirements
-    # The two OpenCV packages overwrite each other's files, and the headless one needs no window libraries.
+    # The two OpenCV packages overwrite each other's files; the headless one needs no window system.
     assert not any(line.startswith(("opencv-python>", "opencv-python=")) for line in requirements)
 
 
