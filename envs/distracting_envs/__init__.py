@@ -1,0 +1,24 @@
+"""The Distracting Control Suite as Gymnasium environments.
+
+Importing the package registers 42 ids, ``DCS-{domain}-{task}-{difficulty}-{static|dynamic}`` and
+``DCS-{domain}-{task}-clean``, and ``DCS-custom`` for any other task of the dm_control suite.
+``gymnasium.make("distracting_envs:DCS-cheetah-run-easy-dynamic")`` needs no import at all, which
+is what worker processes want.
+
+The import is light: MuJoCo and OpenGL load when the first environment is made.
+"""
+
+from distracting_envs.quiet import hide_gym_notice
+from distracting_envs.registration import register_all
+from distracting_envs.settings import ENV_IDS, TASKS, EnvSettings, TaskSettings, parse_env_id
+
+__all__ = [
+    "ENV_IDS",
+    "TASKS",
+    "EnvSettings",
+    "TaskSettings",
+    "parse_env_id",
+]
+
+hide_gym_notice()
+register_all()

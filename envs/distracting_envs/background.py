@@ -1,0 +1,162 @@
+"""The video background: a dm_control wrapper that paints clips onto the sky.
+
+It draws the same random numbers in the same order as the background wrapper of
+``distracting_control`` (which no longer works on today's MuJoCo), and so shows the same frames.
+What differs is when pictures are decoded and uploaded: each clip once, ahead of time, and only the
+texture that is about to be seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import dm_env
+import mujoco
+import numpy as np
+from dm_control.rl import control
+
+from distracting_envs.cache import Clip, ClipCache, Image
+
+PAPER_TEXTURE_SIZE = 800
+"""Pixels per side of the texture in ``distracting_control``."""
+
+
+class VideoBackground(control.Environment):
+    """A dm_control environment whose sky shows a video clip.
+
+    The frame index advances at every simulator step; :meth:`upload` brings the picture to the GPU
+    and must be called before rendering.
+
+    :param env: the dm_control environment
+    :param clips: the clips to draw from, in the order of the benchmark
+    :param cache: where decoded clips are kept
+    :param dynamic: play the clip back and forth; otherwise show one frame for the whole episode
+    :param ground_plane_alpha: opacity of the floor, in [0, 1]
+    :param texture_size: pixels per side of the sky's texture
+    """
+
+    def __init__(
+        self,
+        env: Any,
+        clips: Sequence[Clip],
+        cache: ClipCache,
+        *,
+        dynamic: bool,
+        ground_plane_alpha: float,
+        texture_size: int = PAPER_TEXTURE_SIZE,
+    ) -> None:
+        self._env = env
+        self._clips = list(clips)
+        self._cache = cache
+        self._dynamic = dynamic
+        self._ground_plane_alpha = ground_plane_alpha
+        self._texture_size = texture_size
+        self._sky = _sky_texture(env.physics.model)
+        self._random_state = np.random.RandomState()
+        self._clip: Clip | None = None
+        self._frames: Image | None = None
+        self._n_frames = 0
+        self._first_frame = 0
+        self._frame_index = 0
+        self._direction = 1
+        self._uploaded: int | None = None
+
+    @property
+    def clip_name(self) -> str:
+        """The name of the clip on show, empty before the first reset."""
+        return self._clip.name if self._clip else ""
+
+    @property
+    def frame_index(self) -> int:
+        """The number of the frame on show within its clip."""
+        return self._first_frame + self._frame_index
+
+    def reset(self) -> dm_env.TimeStep:
+        """Start an episode with another clip, frame and direction."""
+        time_step = self._env.reset()
+        self._choose(*self._draw(self._random_state))
+        model = self._env.physics.model
+        self._env.physics.named.model.mat_rgba["grid", "a"] = self._ground_plane_alpha
+        # A square sky is used for all six sides of the cube; the model's own is six squares high.
+        model.tex_width[self._sky] = self._texture_size
+        model.tex_height[self._sky] = self._texture_size
+        self._prefetch_next()
+        return time_step
+
+    def step(self, action: Any) -> dm_env.TimeStep:
+        """Advance one simulator step and one frame."""
+        time_step = self._env.step(action)
+        if self._dynamic:
+            self._frame_index += self._direction
+            if self._frame_index <= 0:
+                self._frame_index = 0
+                self._direction = 1
+            if self._frame_index >= self._n_frames:  # the last frame shows twice, as upstream
+                self._frame_index = self._n_frames - 1
+                self._direction = -1
+        return time_step
+
+    def upload(self) -> None:
+        """Bring the current frame to the GPU, unless it is there already."""
+        if self._frames is None or self._uploaded == self._frame_index:
+            return
+        physics = self._env.physics
+        size = self._texture_size
+        start = physics.model.tex_adr[self._sky]
+        sky = physics.model.tex_data[start : start + 3 * size * size].reshape(size, size, 3)
+        np.copyto(sky, self._frames[self._frame_index])
+        with physics.contexts.gl.make_current() as context:
+            context.call(
+                mujoco.mjr_uploadTexture,
+                physics.model.ptr,
+                physics.contexts.mujoco.ptr,
+                self._sky,
+            )
+        self._uploaded = self._frame_index
+
+    def _draw(self, random: np.random.RandomState) -> tuple[Clip, int, int, int]:
+        """Return clip, its one frame (static) or 0, start within the frames, and direction."""
+        clip = self._clips[random.choice(len(self._clips))]
+        if self._dynamic:
+            first, n_frames = 0, clip.n_frames
+        else:
+            first, n_frames = int(random.choice(clip.n_frames)), 1
+        return clip, first, int(random.choice(n_frames)), int(random.choice([-1, 1]))
+
+    def _choose(self, clip: Clip, first: int, index: int, direction: int) -> None:
+        self._clip, self._first_frame = clip, first
+        self._frame_index, self._direction = index, direction
+        if self._dynamic:
+            self._frames = self._cache.clip(clip, self._texture_size)
+        else:
+            self._frames = self._cache.frame(clip, first, self._texture_size)[None]
+        self._n_frames = len(self._frames)
+        self._uploaded = None
+
+    def _prefetch_next(self) -> None:
+        """Load what the next reset will show: it is known, as nothing else draws in between."""
+        peek = np.random.RandomState()
+        peek.set_state(self._random_state.get_state())
+        clip, first, _, _ = self._draw(peek)
+        if self._dynamic:
+            self._cache.prefetch_clip(clip, self._texture_size)
+        else:
+            self._cache.prefetch_frame(clip, first, self._texture_size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._env, name)
+
+
+def _sky_texture(model: Any) -> int:
+    """Return the number of the model's sky texture.
+
+    :raises ValueError: if the model has none
+    """
+    for texture in range(model.ntex):
+        if model.tex_type[texture] == mujoco.mjtTexture.mjTEXTURE_SKYBOX:
+            return texture
+    raise ValueError(
+        "distractions must not hold 'background' for a task whose model has no sky texture; "
+        'leave it out, as in distractions=("camera", "color")'
+    )

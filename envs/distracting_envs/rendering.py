@@ -1,0 +1,167 @@
+"""OpenGL: finding a way to render without a display, and rendering one camera of a model.
+
+Import this module before anything of dm_control: dm_control fixes its OpenGL backend when it is
+imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ctypes.util
+import importlib
+import importlib.util
+import os
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from distracting_envs.settings import FRAME_HEIGHT, FRAME_WIDTH, RENDER_QUALITIES
+
+FAST_TEXTURE_SIZE = 256
+"""Pixels per side of the sky's texture in "fast" quality: it spans 90 degrees, a frame 45."""
+
+_INSTALL = (
+    "On Debian or Ubuntu: `sudo apt-get install libegl1 libgl1 libopengl0 libgl1-mesa-dri` for "
+    "MUJOCO_GL=egl (with or without a GPU), or `sudo apt-get install libosmesa6` for "
+    "MUJOCO_GL=osmesa"
+)
+
+
+class RenderingUnavailableError(RuntimeError):
+    """There is no OpenGL to render with; the message says what to install."""
+
+
+def prepare_rendering() -> None:
+    """Choose the OpenGL backend and import what must come first; a second call does nothing.
+
+    Without ``MUJOCO_GL``, and without a display, ``egl`` is taken where it works and ``osmesa``
+    where that is installed.
+
+    :raises RenderingUnavailableError: if no backend can be loaded
+    """
+    # Importing Triton (as the first torch optimiser does) after a software OpenGL context exists
+    # crashes the process, since both bring an LLVM. The other way round it works.
+    if "triton" not in sys.modules and importlib.util.find_spec("triton") is not None:
+        with contextlib.suppress(Exception):  # a broken Triton concerns those who use it
+            importlib.import_module("triton")
+    if "dm_control._render" in sys.modules:
+        return
+    if "MUJOCO_GL" not in os.environ and sys.platform == "linux" and not _has_display():
+        os.environ["MUJOCO_GL"] = _headless_backend()
+    try:
+        importlib.import_module("dm_control._render")
+    except Exception as error:
+        backend = os.environ.get("MUJOCO_GL", "")
+        raise RenderingUnavailableError(
+            f"OpenGL backend MUJOCO_GL={backend} cannot be loaded ({error}). {_INSTALL}."
+        ) from error
+
+
+def _has_display() -> bool:
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _headless_backend() -> str:
+    # PyOpenGL settles on a platform at its first import; afterwards only that one can work.
+    platform = os.environ.get("PYOPENGL_PLATFORM")
+    if platform in {"egl", "osmesa"}:
+        return platform
+    if _egl_works():
+        return "egl"
+    if ctypes.util.find_library("OSMesa"):
+        return "osmesa"
+    raise RenderingUnavailableError(f"no OpenGL found for rendering without a display. {_INSTALL}.")
+
+
+def _egl_works() -> bool:
+    """Say whether EGL has a device that can be initialised, without settling PyOpenGL on it."""
+    library = ctypes.util.find_library("EGL")
+    if library is None:
+        return False
+    try:
+        egl = ctypes.CDLL(library)
+        egl.eglGetProcAddress.restype = ctypes.c_void_p
+        query_address = egl.eglGetProcAddress(b"eglQueryDevicesEXT")
+        display_address = egl.eglGetProcAddress(b"eglGetPlatformDisplayEXT")
+    except (OSError, AttributeError):
+        return False
+    if not query_address or not display_address:
+        return False
+    query_devices = ctypes.CFUNCTYPE(
+        ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int)
+    )(query_address)
+    platform_display = ctypes.CFUNCTYPE(
+        ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p
+    )(display_address)
+    devices = (ctypes.c_void_p * 16)()
+    count = ctypes.c_int(0)
+    if not query_devices(16, devices, ctypes.byref(count)):
+        return False
+    egl.eglInitialize.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+    egl_platform_device = 0x313F
+    for device in devices[: count.value]:
+        display = platform_display(egl_platform_device, device, None)
+        if display and egl.eglInitialize(display, None, None):
+            return True
+    return False
+
+
+def apply_quality(physics: Any, quality: str) -> None:
+    """Set a model's rendering quality; must precede its first render.
+
+    "paper" leaves the model as the suite has it: 2048x2048 shadow map, 4 samples per pixel. "fast"
+    drops both, which is most of the time that software OpenGL takes.
+
+    :param physics: a dm_control ``Physics``
+    :param quality: "paper" or "fast"
+    """
+    if quality not in RENDER_QUALITIES:
+        raise ValueError(f"render_quality must be one of {RENDER_QUALITIES}, got {quality!r}")
+    if quality == "fast":
+        physics.model.vis.quality.shadowsize = 0
+        physics.model.vis.quality.offsamples = 0
+
+
+class FrameRenderer:
+    """Renders one camera of a model, with buffers that are made once.
+
+    :param physics: a dm_control ``Physics``; its rendering context is made by the first render
+    :param camera_id: number of a camera of the model
+    """
+
+    def __init__(self, physics: Any, camera_id: int) -> None:
+        self._physics = physics
+        self._camera_id = camera_id
+        self._camera: Any = None
+
+    def render(self) -> npt.NDArray[np.uint8]:
+        """Return the frame, (240, 320, 3) uint8 RGB.
+
+        It is a view into a buffer that the next call overwrites.
+
+        :raises RenderingUnavailableError: if no OpenGL context can be made
+        """
+        if self._camera is None:
+            self._camera = self._make_camera()
+        frame: npt.NDArray[np.uint8] = self._camera.render()
+        return frame
+
+    def _make_camera(self) -> Any:
+        from dm_control.mujoco import engine
+
+        try:
+            return engine.Camera(self._physics, FRAME_HEIGHT, FRAME_WIDTH, self._camera_id)
+        except Exception as error:
+            backend = os.environ.get("MUJOCO_GL", "")
+            raise RenderingUnavailableError(
+                f"cannot make an OpenGL context with MUJOCO_GL={backend} ({error}). {_INSTALL}."
+            ) from error
+
+    def close(self) -> None:
+        """Free the scene."""
+        if self._camera is not None:
+            self._camera.scene.free()
+            self._camera = None

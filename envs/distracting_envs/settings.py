@@ -1,0 +1,136 @@
+"""The tables of the paper: tasks, difficulties, and the names of the environments.
+
+Sources: tables 3 and 4 of the appendix of arXiv:2112.01163, and the configuration of the
+``distracting_control`` package for what the paper leaves to it (ground-plane transparency).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+EPISODE_STEPS = 1000
+"""Simulator steps in an episode."""
+
+FRAME_HEIGHT, FRAME_WIDTH = 240, 320
+"""Pixels of the rendered frame. A square render would cut off the cart-pole's track."""
+
+DISTRACTIONS = ("background", "camera", "color")
+SPLITS = ("train", "val")
+RENDER_QUALITIES = ("paper", "fast")
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What the benchmark fixes for one task."""
+
+    domain: str
+    task: str
+    action_repeat: int
+    ground_plane_alpha: float
+    """Opacity of the floor when a video plays behind it, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """One row of table 4: how many clips, and how far camera and colours stray."""
+
+    train_clips: int
+    val_clips: int
+    scale: float
+
+    def n_clips(self, split: str) -> int:
+        """Return the number of clips of a split ("train" or "val")."""
+        return self.train_clips if split == "train" else self.val_clips
+
+
+@dataclass(frozen=True)
+class EnvSettings:
+    """What the name of an environment says."""
+
+    domain: str
+    task: str
+    difficulty: str | None
+    """"easy", "medium" or "hard"; None for the clean task."""
+    dynamic: bool
+
+
+TASKS: Mapping[str, TaskSettings] = MappingProxyType(
+    {
+        "ball_in_cup-catch": TaskSettings("ball_in_cup", "catch", 4, 0.3),
+        "cartpole-swingup": TaskSettings("cartpole", "swingup", 8, 0.3),
+        "cheetah-run": TaskSettings("cheetah", "run", 4, 1.0),
+        "finger-spin": TaskSettings("finger", "spin", 2, 0.3),
+        "reacher-easy": TaskSettings("reacher", "easy", 4, 0.0),
+        "walker-walk": TaskSettings("walker", "walk", 2, 1.0),
+    }
+)
+
+DIFFICULTIES: Mapping[str, Difficulty] = MappingProxyType(
+    {
+        "easy": Difficulty(train_clips=4, val_clips=4, scale=0.1),
+        "medium": Difficulty(train_clips=8, val_clips=8, scale=0.2),
+        "hard": Difficulty(train_clips=60, val_clips=30, scale=0.3),
+    }
+)
+
+
+def env_id(settings: EnvSettings) -> str:
+    """Return the Gymnasium id of ``settings``, such as ``DCS-cheetah-run-easy-dynamic``."""
+    name = f"DCS-{settings.domain}-{settings.task}"
+    if settings.difficulty is None:
+        return f"{name}-clean"
+    return f"{name}-{settings.difficulty}-{'dynamic' if settings.dynamic else 'static'}"
+
+
+def _all_settings() -> dict[str, EnvSettings]:
+    table = {}
+    for task in TASKS.values():
+        clean = EnvSettings(task.domain, task.task, None, dynamic=False)
+        distracted = [
+            EnvSettings(task.domain, task.task, difficulty, dynamic)
+            for difficulty in DIFFICULTIES
+            for dynamic in (False, True)
+        ]
+        table.update({env_id(settings): settings for settings in [clean, *distracted]})
+    return table
+
+
+_SETTINGS = _all_settings()
+
+ENV_IDS: tuple[str, ...] = tuple(_SETTINGS)
+"""The 42 registered ids: six tasks, each clean and in six distracted settings."""
+
+
+def parse_env_id(name: str) -> EnvSettings:
+    """Return the settings that an id stands for.
+
+    :param name: one of :data:`ENV_IDS`, with or without a leading ``distracting_envs:``
+    :raises ValueError: if there is no such environment
+    """
+    bare = name.removeprefix("distracting_envs:")
+    if bare not in _SETTINGS:
+        raise ValueError(
+            f"environment id must be DCS-{{task}}-clean or "
+            f"DCS-{{task}}-{{{'|'.join(DIFFICULTIES)}}}-{{static|dynamic}} "
+            f"with a task of {', '.join(TASKS)}; got {name!r}"
+        )
+    return _SETTINGS[bare]
+
+
+def ground_plane_alpha(domain: str) -> float:
+    """Return the opacity of the floor behind which a video plays, in [0, 1].
+
+    Domains outside the paper get the value that ``distracting_control`` gives them.
+    """
+    for task in TASKS.values():
+        if task.domain == domain:
+            return task.ground_plane_alpha
+    return 0.3
+
+
+def default_action_repeat(domain: str, task: str) -> int:
+    """Return the paper's action repeat of a task, or 1 for a task outside the paper."""
+    known = TASKS.get(f"{domain}-{task}")
+    return known.action_repeat if known else 1

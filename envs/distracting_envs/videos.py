@@ -1,0 +1,263 @@
+"""Where background clips come from: DAVIS, a folder of one's own, or the built-in ones.
+
+A folder holds one clip per entry: a sub-folder of JPEG or PNG frames (as DAVIS's
+``JPEGImages/480p``) or a video file. Everything that could fail at the thousandth episode is looked
+at when the environment is made: a missing clip, an empty folder, a truncated picture, frames of
+different sizes.
+
+DAVIS 2017 is by Pont-Tuset et al. (arXiv:1704.00675); it is published under the BSD licence and is
+not part of this package. ``python -m distracting_envs.videos download`` fetches it.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as PillowImage
+
+from distracting_envs import builtin_videos
+from distracting_envs.cache import Clip, Image, cache_folder
+from distracting_envs.davis import DAVIS_NAMES
+
+_LOG = logging.getLogger("distracting_envs")
+
+BUILTIN = "builtin"
+"""The ``video_path`` that asks for the built-in clips, whatever is installed."""
+
+_FRAME_SUFFIXES = {".jpg", ".jpeg", ".png"}
+_FILE_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi"}
+MAX_FILE_FRAMES = 300
+"""Frames used of a video file, from its start: ten seconds at 30 frames per second."""
+
+_JPEG_END = b"\xff\xd9"
+_JPEG_TAIL = 512  # bytes in which the end mark is sought: some cameras append padding
+
+
+class VideoError(ValueError):
+    """The background clips are missing or damaged."""
+
+
+class BuiltinClip:
+    """One of the procedural clips."""
+
+    n_frames = builtin_videos.CLIP_FRAMES
+
+    def __init__(self, split: str, index: int) -> None:
+        self._split, self._index = split, index
+        self.name = builtin_videos.clip_name(split, index)
+        self.identity = f"{self.name} version {builtin_videos.VERSION}"
+
+    @cached_property
+    def _scene(self) -> builtin_videos.ClipScene:
+        return builtin_videos.ClipScene(self._split, self._index)
+
+    def frames(self) -> Iterator[Image]:
+        """Return the frames in order, each (256, 256, 3) uint8 RGB."""
+        return (self.frame(index) for index in range(self.n_frames))
+
+    def frame(self, index: int) -> Image:
+        """Return one frame, (256, 256, 3) uint8 RGB."""
+        return self._scene.frame(index)
+
+
+class FolderClip:
+    """A clip that is a folder of pictures, in the order of their names.
+
+    :param folder: the folder; other files in it are ignored
+    :raises VideoError: if it has no pictures, one is damaged, or they differ in size
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.name = folder.name
+        files = sorted(
+            entry.name
+            for entry in os.scandir(folder)
+            if Path(entry.name).suffix.lower() in _FRAME_SUFFIXES and not entry.name.startswith(".")
+        )
+        if not files:
+            raise VideoError(
+                f"clip {self.name!r}: the folder {folder} must hold at least one JPEG or PNG frame"
+            )
+        self._paths = [folder / name for name in files]
+        self.n_frames = len(files)
+        statuses = [path.stat() for path in self._paths]
+        self.identity = repr(
+            (
+                str(folder.resolve()),
+                [
+                    (name, status.st_size, status.st_mtime_ns)
+                    for name, status in zip(files, statuses, strict=True)
+                ],
+            )
+        )
+        self._check()
+
+    def _check(self) -> None:
+        expected: tuple[int, int] | None = None
+        for path in self._paths:
+            size = _picture_size(self.name, path)
+            if expected is not None and size != expected:
+                raise VideoError(
+                    f"clip {self.name!r}: all frames must have one size, but {path} has "
+                    f"{size[0]}x{size[1]} pixels and the first frame has "
+                    f"{expected[0]}x{expected[1]}; resize the clip's frames or remove the odd one"
+                )
+            expected = size
+
+    def frames(self) -> Iterator[Image]:
+        """Return the frames in order, each (height, width, 3) uint8 RGB."""
+        return (self.frame(index) for index in range(self.n_frames))
+
+    def frame(self, index: int) -> Image:
+        """Return one frame, (height, width, 3) uint8 RGB.
+
+        :raises VideoError: if the picture cannot be decoded
+        """
+        path = self._paths[index]
+        try:
+            with PillowImage.open(path) as picture:
+                return np.asarray(picture.convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise _damaged(self.name, path, error) from error
+
+
+def _picture_size(clip: str, path: Path) -> tuple[int, int]:
+    """Return width and height of a picture whose start and end are sound."""
+    try:
+        with PillowImage.open(path) as picture:
+            size = picture.size
+        if path.suffix.lower() in {".jpg", ".jpeg"}:
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - _JPEG_TAIL))
+                if _JPEG_END not in file.read():
+                    raise OSError("the file ends before the picture does")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _damaged(clip, path, error) from error
+    return size
+
+
+def _damaged(clip: str, path: Path, error: Exception) -> VideoError:
+    return VideoError(
+        f"clip {clip!r}: frame {path} is damaged ({error}); restore it from its source, or remove "
+        "the clip"
+    )
+
+
+def resolve_video_path(video_path: str | os.PathLike[str] | None) -> Path | None:
+    """Return the folder that holds the clips, or None for the built-in clips.
+
+    In order: ``video_path``, the environment variable ``DCS_VIDEOS``, DAVIS where
+    ``python -m distracting_envs.videos download`` leaves it, the built-in clips.
+
+    :param video_path: a folder of clips, the root of DAVIS, ``"builtin"``, or None
+    :raises VideoError: if the folder does not exist
+    """
+    named = "video_path"
+    chosen = video_path
+    if chosen is None and os.environ.get("DCS_VIDEOS"):
+        named, chosen = "DCS_VIDEOS", os.environ["DCS_VIDEOS"]
+    if chosen is None:
+        downloaded = cache_folder() / "DAVIS" / "JPEGImages" / "480p"
+        return downloaded if downloaded.is_dir() else None
+    if chosen == BUILTIN:
+        return None
+    folder = Path(chosen).expanduser()
+    if not folder.is_dir():
+        raise VideoError(
+            f"{named} must be an existing folder of clips, the root of DAVIS, or {BUILTIN!r}; "
+            f"got {os.fspath(chosen)!r}"
+        )
+    for inner in ("JPEGImages/480p", "DAVIS/JPEGImages/480p"):
+        if (folder / inner).is_dir():
+            return folder / inner
+    return folder
+
+
+def open_clips(
+    video_path: str | os.PathLike[str] | None, split: str, n_clips: int | None
+) -> Sequence[Clip]:
+    """Return the clips of a split, looked over and in the benchmark's order.
+
+    A folder with DAVIS's names is split as DAVIS is; one with ``train`` and ``val`` sub-folders as
+    they say; of any other folder, every third clip by name is for validation.
+
+    :param video_path: see :func:`resolve_video_path`
+    :param split: "train" or "val"
+    :param n_clips: use the first so many; None for all
+    :raises VideoError: if a clip is missing or damaged, or there are too few
+    """
+    folder = resolve_video_path(video_path)
+    if folder is None:
+        _say_builtin_once()
+        names = [BuiltinClip(split, i) for i in range(builtin_videos.N_CLIPS[split])]
+        return names[: _checked_count(n_clips, len(names), "the built-in clips", split)]
+    paths = _split_paths(folder, split)
+    n_wanted = _checked_count(n_clips, len(paths), str(folder), split)
+    return [_open_path(path) for path in paths[:n_wanted]]
+
+
+def _checked_count(n_clips: int | None, available: int, where: str, split: str) -> int:
+    if n_clips is None:
+        n_clips = max(available, 1)
+    if available < n_clips:
+        raise VideoError(
+            f"{n_clips} {split} clips are needed, but {where} has {available}; "
+            f"add clips, or pass n_clips={available}"
+            if available
+            else f"{where} must hold clips (folders of frames, or video files) for the split "
+            f"{split!r}, but has none"
+        )
+    return n_clips
+
+
+def _split_paths(folder: Path, split: str) -> list[Path]:
+    if (folder / "train").is_dir() and (folder / "val").is_dir():
+        return _clip_paths(folder / split)
+    paths = _clip_paths(folder)
+    by_name = {path.name: path for path in paths}
+    davis = set(DAVIS_NAMES["train"]) | set(DAVIS_NAMES["val"])
+    n_davis = len(davis & by_name.keys())
+    if n_davis and (n_davis == len(by_name) or n_davis > len(davis) // 2):
+        return [folder / name for name in DAVIS_NAMES[split]]
+    return [path for i, path in enumerate(paths) if (i % 3 == 2) == (split == "val")]
+
+
+def _clip_paths(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(".")
+        and (path.is_dir() or path.suffix.lower() in _FILE_SUFFIXES)
+    )
+
+
+def _open_path(path: Path) -> Clip:
+    if not path.exists():
+        raise VideoError(
+            f"clip {path.name!r} of DAVIS is missing from {path.parent}; fetch the complete set "
+            "with `python -m distracting_envs.videos download`"
+        )
+    if path.is_dir():
+        return FolderClip(path)
+    raise NotImplementedError(path)
+
+
+_said_builtin = False
+
+
+def _say_builtin_once() -> None:
+    global _said_builtin
+    if _said_builtin or multiprocessing.parent_process() is not None:
+        return
+    _said_builtin = True
+    _LOG.warning(
+        "Built-in procedural clips stand in for the DAVIS videos of the paper; "
+        "for the real ones run `python -m distracting_envs.videos download`, or give their folder "
+        "as video_path or DCS_VIDEOS"
+    )
