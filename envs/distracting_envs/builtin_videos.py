@@ -18,7 +18,7 @@ CLIP_FRAMES = 60
 CLIP_SIZE = 256
 """Height and width of the frames in pixels."""
 
-VERSION = 1
+VERSION = 2
 """Part of the name of a cached clip; to be raised with every change of the pictures."""
 
 _GOLDEN_RATIO = 0.6180339887
@@ -77,8 +77,9 @@ def _backdrop(rng: np.random.Generator, hue: float) -> _Image:
         y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
         phase = 2 * np.pi * n_bands * (x * np.cos(angle) + y * np.sin(angle))
         height += 0.7 * height.std() * np.sin(phase + height)
-    ranks = (height - height.min()) / (height.max() - height.min())
-    stops = np.sort(rng.uniform(0.2, 0.8, 4))
+    # Stops at quantiles of the noise: every colour of the palette covers a fair share.
+    shares = np.array([0.05, 0.35, 0.65, 0.95]) + rng.uniform(-0.1, 0.1, 4) * [0, 1, 1, 0]
+    stops = np.quantile(height, shares)
     palette = np.array(
         [
             _color(hue + rng.normal(0, 0.07), rng.uniform(0.2, 0.9), value)
@@ -86,7 +87,7 @@ def _backdrop(rng: np.random.Generator, hue: float) -> _Image:
         ],
         np.float32,
     )
-    picture = np.stack([np.interp(ranks, stops, palette[:, c]) for c in range(3)], axis=-1)
+    picture = np.stack([np.interp(height, stops, palette[:, c]) for c in range(3)], axis=-1)
     return picture.astype(np.uint8)
 
 
@@ -118,7 +119,7 @@ class _MovingObject:
     """An opaque polygon with a lighter core, which drifts, swings and spins."""
 
     def __init__(self, rng: np.random.Generator, hue: float) -> None:
-        self._outline = self._shape(rng) * rng.uniform(0.04, 0.16) * CLIP_SIZE
+        self._outline = self._shape(rng) * rng.uniform(0.05, 0.2) * CLIP_SIZE
         self._start = rng.uniform(-0.1, 1.1, 2) * CLIP_SIZE
         self._drift = rng.normal(0, 0.5, 2) * CLIP_SIZE
         self._swing = rng.uniform(0.0, 0.12, 2) * CLIP_SIZE
