@@ -1,0 +1,480 @@
+"""What all agents share: collection, schedule, learning rates, logging, saving."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import (
+    GymEnv,
+    MaybeCallback,
+    RolloutReturn,
+    Schedule,
+    TrainFreq,
+)
+from stable_baselines3.common.utils import should_collect_more_steps
+from stable_baselines3.common.vec_env import VecEnv
+
+from core_agent.buffers import SequenceReplayBuffer
+from core_agent.encoders import as_dict_space, is_image
+from core_agent.hardware import PRECISIONS, Precision, compute_dtype, keep_freed_memory
+from core_agent.layers import set_compute_dtype
+from core_agent.types import SequenceBatch
+from core_agent.validation import (
+    check,
+    check_at_least,
+    check_fraction,
+    check_integer,
+    check_positive,
+)
+
+SelfAlgorithm = TypeVar("SelfAlgorithm", bound="SequenceOffPolicyAlgorithm")
+Metrics = Mapping[str, torch.Tensor]
+
+PAPER_SIMULATOR_STEPS = 500_000
+
+
+def make_env(env: GymEnv | str | None) -> GymEnv | None:
+    """An environment from its id; anything else as it is.
+
+    The ids of the Distracting Control Suite, ``DCS-…``, are known without an import.
+
+    :raises ValueError: for an unknown id
+    """
+    if not isinstance(env, str):
+        return env
+    if env.startswith("DCS-"):
+        import distracting_envs  # noqa: F401  (registers the ids)
+    try:
+        return gym.make(env, render_mode="rgb_array")
+    except gym.error.NameNotFound as error:
+        raise ValueError(
+            f"env must be the id of a registered environment, got {env!r}; {error} "
+            "Import the package that registers it first, or pass 'package:Id'"
+        ) from error
+
+
+class MetricMeans:
+    """Means of the metrics of many updates, without waiting for the device at each."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._count = 0
+
+    def add(self, metrics: Metrics) -> None:
+        for name, value in metrics.items():
+            value = value.detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._count += 1
+
+    def compute(self) -> dict[str, float]:
+        """One transfer from the device for all of them."""
+        if not self._sums:
+            return {}
+        means = torch.stack([value.float() for value in self._sums.values()]) / self._count
+        return dict(zip(self._sums, means.tolist()))
+
+
+class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
+    """Off-policy learning from windows of episodes: the common part of every agent here.
+
+    A subclass makes its optimisers (:meth:`_make_optimizers`), acts (:meth:`_explore`) and learns
+    from one batch (:meth:`update`). The arguments are those of
+    :class:`~core_agent.recurrent_sac.RecurrentSAC`.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {}
+    optimizer_names: ClassVar[tuple[str, ...]] = ()
+    """Attributes of the policy that hold its optimisers, for saving."""
+    replay_buffer: SequenceReplayBuffer | None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule,
+        buffer_size: int,
+        learning_starts: int,
+        batch_size: int,
+        sequence_length: int,
+        tau: float,
+        gamma: float,
+        train_freq: int | tuple[int, str],
+        gradient_steps: int | None,
+        update_ratio: float,
+        crop_size: int | tuple[int, int] | None,
+        precision: Precision,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        check_integer("buffer_size", buffer_size, 1)
+        check_integer("learning_starts", learning_starts, 0)
+        check_integer("batch_size", batch_size, 1)
+        check_integer("sequence_length", sequence_length, 2)
+        check_fraction("tau", tau)
+        check_fraction("gamma", gamma)
+        if gradient_steps is not None:
+            check_integer(
+                "gradient_steps", gradient_steps, -1, "None makes update_ratio updates a step"
+            )
+        check_at_least("update_ratio", update_ratio, 0)
+        check(precision in PRECISIONS, "precision", f"be one of {PRECISIONS}", precision)
+        if not callable(learning_rate):
+            check_positive("learning_rate", learning_rate)
+        if env is None and isinstance(policy, str) and policy not in self.policy_aliases:
+            policy, env = "auto", policy
+        env = make_env(env)
+        if policy == "auto":
+            assert env is not None
+            policy = self._policy_for(env.observation_space)
+        super().__init__(
+            policy=policy,
+            env=env,  # type: ignore[arg-type]
+            learning_rate=learning_rate,
+            buffer_size=buffer_size,
+            learning_starts=learning_starts,
+            batch_size=batch_size,
+            tau=tau,
+            gamma=gamma,
+            train_freq=train_freq,
+            gradient_steps=gradient_steps,  # type: ignore[arg-type]
+            action_noise=action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            support_multi_env=True,
+            seed=seed,
+            sde_support=False,
+        )
+        if env is not None:
+            check(
+                isinstance(self.action_space, spaces.Box),
+                "env",
+                "have a Box action space (continuous actions)",
+                self.action_space,
+                "for discrete actions use an algorithm such as sb3_contrib's RecurrentPPO",
+            )
+        self.sequence_length = sequence_length
+        self.update_ratio = update_ratio
+        self.crop_size = crop_size
+        self.precision: Precision = precision
+        self._last_states: tuple[np.ndarray, ...] | None = None
+        self._updates_per_second = 0.0
+
+    @staticmethod
+    def _policy_for(space: spaces.Space) -> str:
+        if isinstance(space, spaces.Dict):
+            return "MultiInputPolicy"
+        return "CnnPolicy" if is_image(space) else "MlpPolicy"
+
+    # ---- set-up ----
+
+    def _setup_model(self) -> None:
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        crop_size = tuple(self.crop_size) if isinstance(self.crop_size, list) else self.crop_size
+        if self.replay_buffer_class is None:
+            self.replay_buffer_class = SequenceReplayBuffer
+        if self.replay_buffer is None:
+            buffer_kwargs = dict(
+                sequence_length=self.sequence_length, crop_size=crop_size, seed=self.seed
+            )
+            self.replay_buffer = self.replay_buffer_class(  # type: ignore[assignment]
+                self.buffer_size,
+                self.observation_space,
+                self.action_space,
+                device=self.device,
+                n_envs=self.n_envs,
+                **{**buffer_kwargs, **self.replay_buffer_kwargs},  # type: ignore[arg-type]
+            )
+        policy_kwargs = {"crop_size": crop_size, **self.policy_kwargs}
+        self.policy = self.policy_class(
+            self.observation_space, self.action_space, self.lr_schedule, **policy_kwargs
+        ).to(self.device)
+        set_compute_dtype(self.policy, compute_dtype(self.precision, self.device))
+        self._make_optimizers()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]
+        self._convert_train_freq()
+
+    @abstractmethod
+    def _make_optimizers(self) -> None:
+        """Set the attributes named in ``optimizer_names`` on the policy."""
+
+    def _adam(self, groups: list[dict[str, Any]], **kwargs: Any) -> torch.optim.Adam:
+        on_gpu = self.device.type == "cuda"
+        fused = on_gpu or self.device.type == "cpu"
+        return torch.optim.Adam(groups, fused=fused, capturable=on_gpu, **kwargs)
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        return [getattr(self.policy, name) for name in self.optimizer_names]
+
+    def _update_learning_rate(
+        self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer
+    ) -> None:
+        """Scale each group's own rate by what the schedule has come to since the start."""
+        rate = self.lr_schedule(self._current_progress_remaining)
+        self.logger.record("train/learning_rate", rate)
+        scale = rate / self.lr_schedule(1.0)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            for group in optimizer.param_groups:
+                group["lr"] = scale * group["initial_lr"]
+
+    # ---- saving ----
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_last_states"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", *(f"policy.{name}" for name in self.optimizer_names)], []
+
+    # ---- collection ----
+
+    @property
+    def action_repeat(self) -> int:
+        """Simulator steps that one agent step takes; 1 where the environment does not say."""
+        if self.env is None or not self.env.has_attr("action_repeat"):
+            return 1
+        return int(self.env.get_attr("action_repeat")[0])
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        check(
+            self.env is not None,
+            "env",
+            "be set before learn()",
+            None,
+            "pass env= to the constructor or to load(), or call set_env()",
+        )
+        assert self.env is not None and self.replay_buffer is not None
+        if reset_num_timesteps or self._last_obs is None:
+            # The environments are about to be reset: what runs there ends here.
+            self.replay_buffer.end_episodes()
+            self._last_states = None
+        if self.replay_buffer.n_envs != self.env.num_envs:
+            raise ValueError(
+                f"replay_buffer must be made for {self.env.num_envs} environment(s), got one for "
+                f"{self.replay_buffer.n_envs}; load the model with the environments it is to train in"
+            )
+        return super()._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+
+    def learn(  # type: ignore[override]
+        self: SelfAlgorithm,
+        total_timesteps: int | None = None,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfAlgorithm:
+        """Collect and learn.
+
+        :param total_timesteps: agent steps, over all environments; by default the paper's 500,000
+            simulator steps where the environment has an ``action_repeat``
+        :param callback: SB3 callback(s), called after every ``env.step``
+        :param log_interval: episodes between two log entries; ``None``: no logging of episodes
+        :param tb_log_name: name of the run for TensorBoard; by default the algorithm's
+        :param reset_num_timesteps: ``False`` goes on where the last call ended
+        :param progress_bar: show SB3's progress bar
+        :return: the model itself
+        :raises ValueError: without an environment, or without a length where none is known
+        """
+        if total_timesteps is None:
+            check(
+                self.env is not None and self.env.has_attr("action_repeat"),
+                "total_timesteps",
+                "be given for environments other than the Distracting Control Suite",
+                None,
+                "for example learn(100_000)",
+            )
+            total_timesteps = PAPER_SIMULATOR_STEPS // self.action_repeat
+        check_integer("total_timesteps", total_timesteps, 1)
+        if log_interval is not None:
+            check_integer("log_interval", log_interval, 1)
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps,
+            callback,
+            reset_num_timesteps,
+            tb_log_name or type(self).__name__,
+            progress_bar,
+        )
+        callback.on_training_start(locals(), globals())
+        assert self.env is not None and isinstance(self.train_freq, TrainFreq)
+        while self.num_timesteps < total_timesteps:
+            rollout = self.collect_rollouts(
+                self.env,
+                callback,
+                self.train_freq,
+                self.replay_buffer,  # type: ignore[arg-type]
+                self.action_noise,
+                self.learning_starts,
+                log_interval,
+            )
+            if not rollout.continue_training:
+                break
+            gradient_steps = self._gradient_steps_after(rollout.episode_timesteps)
+            if self.num_timesteps > self.learning_starts and gradient_steps > 0:
+                self.train(gradient_steps, self.batch_size)
+        callback.on_training_end()
+        return self
+
+    def _gradient_steps_after(self, n_steps: int) -> int:
+        """Updates after ``n_steps`` agent steps of all environments together."""
+        if self.gradient_steps is None:
+            return int(self.update_ratio * n_steps)
+        return n_steps if self.gradient_steps < 0 else self.gradient_steps
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        replay_buffer: ReplayBuffer,
+        action_noise: ActionNoise | None = None,
+        learning_starts: int = 0,
+        log_interval: int | None = None,
+    ) -> RolloutReturn:
+        """Step the environments ``train_freq`` times, or until each has ended that many episodes.
+
+        As SB3's, which allows one environment alone where ``train_freq`` counts episodes.
+        """
+        self.policy.set_training_mode(False)
+        check_integer("train_freq", train_freq.frequency, 1)
+        if (
+            action_noise is not None
+            and env.num_envs > 1
+            and not isinstance(action_noise, VectorizedActionNoise)
+        ):
+            action_noise = VectorizedActionNoise(action_noise, env.num_envs)
+        n_steps = 0
+        n_episodes = np.zeros(env.num_envs, dtype=int)
+        callback.on_rollout_start()
+        while should_collect_more_steps(train_freq, n_steps, int(n_episodes.min())):
+            actions, buffer_actions = self._sample_action(
+                learning_starts, action_noise, env.num_envs
+            )
+            new_obs, rewards, dones, infos = env.step(actions)
+            self.num_timesteps += env.num_envs
+            n_steps += 1
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return RolloutReturn(
+                    n_steps * env.num_envs, int(n_episodes.sum()), continue_training=False
+                )
+            self._update_info_buffer(infos, dones)
+            self._store_transition(replay_buffer, buffer_actions, new_obs, rewards, dones, infos)  # type: ignore[arg-type]
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+            self._on_step()
+            for index in np.flatnonzero(dones):
+                n_episodes[index] += 1
+                self._episode_num += 1
+                if action_noise is not None:
+                    action_noise.reset(**({"indices": [index]} if env.num_envs > 1 else {}))
+                if log_interval is not None and self._episode_num % log_interval == 0:
+                    self.dump_logs()
+        callback.on_rollout_end()
+        return RolloutReturn(n_steps * env.num_envs, int(n_episodes.sum()), continue_training=True)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Actions as the environments take them, and scaled to [-1, 1] for the buffer."""
+        random_actions = None
+        if self.num_timesteps < learning_starts:
+            sampled = np.stack([self.action_space.sample() for _ in range(n_envs)])
+            random_actions = self.policy.scale_action(sampled).reshape(n_envs, -1)
+        with torch.no_grad():
+            scaled = self._explore(random_actions, action_noise)
+        return self.policy.to_env_actions(scaled), scaled  # type: ignore[operator]
+
+    @abstractmethod
+    def _explore(
+        self, random_actions: np.ndarray | None, action_noise: ActionNoise | None
+    ) -> np.ndarray:
+        """Actions ``(n_envs, A)`` in [-1, 1] for ``self._last_obs``.
+
+        :param random_actions: take these instead (warm-up)
+        :param action_noise: noise to add
+        """
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._last_episode_starts = dones
+
+    # ---- learning ----
+
+    def train(self, gradient_steps: int, batch_size: int) -> None:
+        """Make ``gradient_steps`` updates, each on a fresh batch; log the means of their metrics."""
+        assert self.replay_buffer is not None
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.optimizers)
+        means = MetricMeans()
+        started = time.perf_counter()
+        for _ in range(gradient_steps):
+            batch = self.replay_buffer.sample(batch_size, self._vec_normalize_env)
+            means.add(self.update(batch))
+        self._n_updates += gradient_steps
+        for name, value in means.compute().items():
+            self.logger.record(f"train/{name}", value)
+        self._updates_per_second = gradient_steps / (time.perf_counter() - started)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    @abstractmethod
+    def update(self, batch: SequenceBatch) -> Metrics:
+        """Learn from one batch; the metrics are scalars, left on the device."""
+
+    def dump_logs(self) -> None:
+        """Write the log, with simulator steps and updates per second beside SB3's keys."""
+        self.logger.record("time/simulator_steps", self.num_timesteps * self.action_repeat)
+        self.logger.record("time/updates_per_second", self._updates_per_second)
+        super().dump_logs()
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the agent sees images."""
+        return any(is_image(space) for space in as_dict_space(self.observation_space).values())
+
+

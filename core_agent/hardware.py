@@ -1,0 +1,52 @@
+"""What the machine can do: number formats and the memory allocator."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from typing import Literal, get_args
+
+import torch
+
+Precision = Literal["auto", "float32", "bfloat16"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+
+# Constants of glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return torch.cpu._is_amx_tile_supported()
+    return False
+
+
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The type in which hidden layers compute; ``"auto"``: bfloat16 where the hardware has it."""
+    if precision == "auto":
+        precision = "bfloat16" if has_fast_bfloat16(device) else "float32"
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed memory for the next allocation instead of giving it back.
+
+    Every update allocates and frees the same activations, hundreds of MB; by default glibc maps
+    each anew and the kernel zeroes it page by page, which takes as long as the arithmetic. The
+    setting holds for the whole process; ``CORE_AGENT_KEEP_MEMORY=0`` in the environment leaves
+    the allocator alone.
+
+    :return: whether the allocator took the setting; always ``False`` off Linux with glibc
+    """
+    if sys.platform != "linux" or os.environ.get("CORE_AGENT_KEEP_MEMORY") == "0":
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))

@@ -1,0 +1,263 @@
+"""The networks of the recurrent agents, and how they act."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from core_agent.distributions import SquashedGaussian
+from core_agent.layers import MLP, Activation, TwinMLP
+from core_agent.types import ActingState, Latent
+from core_agent.world_model import WorldModel
+
+MEAN_SCALE = 5.0
+LOG_STD_RANGE = (-10.0, 2.0)
+
+
+class Actor(nn.Module):
+    """Policy over actions in (-1, 1) from a state vector.
+
+    The mean passes ``5 tanh(mean / 5)``; the log standard deviation is squashed into [-10, 2].
+
+    :param in_dim: size of the state vector
+    :param action_dim: number of actions
+    :param hidden_dims: sizes of the hidden layers
+    :param activation: ``"elu"`` or ``"relu"``
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        action_dim: int,
+        hidden_dims: Sequence[int] = (1024, 1024, 1024),
+        activation: Activation = "elu",
+    ) -> None:
+        super().__init__()
+        self.net = MLP(in_dim, hidden_dims, 2 * action_dim, activation)
+
+    def forward(self, states: torch.Tensor) -> SquashedGaussian:
+        """The policy at ``states`` ``(..., in_dim)``."""
+        mean, log_std = self.net(states).chunk(2, dim=-1)
+        low, high = LOG_STD_RANGE
+        return SquashedGaussian(
+            MEAN_SCALE * torch.tanh(mean / MEAN_SCALE),
+            low + (high - low) * torch.sigmoid(log_std),
+        )
+
+
+class Critic(nn.Module):
+    """Two action values from a state vector and an action.
+
+    :param in_dim: size of the state vector
+    :param action_dim: number of actions
+    :param hidden_dims: sizes of the hidden layers of each
+    :param activation: ``"elu"`` or ``"relu"``
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        action_dim: int,
+        hidden_dims: Sequence[int] = (1024, 1024, 1024),
+        activation: Activation = "elu",
+    ) -> None:
+        super().__init__()
+        self.net = TwinMLP(in_dim + action_dim, hidden_dims, activation)
+
+    def forward(self, states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Both values, ``(2, ...)``, of ``states`` ``(..., in_dim)`` and ``actions`` ``(..., A)``."""
+        x = torch.cat([states, actions], dim=-1)
+        return self.net(x.flatten(0, -2)).unflatten(1, x.shape[:-1])
+
+
+class RecurrentPolicy(BasePolicy):
+    """World model, actor and critics in one module; acts with a latent state carried along.
+
+    ``predict`` takes and returns the state as a tuple of three numpy arrays: deterministic part,
+    stochastic part and the action executed last (in [-1, 1]).
+
+    :param observation_space: images (channels first), vectors or a ``Dict`` of both
+    :param action_space: Box with finite bounds
+    :param lr_schedule: for SB3's interface; the algorithm makes the optimisers
+    :param actor_dims: hidden layers of the actor
+    :param critic_dims: hidden layers of each critic
+    :param activation: of actor and critics
+    :param initial_log_ent_coef: initial log of the entropy temperature
+    :param sample_when_deterministic: carry a sample of the stochastic state, not its mean, under
+        ``deterministic=True`` too, as the authors did in their evaluation
+    :param model_kwargs: further keywords go to :class:`~core_agent.world_model.WorldModel`
+    :raises ValueError: for an action space that is no Box
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule | None = None,
+        actor_dims: Sequence[int] = (1024, 1024, 1024),
+        critic_dims: Sequence[int] = (1024, 1024, 1024),
+        activation: Activation = "elu",
+        initial_log_ent_coef: float = -2.3,
+        sample_when_deterministic: bool = False,
+        **model_kwargs: Any,
+    ) -> None:
+        super().__init__(observation_space, action_space, squash_output=True)
+        if not isinstance(action_space, spaces.Box):
+            raise ValueError(
+                f"action_space must be a Box of continuous actions, got {action_space}; "
+                "for discrete actions use an algorithm such as sb3_contrib's RecurrentPPO"
+            )
+        self.constructor_kwargs = dict(
+            actor_dims=actor_dims,
+            critic_dims=critic_dims,
+            activation=activation,
+            initial_log_ent_coef=initial_log_ent_coef,
+            sample_when_deterministic=sample_when_deterministic,
+            **model_kwargs,
+        )
+        self.sample_when_deterministic = sample_when_deterministic
+        self.action_dim = get_action_dim(action_space)
+        self.world_model = WorldModel(observation_space, self.action_dim, **model_kwargs)
+        latent_dim = self.world_model.latent_dim
+        self.actor = Actor(latent_dim, self.action_dim, actor_dims, activation)
+        self.critic = Critic(latent_dim, self.action_dim, critic_dims, activation)
+        self.critic_target = Critic(latent_dim, self.action_dim, critic_dims, activation)
+        self.critic_target.load_state_dict(self.critic.state_dict())
+        self.critic_target.requires_grad_(False)
+        self.log_ent_coef = nn.Parameter(torch.tensor(initial_log_ent_coef))
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return dict(
+            observation_space=self.observation_space,
+            action_space=self.action_space,
+            **self.constructor_kwargs,
+        )
+
+    def initial_state(self, n_envs: int) -> ActingState:
+        """The state before the first observation: zeros."""
+        deter, stoch = self.world_model.rssm.initial(n_envs)
+        return ActingState(deter, stoch, deter.new_zeros(n_envs, self.action_dim))
+
+    def step(
+        self,
+        observation: PyTorchObs,
+        state: ActingState,
+        episode_start: torch.Tensor,
+        sample_state: bool,
+    ) -> tuple[Latent, torch.Tensor]:
+        """Take one observation of each environment into the latent state.
+
+        :param observation: ``(n, ...)``, images not cropped yet
+        :param state: what the last step left
+        :param episode_start: ``(n,)`` bool: environments that begin anew
+        :param sample_state: carry a sample of the stochastic state, else its mean
+        :return: the latent to carry, and the state vector ``(n, latent_dim)`` that the actor
+            reads, made of the mean
+        """
+        model = self.world_model
+        embed = model.embed(model.encoder(model.encoder.center_crop(observation)))
+        deter = model.rssm.advance(Latent(state.deter, state.stoch), state.action)
+        # The first frame of an episode is filtered from h = 0, as that of a training window is.
+        deter = deter.masked_fill(episode_start.unsqueeze(-1), 0.0)
+        posterior = model.rssm.posterior(deter, embed)
+        stoch = posterior.mean
+        if sample_state:
+            stoch = posterior.sample(torch.randn_like(posterior.mean))
+        return Latent(deter, stoch), Latent(deter, posterior.mean).flatten()
+
+    def act(
+        self,
+        observation: PyTorchObs,
+        state: ActingState,
+        episode_start: torch.Tensor,
+        deterministic: bool = False,
+    ) -> ActingState:
+        """The next state, its ``action`` being the one to execute; arguments as in :meth:`step`.
+
+        :param deterministic: the actor's mode and the mean of the latent state, without drawing
+            random numbers. A deviation: the authors sample the latent state in evaluation too
+            (``sample_when_deterministic=True``).
+        """
+        sample_state = not deterministic or self.sample_when_deterministic
+        latent, actor_input = self.step(observation, state, episode_start, sample_state)
+        policy = self.actor(actor_input)
+        if deterministic:
+            action = policy.mode
+        else:
+            action, _ = policy.sample(torch.randn_like(policy.mean))
+        return ActingState(latent.deter, latent.stoch, action)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
+        first = next(iter(observation.values())) if isinstance(observation, dict) else observation
+        n_envs = len(first)
+        starts = torch.ones(n_envs, dtype=torch.bool, device=self.device)
+        return self.act(observation, self.initial_state(n_envs), starts, deterministic).action
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Actions for one observation or a batch, and the state to pass to the next call.
+
+        :param observation: one observation, or ``n`` of them stacked; images channels first or last
+        :param state: what the last call returned; ``None`` starts anew
+        :param episode_start: ``(n,)`` bool: environments to start anew
+        :param deterministic: see :meth:`act`
+        :return: actions within the bounds of the action space, and the state: three arrays
+            ``(n, deter_dim)``, ``(n, stoch_dim)``, ``(n, A)``
+        :raises ValueError: for an ``(observation, info)`` tuple, or a state of another size
+        """
+        if isinstance(observation, tuple):
+            raise ValueError(
+                "observation must be an array or a dict, got a tuple; env.reset() of Gymnasium "
+                "returns (observation, info): pass the first of both"
+            )
+        observations, vectorized = self.obs_to_tensor(observation)
+        first = next(iter(observations.values())) if isinstance(observations, dict) else observations
+        n_envs = len(first)
+        with torch.no_grad():
+            acting_state, starts = self._unpack_state(state, episode_start, n_envs)
+            next_state = self.act(observations, acting_state, starts, deterministic)
+        arrays = tuple(part.cpu().numpy() for part in next_state)
+        actions = self.to_env_actions(arrays[-1])
+        return actions if vectorized else actions[0], arrays
+
+    def _unpack_state(
+        self,
+        state: tuple[np.ndarray, ...] | None,
+        episode_start: np.ndarray | None,
+        n_envs: int,
+    ) -> tuple[ActingState, torch.Tensor]:
+        initial = self.initial_state(n_envs)
+        if state is None:
+            return initial, torch.ones(n_envs, dtype=torch.bool, device=self.device)
+        tensors = ActingState(*(torch.as_tensor(part, device=self.device) for part in state))
+        if any(part.shape != wanted.shape for part, wanted in zip(tensors, initial)):
+            raise ValueError(
+                f"state must be three arrays of shapes {[tuple(w.shape) for w in initial]} for "
+                f"{n_envs} observation(s), got {[tuple(p.shape) for p in tensors]}; pass the state "
+                "that the last call of predict returned, or None to start anew"
+            )
+        if episode_start is None:
+            return tensors, torch.zeros(n_envs, dtype=torch.bool, device=self.device)
+        starts = torch.as_tensor(np.asarray(episode_start, dtype=bool), device=self.device)
+        return tensors, starts.reshape(-1).expand(n_envs)
+
+    def to_env_actions(self, scaled_actions: np.ndarray) -> np.ndarray:
+        """Actions ``(n, A)`` in [-1, 1] as the environment takes them: its bounds, shape, dtype."""
+        assert isinstance(self.action_space, spaces.Box)
+        actions = scaled_actions.reshape(-1, *self.action_space.shape)
+        unscaled = self.unscale_action(actions)
+        low, high = self.action_space.low, self.action_space.high
+        return np.clip(unscaled, low, high).astype(self.action_space.dtype)
