@@ -54,18 +54,18 @@ class VideoBackground(control.Environment):
         self._texture_size = texture_size
         self._sky = _sky_texture(env.physics.model)
         self._random_state = np.random.RandomState()
-        self._clip: Clip | None = None
+        self._clip_name = ""
         self._frames: Image | None = None
         self._n_frames = 0
         self._first_frame = 0
         self._frame_index = 0
         self._direction = 1
-        self._uploaded: int | None = None
+        self._uploaded: int | None = None  # the frame that the GPU holds
 
     @property
     def clip_name(self) -> str:
         """The name of the clip on show, empty before the first reset."""
-        return self._clip.name if self._clip else ""
+        return self._clip_name
 
     @property
     def frame_index(self) -> int:
@@ -115,6 +115,28 @@ class VideoBackground(control.Environment):
             )
         self._uploaded = self._frame_index
 
+    def reload(self) -> None:
+        """Fetch the pictures of the clip again, after the attributes were set from outside.
+
+        :raises ValueError: if there is no such clip here, or it has another number of frames
+        """
+        if not self._clip_name:
+            return
+        n_frames = self._n_frames
+        clip = next((clip for clip in self._clips if clip.name == self._clip_name), None)
+        if clip is None:
+            raise ValueError(
+                f"state must show a clip of this environment, got {self._clip_name!r}; make the "
+                "environment with the same video_path and split"
+            )
+        self._load(clip)
+        if self._n_frames != n_frames:
+            raise ValueError(
+                f"state must show clips as they are here, but {self._clip_name!r} had {n_frames} "
+                f"frames and has {self._n_frames}"
+            )
+        self._prefetch_next()
+
     def _draw(self, random: np.random.RandomState) -> tuple[Clip, int, int, int]:
         """Return clip, its one frame (static) or 0, start within the frames, and direction."""
         clip = self._clips[random.choice(len(self._clips))]
@@ -125,8 +147,12 @@ class VideoBackground(control.Environment):
         return clip, first, int(random.choice(n_frames)), int(random.choice([-1, 1]))
 
     def _choose(self, clip: Clip, first: int, index: int, direction: int) -> None:
-        self._clip, self._first_frame = clip, first
+        self._clip_name, self._first_frame = clip.name, first
         self._frame_index, self._direction = index, direction
+        self._load(clip)
+
+    def _load(self, clip: Clip) -> None:
+        first = self._first_frame
         if self._dynamic:
             self._frames = self._cache.clip(clip, self._texture_size)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -13,6 +13,7 @@ from gymnasium import spaces
 from gymnasium.utils import EzPickle
 from PIL import Image as PillowImage
 
+from distracting_envs.checks import check_choice, check_number, check_subset, check_whole
 from distracting_envs.quiet import quiet_model_compiler
 from distracting_envs.rendering import (
     FAST_TEXTURE_SIZE,
@@ -27,6 +28,7 @@ from distracting_envs.settings import (
     RENDER_QUALITIES,
     SPLITS,
     default_action_repeat,
+    default_camera,
     ground_plane_alpha,
 )
 
@@ -38,6 +40,16 @@ from shimmy.dm_control_compatibility import DmControlCompatibilityV0  # noqa: E4
 from distracting_envs import upstream  # noqa: E402
 from distracting_envs.background import PAPER_TEXTURE_SIZE, VideoBackground  # noqa: E402
 from distracting_envs.cache import shared_cache  # noqa: E402
+from distracting_envs.state import (  # noqa: E402
+    ModelFields,
+    State,
+    get_attributes,
+    get_physics,
+    join,
+    part,
+    set_attributes,
+    set_physics,
+)
 from distracting_envs.videos import open_clips  # noqa: E402
 
 
@@ -62,11 +74,20 @@ class DistractingControlEnv(DmControlCompatibilityV0):
     :param video_path: folder of clips or root of DAVIS, "builtin", or None for ``DCS_VIDEOS``, an
         installed DAVIS, or the built-in clips, in this order
     :param distractions: any of "background", "camera" and "color"
+    :param scale: how far camera and colours stray, in [0, 1]; None for the difficulty's own. May be
+        given without a difficulty, with all clips of the split
+    :param n_clips: use the first so many clips, at least 1; None for the difficulty's own
     :param action_repeat: simulator steps per agent step, at least 1; None for the task's own
     :param image_size: pixels per side of an observation, at least 1
+    :param vector_observations: observe a dict of the image, under "pixels", and the task's own
+        observations as float32 vectors
     :param render_mode: "rgb_array" (``render()`` returns the 240x320x3 frame) or None
     :param render_quality: "paper", or "fast" without shadows, multisampling and large textures, for
         software OpenGL
+    :param memory_cache_gb: decoded clips kept in this process, in 10^9 bytes; shared by its
+        environments
+    :param disk_cache_gb: decoded clips kept in ``DCS_CACHE`` or the user's cache folder, in 10^9
+        bytes; shared by all processes
     :raises ValueError: if an argument breaks its rule, or the clips are missing or damaged
     :raises RenderingUnavailableError: if there is no OpenGL to render with
     """
@@ -83,74 +104,95 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         split: str = "train",
         video_path: str | os.PathLike[str] | None = None,
         distractions: Sequence[str] = DISTRACTIONS,
+        scale: float | None = None,
+        n_clips: int | None = None,
         action_repeat: int | None = None,
         image_size: int = 100,
+        vector_observations: bool = False,
         render_mode: str | None = "rgb_array",
         render_quality: str = "paper",
+        memory_cache_gb: float = 1.0,
+        disk_cache_gb: float = 10.0,
     ) -> None:
         arguments = {
             name: value for name, value in locals().items() if name not in {"self", "__class__"}
         }
-        _check_choice("split", split, SPLITS)
-        _check_choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
-        _check_choice("render_quality", render_quality, RENDER_QUALITIES)
-        _check_choice("difficulty", difficulty, (None, *DIFFICULTIES))
-        _check_distractions(distractions)
-        _check_positive("image_size", image_size)
+        check_choice("difficulty", difficulty, (None, *DIFFICULTIES))
+        check_choice("split", split, SPLITS)
+        check_choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
+        check_choice("render_quality", render_quality, RENDER_QUALITIES)
+        check_subset("distractions", distractions, DISTRACTIONS)
+        check_whole("image_size", image_size)
         if action_repeat is None:
             action_repeat = default_action_repeat(domain, task)
-        _check_positive("action_repeat", action_repeat)
+        check_whole("action_repeat", action_repeat)
+        check_number("memory_cache_gb", memory_cache_gb)
+        check_number("disk_cache_gb", disk_cache_gb)
+        if scale is not None:
+            check_number("scale", scale, high=1.0)
+        if n_clips is not None:
+            check_whole("n_clips", n_clips)
+        distracted = difficulty is not None or scale is not None
+        if dynamic and not distracted:
+            raise ValueError("dynamic=True must come with a difficulty or a scale, got neither")
 
-        base = _load_task(domain, task)
-        apply_quality(base.physics, render_quality)
-        self._camera_id = 2 if domain == "quadruped" else 0  # as distracting_control has it
-        self._background: VideoBackground | None = None
-        self._distractors: list[Any] = []
-        env = base
-        if difficulty is not None:
-            level = DIFFICULTIES[difficulty]
-            if "background" in distractions:
-                env = self._background = VideoBackground(
-                    env,
-                    open_clips(video_path, split, level.n_clips(split)),
-                    shared_cache(),
-                    dynamic=dynamic,
-                    ground_plane_alpha=ground_plane_alpha(domain),
-                    texture_size=(
-                        PAPER_TEXTURE_SIZE if render_quality == "paper" else FAST_TEXTURE_SIZE
-                    ),
-                )
-                self._distractors.append(env)
-            if "camera" in distractions:
-                env = upstream.DistractingCameraEnv(
-                    env,
-                    camera_id=self._camera_id,
-                    **upstream.get_camera_kwargs(domain, level.scale, dynamic),
-                )
-                self._distractors.append(env)
-            if "color" in distractions:
-                env = upstream.DistractingColorEnv(
-                    env, **upstream.get_color_kwargs(level.scale, dynamic)
-                )
-                self._distractors.append(env)
+        self._base = _load_task(domain, task)
+        apply_quality(self._base.physics, render_quality)
+        self._camera_id = default_camera(domain)
+        self._distractors: dict[str, Any] = {}
+        env = self._base
+        if distracted and "background" in distractions:
+            if difficulty is not None and n_clips is None:
+                n_clips = DIFFICULTIES[difficulty].n_clips(split)
+            env = self._distractors["background"] = VideoBackground(
+                env,
+                open_clips(video_path, split, n_clips),
+                shared_cache(memory_cache_gb, disk_cache_gb),
+                dynamic=dynamic,
+                ground_plane_alpha=ground_plane_alpha(domain),
+                texture_size=(
+                    PAPER_TEXTURE_SIZE if render_quality == "paper" else FAST_TEXTURE_SIZE
+                ),
+            )
+        if difficulty is not None and scale is None:
+            scale = DIFFICULTIES[difficulty].scale
+        if distracted and "camera" in distractions:
+            _check_camera_mode(self._base.physics, f"{domain}-{task}")
+            env = self._distractors["camera"] = upstream.DistractingCameraEnv(
+                env,
+                camera_id=self._camera_id,
+                **upstream.get_camera_kwargs(domain, scale, dynamic),
+            )
+        if distracted and "color" in distractions:
+            env = self._distractors["color"] = upstream.DistractingColorEnv(
+                env, **upstream.get_color_kwargs(scale, dynamic)
+            )
 
         super().__init__(env)
         # Shimmy keeps the live dm_control environment for pickling and copying, which cannot be
         # pickled; a copy is made from the arguments instead.
         EzPickle.__init__(self, **arguments)
         self.render_mode = render_mode
-        self.metadata = {
-            **type(self).metadata,
-            "render_fps": round(1 / (base.control_timestep() * action_repeat)),
-        }
+        agent_seconds = self._base.control_timestep() * action_repeat
+        self.metadata = {**type(self).metadata, "render_fps": round(1 / agent_seconds)}
+        self._name = f"{domain}-{task} {sorted(self._distractors)}"
         self._action_repeat = action_repeat
         self._image_size = image_size
+        self._vector_observations = vector_observations
         self._simulator_steps = 0
         self._needs_reset = True
-        self._renderer = FrameRenderer(base.physics, self._camera_id)
+        self._model_fields = ModelFields(self._base.physics.model.ptr)
+        self._renderer: FrameRenderer | None = FrameRenderer(self._base.physics, self._camera_id)
         self._frame: npt.NDArray[np.uint8] | None = None
-        self.observation_space = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        self.action_space = spaces.Box(-1.0, 1.0, base.action_spec().shape, np.float32)
+        pixels = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        self.observation_space = (
+            spaces.Dict({"pixels": pixels} | _vector_spaces(self._base.observation_spec()))
+            if vector_observations
+            else pixels
+        )
+        spec = self._base.action_spec()
+        self._action_low, self._action_high = _finite_bounds(spec)
+        self.action_space = spaces.Box(-1.0, 1.0, spec.shape, np.float32)
 
     @property
     def action_repeat(self) -> int:
@@ -164,24 +206,32 @@ class DistractingControlEnv(DmControlCompatibilityV0):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
+    ) -> tuple[Any, dict[str, Any]]:
         """Start an episode; return the first observation and an empty dict.
 
-        :param seed: seeds the task and, alike, every distraction; None goes on with the random
-            numbers as they stand
+        :param seed: seeds the task and, alike, every distraction, in [0, 2**32); None goes on with
+            the random numbers as they stand
         :param options: not used
+        :raises gymnasium.error.ClosedEnvironmentError: if the environment is closed
         """
+        if self._renderer is None:
+            raise gymnasium.error.ClosedEnvironmentError(
+                "reset() must not follow close(); make a new environment"
+            )
         if seed is not None:
-            for distractor in self._distractors:
+            if not 0 <= seed < 2**32:
+                raise ValueError(f"seed must be in [0, 2**32), got {seed}")
+            for distractor in self._distractors.values():
                 distractor._random_state = np.random.RandomState(seed)
-        super().reset(seed=seed, options=options)
+        vectors, _ = super().reset(seed=seed, options=options)
         self._simulator_steps = 0
         self._needs_reset = False
-        return self._observe(), {}
+        self._draw_frame()
+        return self._observation(vectors), {}
 
     def step(
         self, action: npt.NDArray[np.floating[Any]]
-    ) -> tuple[npt.NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
+    ) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Apply an action for ``action_repeat`` simulator steps, or until the episode ends.
 
         :param action: float array in [-1, 1], of the action space's shape
@@ -193,19 +243,21 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         action = np.asarray(action, np.float64)
         if action.shape != self.action_space.shape or not np.isfinite(action).all():
             raise ValueError(
-                f"action must be finite, of shape {self.action_space.shape}, got {action!r}"
+                f"action must be finite and of shape {self.action_space.shape}, got {action!r}"
             )
+        if self._action_low is not None:
+            action = self._action_low + (action + 1) / 2 * (self._action_high - self._action_low)
         total_reward = 0.0
-        terminated = truncated = False
         for _ in range(self._action_repeat):
-            _, reward, terminated, truncated, _ = super().step(action)
+            vectors, reward, terminated, truncated, _ = super().step(action)
             total_reward += float(reward)
             self._simulator_steps += 1
             truncated = truncated or (not terminated and self._simulator_steps >= EPISODE_STEPS)
             if terminated or truncated:
                 self._needs_reset = True
                 break
-        return self._observe(), total_reward, terminated, truncated, {}
+        self._draw_frame()
+        return self._observation(vectors), total_reward, terminated, truncated, {}
 
     def render(self) -> npt.NDArray[np.uint8] | None:
         """Return the frame of the last observation, (240, 320, 3) uint8 RGB; None without a mode.
@@ -222,18 +274,78 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         """Free the OpenGL context and the simulation; a second call does nothing."""
         if getattr(self, "_renderer", None) is None:
             return
-        self._renderer.close()
-        del self._renderer
+        self._renderer.close()  # type: ignore[union-attr]
+        self._renderer = None
+        self._frame = None
         self._needs_reset = True
         super().close()
 
-    def _observe(self) -> npt.NDArray[np.uint8]:
-        if self._background is not None:
-            self._background.upload()
+    def get_state(self) -> State:
+        """Return everything from which the future of this environment follows.
+
+        The result is a flat dict of numpy arrays, ints, floats and strings. An environment made
+        with the same arguments and given this state by :meth:`set_state` goes on exactly as this
+        one would: the same observations and rewards, bit for bit, resets without a seed included.
+        """
+        physics = self._base.physics
+        return join(
+            env={
+                "name": self._name,
+                "simulator_steps": self._simulator_steps,
+                "needs_reset": self._needs_reset,
+                "dm_step_count": self._base._step_count,
+                "dm_reset_next_step": self._base._reset_next_step,
+            },
+            physics=get_physics(physics),
+            model=self._model_fields.changed(),
+            task=get_attributes(self._base.task),
+            **{name: get_attributes(layer) for name, layer in self._distractors.items()},
+        )
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Bring the environment to a state from :meth:`get_state`.
+
+        :raises ValueError: if the state is of another task or other distractions
+        """
+        if self._renderer is None:
+            raise gymnasium.error.ClosedEnvironmentError("set_state() must not follow close()")
+        own = part(state, "env")
+        if own.get("name") != self._name:
+            raise ValueError(
+                f"state must come from an environment {self._name!r}, got one from "
+                f"{own.get('name')!r}; make the environment with the same arguments"
+            )
+        self._simulator_steps = own["simulator_steps"]
+        self._needs_reset = own["needs_reset"]
+        self._base._step_count = own["dm_step_count"]
+        self._base._reset_next_step = own["dm_reset_next_step"]
+        self._model_fields.restore(part(state, "model"))
+        set_attributes(self._base.task, part(state, "task"))
+        for name, layer in self._distractors.items():
+            set_attributes(layer, part(state, name))
+        set_physics(self._base.physics, part(state, "physics"))
+        if "background" in self._distractors:
+            self._distractors["background"].reload()
+        self._draw_frame()
+
+    def _draw_frame(self) -> None:
+        """Render what the camera sees now."""
+        assert self._renderer is not None
+        if "background" in self._distractors:
+            self._distractors["background"].upload()
         self._frame = self._renderer.render()
+
+    def _observation(self, vectors: Mapping[str, Any]) -> Any:
+        assert self._frame is not None
         size = (self._image_size, self._image_size)
         picture = PillowImage.fromarray(np.ascontiguousarray(self._frame))
-        return np.array(picture.resize(size, PillowImage.Resampling.BILINEAR))
+        pixels = np.array(picture.resize(size, PillowImage.Resampling.BILINEAR))
+        if not self._vector_observations:
+            return pixels
+        return {"pixels": pixels} | {
+            name: np.atleast_1d(np.asarray(value, np.float32)).ravel()
+            for name, value in vectors.items()
+        }
 
 
 def _load_task(domain: str, task: str) -> Any:
@@ -252,19 +364,34 @@ def _load_task(domain: str, task: str) -> Any:
         return suite.load(domain, task)
 
 
-def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+def _check_camera_mode(physics: Any, task: str) -> None:
+    """Refuse tasks whose first camera the camera wrapper cannot move.
 
-
-def _check_positive(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
-
-
-def _check_distractions(distractions: Sequence[str]) -> None:
-    if isinstance(distractions, str) or not set(distractions) <= set(DISTRACTIONS):
+    :raises ValueError: if the camera is neither fixed nor tracking a centre of mass
+    """
+    mode = upstream.CAMERA_MODES[physics.model.cam_mode[0]]
+    if mode not in {"fixed", "trackcom"}:
         raise ValueError(
-            f"distractions must be a sequence out of {DISTRACTIONS}, such as "
-            f'("background",); got {distractions!r}'
+            f"distractions must not hold 'camera' for {task}, whose camera has the mode {mode!r}; "
+            'leave it out, as in distractions=("background", "color")'
         )
+
+
+def _vector_spaces(observation_spec: Mapping[str, Any]) -> dict[str, spaces.Space[Any]]:
+    return {
+        name: spaces.Box(-np.inf, np.inf, (int(np.prod(spec.shape)),), np.float32)
+        for name, spec in observation_spec.items()
+    }
+
+
+def _finite_bounds(spec: Any) -> tuple[Any, Any]:
+    """Return the bounds to which actions are stretched, or None twice where they fit as they are.
+
+    All tasks of the paper take actions in [-1, 1]; a few others of the suite do not. Unbounded
+    actuators (lqr) take the action as it is.
+    """
+    low, high = spec.minimum, spec.maximum
+    unbounded = bool((np.abs(low) >= 1e9).any())
+    if unbounded or ((low == -1).all() and (high == 1).all()):
+        return None, None
+    return low, high

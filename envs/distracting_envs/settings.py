@@ -134,3 +134,8 @@ def default_action_repeat(domain: str, task: str) -> int:
     """Return the paper's action repeat of a task, or 1 for a task outside the paper."""
     known = TASKS.get(f"{domain}-{task}")
     return known.action_repeat if known else 1
+
+
+def default_camera(domain: str) -> int:
+    """Return the number of the camera that ``distracting_control`` sees a domain by."""
+    return 2 if domain == "quadruped" else 0

@@ -14,8 +14,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from distracting_envs.davis import DAVIS_NAMES
 from PIL import Image
+
+from distracting_envs.davis import DAVIS_NAMES
 
 
 @pytest.fixture(scope="session", autouse=True)

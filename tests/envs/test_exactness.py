@@ -8,10 +8,11 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import distracting_envs
 import gymnasium
 import numpy as np
 import pytest
+
+import distracting_envs
 from distracting_envs.original import load_original, patched_original
 from distracting_envs.settings import DIFFICULTIES, TASKS
 
@@ -101,7 +102,7 @@ def check_agreement(original_suite, davis_root, setting, seed, agent_steps, spli
     their_trace = Recorder(theirs._env)
     ours._env, theirs._env = our_trace, their_trace
 
-    observation, _ = ours.reset(seed=seed)
+    ours.reset(seed=seed)
     time_step = theirs.reset()
     np.testing.assert_array_equal(ours.render(), time_step.observation["pixels"])
     rng = np.random.default_rng(seed)

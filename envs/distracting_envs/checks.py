@@ -1,0 +1,40 @@
+"""Checks of arguments: each names the argument, the rule and the value."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise a ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {_listed(choices)}, got {value!r}")
+
+
+def check_subset(name: str, values: Sequence[str], choices: Sequence[str]) -> None:
+    """Raise a ValueError unless ``values`` is a sequence of some of ``choices``."""
+    if isinstance(values, str) or not set(values) <= set(choices):
+        raise ValueError(
+            f"{name} must be a tuple of any of {_listed(choices)}, such as ({choices[0]!r},); "
+            f"got {values!r}"
+        )
+
+
+def check_whole(name: str, value: object) -> None:
+    """Raise a ValueError unless ``value`` is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+
+
+def check_number(name: str, value: object, high: float = math.inf) -> None:
+    """Raise a ValueError unless ``value`` is a number in [0, high]."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= float(value) <= high:  # type: ignore[arg-type]
+        rule = ">= 0" if high == math.inf else f"in [0, {high:g}]"
+        raise ValueError(f"{name} must be a number {rule}, got {value!r}")
+
+
+def _listed(choices: Sequence[object]) -> str:
+    return ", ".join(repr(choice) for choice in choices)

@@ -1,0 +1,118 @@
+"""Taking down an environment's exact state, and putting it back.
+
+A state is a flat dict of plain values (numpy arrays, ints, floats, strings), so that it survives
+``numpy.savez`` or ``pickle`` and can be compared key by key. It holds everything from which the
+future follows: the physics with its warm start, whatever the task changed in the model, all random
+number generators, the pose and velocity of the camera, the colours, the clip and its frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import mujoco
+import numpy as np
+
+State = dict[str, Any]
+
+_INTEGRATION = int(mujoco.mjtState.mjSTATE_INTEGRATION)
+_TEXTURE_FIELDS = {"tex_data"}  # megabytes that the background uploads anew
+# Derived quantities that rendering or the task read, and that mj_step1 does not bring back: the
+# camera wrapper overwrites the camera's pose, and some sensors belong to the previous step.
+_DERIVED = ("cam_xpos", "cam_xmat", "sensordata")
+
+
+class ModelFields:
+    """The numeric fields of a model, as they are when this is made.
+
+    :param model: a ``mujoco.MjModel``
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._pristine = {name: value.copy() for name, value in self._fields()}
+
+    def _fields(self) -> list[tuple[str, Any]]:
+        names = (
+            name for name in dir(self._model) if name[0] != "_" and name not in _TEXTURE_FIELDS
+        )
+        fields = ((name, getattr(self._model, name)) for name in names)
+        return [(name, value) for name, value in fields if isinstance(value, np.ndarray)]
+
+    def changed(self) -> State:
+        """Return copies of the fields that are no longer as they were."""
+        return {
+            name: value.copy()
+            for name, value in self._fields()
+            if not np.array_equal(value, self._pristine[name])
+        }
+
+    def restore(self, changed: Mapping[str, Any]) -> None:
+        """Set the fields in ``changed``, and every other field to what it was."""
+        for name, value in self._fields():
+            np.copyto(value, changed.get(name, self._pristine[name]))
+
+
+def get_physics(physics: Any) -> State:
+    """Return the state of a dm_control ``Physics`` (not of its model)."""
+    state = {"integration": physics.get_state(_INTEGRATION)}
+    return state | {name: getattr(physics.data, name).copy() for name in _DERIVED}
+
+
+def set_physics(physics: Any, state: Mapping[str, Any]) -> None:
+    """Bring a dm_control ``Physics`` to a state from :func:`get_physics`."""
+    physics.set_state(state["integration"], _INTEGRATION)
+    # dm_control's steps begin with mj_step2, which expects positions and velocities worked out.
+    mujoco.mj_step1(physics.model.ptr, physics.data.ptr)
+    for name in _DERIVED:
+        np.copyto(getattr(physics.data, name), state[name])
+
+
+def get_attributes(thing: Any) -> State:
+    """Return the attributes of an object that are numbers, strings, arrays or random generators."""
+    state: State = {}
+    for name, value in vars(thing).items():
+        if isinstance(value, np.random.RandomState):
+            _, keys, position, has_gauss, gauss = value.get_state(legacy=True)
+            state[f"{name}/keys"] = np.array(keys)
+            state[f"{name}/position"] = int(position)
+            state[f"{name}/has_gauss"] = int(has_gauss)
+            state[f"{name}/gauss"] = float(gauss)
+        elif isinstance(value, np.ndarray | np.generic):
+            state[name] = np.array(value)
+        elif isinstance(value, bool | int | float | str):
+            state[name] = value
+    return state
+
+
+def set_attributes(thing: Any, state: Mapping[str, Any]) -> None:
+    """Set what :func:`get_attributes` returned."""
+    for name, value in state.items():
+        if name.endswith("/keys"):
+            name = name.removesuffix("/keys")
+            position, has_gauss, gauss = (
+                state[f"{name}/{part}"] for part in ("position", "has_gauss", "gauss")
+            )
+            random = np.random.RandomState()
+            random.set_state(("MT19937", value, position, has_gauss, gauss))
+            setattr(thing, name, random)
+        elif "/" not in name:
+            # A 0-d array stands for a numpy scalar; indexing with () gives that back.
+            is_array = isinstance(value, np.ndarray)
+            setattr(thing, name, (value.copy() if value.ndim else value[()]) if is_array else value)
+
+
+def join(**parts: Mapping[str, Any]) -> State:
+    """Return one flat dict with keys ``part/key``."""
+    return {
+        f"{part}/{key}": value for part, content in parts.items() for key, value in content.items()
+    }
+
+
+def part(state: Mapping[str, Any], name: str) -> State:
+    """Return the entries of one part of a flat dict, without its prefix."""
+    prefix = f"{name}/"
+    return {
+        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
+    }

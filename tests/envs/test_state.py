@@ -1,0 +1,115 @@
+"""The exact state of an environment can be taken down and put back."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+
+IDS = [
+    "DCS-ball_in_cup-catch-hard-dynamic",
+    "DCS-cartpole-swingup-easy-static",
+    "DCS-cheetah-run-medium-dynamic",
+    "DCS-finger-spin-easy-dynamic",
+    "DCS-reacher-easy-hard-dynamic",
+    "DCS-walker-walk-clean",
+]
+
+
+def make(env_id, davis_root, **kwargs):
+    return gymnasium.make(
+        f"distracting_envs:{env_id}", video_path=davis_root, render_quality="fast", **kwargs
+    ).unwrapped
+
+
+def play(env, n_steps, seed):
+    """Return observations, rewards and frames of random actions, going on after episodes' ends."""
+    rng = np.random.default_rng(seed)
+    trace = []
+    for _ in range(n_steps):
+        action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        trace += [observation, np.float64(reward), env.render()]
+        if terminated or truncated:
+            trace.append(env.reset()[0])
+    return trace
+
+
+def assert_same_traces(first, second):
+    assert len(first) == len(second)
+    for step, (a, b) in enumerate(zip(first, second, strict=True)):
+        np.testing.assert_array_equal(a, b, err_msg=f"entry {step}")
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_a_fresh_environment_goes_on_bit_for_bit(env_id, davis_root):
+    env, other = make(env_id, davis_root), make(env_id, davis_root)
+    env.reset(seed=5)
+    play(env, 7, seed=0)
+    state = env.get_state()
+    frame = env.render()
+    expected = [*play(env, 8, seed=1), env.reset()[0], *play(env, 4, seed=2)]
+
+    other.reset(seed=99)
+    play(other, 3, seed=3)
+    other.set_state(state)
+    np.testing.assert_array_equal(other.render(), frame)
+    actual = [*play(other, 8, seed=1), other.reset()[0], *play(other, 4, seed=2)]
+    assert_same_traces(actual, expected)
+    env.close()
+    other.close()
+
+
+def test_the_state_survives_the_end_of_an_episode(davis_root):
+    env = make("DCS-cartpole-swingup-medium-dynamic", davis_root, action_repeat=100)
+    env.reset(seed=1)
+    play(env, 6, seed=0)
+    state = env.get_state()
+    expected = play(env, 10, seed=1)
+    other = make("DCS-cartpole-swingup-medium-dynamic", davis_root, action_repeat=100)
+    other.set_state(state)
+    assert_same_traces(play(other, 10, seed=1), expected)
+    assert env.simulator_steps == other.simulator_steps == 600
+    env.close()
+    other.close()
+
+
+def test_the_state_is_plain_and_survives_a_file(davis_root, tmp_path):
+    env = make("DCS-reacher-easy-easy-dynamic", davis_root)
+    env.reset(seed=2)
+    play(env, 3, seed=0)
+    state = env.get_state()
+    assert all(isinstance(value, np.ndarray | int | float | str) for value in state.values())
+    np.savez(tmp_path / "state.npz", **state)
+    with np.load(tmp_path / "state.npz", allow_pickle=False) as file:
+        loaded = {
+            name: file[name].item() if not isinstance(state[name], np.ndarray) else file[name]
+            for name in file
+        }
+    expected = play(env, 4, seed=1)
+    env.set_state(loaded)
+    assert_same_traces(play(env, 4, seed=1), expected)
+    env.close()
+
+
+def test_a_state_is_not_changed_by_playing_on(davis_root):
+    env = make("DCS-walker-walk-hard-dynamic", davis_root)
+    env.reset(seed=2)
+    state = env.get_state()
+    copies = {name: np.array(value) for name, value in state.items()}
+    env.set_state(state)
+    play(env, 5, seed=0)
+    for name, value in copies.items():
+        np.testing.assert_array_equal(state[name], value, err_msg=name)
+    env.close()
+
+
+def test_a_state_of_another_task_is_refused(davis_root):
+    cheetah, walker = (
+        make(f"DCS-{task}-easy-static", davis_root) for task in ("cheetah-run", "walker-walk")
+    )
+    cheetah.reset(seed=0)
+    with pytest.raises(ValueError, match=r"walker-walk.*cheetah-run"):
+        walker.set_state(cheetah.get_state())
+    cheetah.close()
+    walker.close()
