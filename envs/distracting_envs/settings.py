@@ -36,12 +36,14 @@ class TaskSettings:
 class Difficulty:
     """One row of table 4: how many clips, and how far camera and colours stray."""
 
-    train_clips: int
-    val_clips: int
+    train_clips: int | None
+    """None for all clips of the split: 60 and 30 in DAVIS."""
+    val_clips: int | None
     scale: float
+    """Largest deviation, as a fraction of the largest that makes sense, in [0, 1]."""
 
-    def n_clips(self, split: str) -> int:
-        """Return the number of clips of a split ("train" or "val")."""
+    def n_clips(self, split: str) -> int | None:
+        """Return the number of clips of a split ("train" or "val"), or None for all."""
         return self.train_clips if split == "train" else self.val_clips
 
 
@@ -71,7 +73,7 @@ DIFFICULTIES: Mapping[str, Difficulty] = MappingProxyType(
     {
         "easy": Difficulty(train_clips=4, val_clips=4, scale=0.1),
         "medium": Difficulty(train_clips=8, val_clips=8, scale=0.2),
-        "hard": Difficulty(train_clips=60, val_clips=30, scale=0.3),
+        "hard": Difficulty(train_clips=None, val_clips=None, scale=0.3),
     }
 )
 

@@ -5,19 +5,24 @@ A folder holds one clip per entry: a sub-folder of JPEG or PNG frames (as DAVIS'
 at when the environment is made: a missing clip, an empty folder, a truncated picture, frames of
 different sizes.
 
-DAVIS 2017 is by Pont-Tuset et al. (arXiv:1704.00675); it is published under the BSD licence and is
-not part of this package. ``python -m distracting_envs.videos download`` fetches it.
+DAVIS 2017 is by Pont-Tuset et al. (arXiv:1704.00675), published under the BSD licence, and not part
+of this package. ``python -m distracting_envs.videos download`` fetches it.
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
+import itertools
 import logging
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import av
 import numpy as np
 from PIL import Image as PillowImage
 
@@ -96,19 +101,7 @@ class FolderClip:
                 ],
             )
         )
-        self._check()
-
-    def _check(self) -> None:
-        expected: tuple[int, int] | None = None
-        for path in self._paths:
-            size = _picture_size(self.name, path)
-            if expected is not None and size != expected:
-                raise VideoError(
-                    f"clip {self.name!r}: all frames must have one size, but {path} has "
-                    f"{size[0]}x{size[1]} pixels and the first frame has "
-                    f"{expected[0]}x{expected[1]}; resize the clip's frames or remove the odd one"
-                )
-            expected = size
+        _check_pictures(self.identity, self.name, tuple(self._paths))
 
     def frames(self) -> Iterator[Image]:
         """Return the frames in order, each (height, width, 3) uint8 RGB."""
@@ -125,6 +118,21 @@ class FolderClip:
                 return np.asarray(picture.convert("RGB"))
         except (OSError, SyntaxError, ValueError) as error:
             raise _damaged(self.name, path, error) from error
+
+
+@functools.cache
+def _check_pictures(identity: str, clip: str, paths: tuple[Path, ...]) -> None:
+    """Look at each picture of a clip, once per process for the same pictures."""
+    expected: tuple[int, int] | None = None
+    for path in paths:
+        size = _picture_size(clip, path)
+        if expected is not None and size != expected:
+            raise VideoError(
+                f"clip {clip!r}: all frames must have one size, but {path} has "
+                f"{size[0]}x{size[1]} pixels and the first frame has "
+                f"{expected[0]}x{expected[1]}; resize the clip's frames or remove the odd one"
+            )
+        expected = size
 
 
 def _picture_size(clip: str, path: Path) -> tuple[int, int]:
@@ -147,6 +155,57 @@ def _damaged(clip: str, path: Path, error: Exception) -> VideoError:
         f"clip {clip!r}: frame {path} is damaged ({error}); restore it from its source, or remove "
         "the clip"
     )
+
+
+class FileClip:
+    """A clip that is a video file, of which the first MAX_FILE_FRAMES frames are used.
+
+    :param path: the file, in any format that PyAV reads
+    :raises VideoError: if it cannot be decoded
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.name
+        self._path = path
+        status = path.stat()
+        self.identity = repr((str(path.resolve()), status.st_size, status.st_mtime_ns))
+        self.n_frames = _count_frames(self.identity, path)
+
+    def frames(self) -> Iterator[Image]:
+        """Return the frames in order, each (height, width, 3) uint8 RGB."""
+        return (
+            frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+            for frame in itertools.islice(_decode(self._path), self.n_frames)
+        )
+
+    def frame(self, index: int) -> Image:
+        """Return one frame, (height, width, 3) uint8 RGB."""
+        frame = next(itertools.islice(_decode(self._path), index, None))
+        return frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+
+
+@functools.cache
+def _count_frames(identity: str, path: Path) -> int:
+    """Return how many frames of a file can be decoded, after decoding them, once per process."""
+    n_frames = sum(1 for _ in itertools.islice(_decode(path), MAX_FILE_FRAMES))
+    if n_frames == 0:
+        raise VideoError(f"clip {path.name!r}: {path} must hold at least one frame of video")
+    return n_frames
+
+
+def _decode(path: Path) -> Iterator[av.VideoFrame]:
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise VideoError(
+                    f"clip {path.name!r}: {path} must hold at least one frame of video"
+                )
+            yield from container.decode(video=0)
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(
+            f"clip {path.name!r}: {path} cannot be decoded ({error}); restore it from its source, "
+            "or remove it"
+        ) from error
 
 
 def resolve_video_path(video_path: str | os.PathLike[str] | None) -> Path | None:
@@ -243,9 +302,7 @@ def _open_path(path: Path) -> Clip:
             f"clip {path.name!r} of DAVIS is missing from {path.parent}; fetch the complete set "
             "with `python -m distracting_envs.videos download`"
         )
-    if path.is_dir():
-        return FolderClip(path)
-    raise NotImplementedError(path)
+    return FolderClip(path) if path.is_dir() else FileClip(path)
 
 
 _said_builtin = False
@@ -261,3 +318,30 @@ def _say_builtin_once() -> None:
         "for the real ones run `python -m distracting_envs.videos download`, or give their folder "
         "as video_path or DCS_VIDEOS"
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``python -m distracting_envs.videos``; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m distracting_envs.videos")
+    commands = parser.add_subparsers(dest="command", required=True)
+    download = commands.add_parser(
+        "download", help="fetch DAVIS 2017 (480p, 0.8 GB), the videos of the benchmark"
+    )
+    download.add_argument("--folder", type=Path, help="where to put it; default: the cache folder")
+    options = parser.parse_args(arguments)
+
+    from distracting_envs.download import DownloadError, download_davis
+
+    try:
+        root = download_davis(options.folder)
+    except DownloadError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    sys.stdout.write(f"DAVIS is in {root}\n")
+    if options.folder is not None:
+        sys.stdout.write(f"Use it with video_path={str(root)!r} or DCS_VIDEOS={root}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

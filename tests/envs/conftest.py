@@ -30,7 +30,7 @@ def private_cache(tmp_path_factory):
     os.environ.update({name: value for name, value in saved.items() if value is not None})
 
 
-def write_clip(folder: Path, n_frames: int, seed: int, size: tuple[int, int] = (64, 48)) -> None:
+def _write_clip(folder: Path, n_frames: int, seed: int, size: tuple[int, int] = (64, 48)) -> None:
     """Write JPEG frames of coloured blobs, (width, height) as given."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
@@ -41,10 +41,16 @@ def write_clip(folder: Path, n_frames: int, seed: int, size: tuple[int, int] = (
 
 
 @pytest.fixture(scope="session")
+def write_clip():
+    """The function that writes a clip as a folder of JPEG frames."""
+    return _write_clip
+
+
+@pytest.fixture(scope="session")
 def davis_root(tmp_path_factory) -> Path:
     """A folder laid out as DAVIS is: all 90 clips, each of a few small frames."""
     root = tmp_path_factory.mktemp("davis") / "DAVIS"
     names = [*DAVIS_NAMES["train"], *DAVIS_NAMES["val"]]
     for number, name in enumerate(names):
-        write_clip(root / "JPEGImages" / "480p" / name, n_frames=3 + number % 5, seed=number)
+        _write_clip(root / "JPEGImages" / "480p" / name, n_frames=3 + number % 5, seed=number)
     return root

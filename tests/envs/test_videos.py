@@ -1,0 +1,192 @@
+"""Where clips come from, how they are split, and what is said when one is damaged."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+
+import av
+import gymnasium
+import numpy as np
+import pytest
+from PIL import Image
+
+from distracting_envs import builtin_videos, videos
+from distracting_envs.davis import DAVIS_NAMES
+from distracting_envs.videos import VideoError, open_clips
+
+
+def write_video(path, n_frames, size=(64, 48)):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for i in range(n_frames):
+            picture = np.full((size[1], size[0], 3), 4 * i, np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+
+
+def test_the_root_of_davis_and_its_frames_folder_give_the_same_clips(davis_root):
+    for path in (davis_root, davis_root.parent, davis_root / "JPEGImages" / "480p"):
+        names = [clip.name for clip in open_clips(path, "train", 4)]
+        assert names == ["bear", "bmx-bumps", "boat", "boxing-fisheye"]
+
+
+def test_davis_is_split_as_the_benchmark_splits_it(davis_root):
+    assert [clip.name for clip in open_clips(davis_root, "val", 30)] == list(DAVIS_NAMES["val"])
+    assert [clip.name for clip in open_clips(davis_root, "train", 60)] == list(DAVIS_NAMES["train"])
+
+
+def test_dcs_videos_names_the_folder(davis_root, monkeypatch):
+    monkeypatch.setenv("DCS_VIDEOS", str(davis_root))
+    assert open_clips(None, "train", 1)[0].name == "bear"
+
+
+def test_builtin_videos_can_be_asked_for_when_others_are_there(davis_root, monkeypatch):
+    monkeypatch.setenv("DCS_VIDEOS", str(davis_root))
+    assert open_clips("builtin", "val", 1)[0].name == "builtin-val-00"
+
+
+def test_train_and_val_folders_are_taken_at_their_word(tmp_path, write_clip):
+    for split, names in {"train": "abc", "val": "de"}.items():
+        for seed, name in enumerate(names):
+            write_clip(tmp_path / split / name, n_frames=2, seed=seed)
+    assert [clip.name for clip in open_clips(tmp_path, "train", None)] == ["a", "b", "c"]
+    assert [clip.name for clip in open_clips(tmp_path, "val", 1)] == ["d"]
+
+
+def test_any_other_folder_is_split_without_overlap(tmp_path, write_clip):
+    for seed, name in enumerate("abcdefg"):
+        write_clip(tmp_path / name, n_frames=2, seed=seed)
+    train = [clip.name for clip in open_clips(tmp_path, "train", None)]
+    val = [clip.name for clip in open_clips(tmp_path, "val", None)]
+    assert (train, val) == (["a", "b", "d", "e", "g"], ["c", "f"])
+
+
+def test_video_files_are_clips(tmp_path):
+    write_video(tmp_path / "ramp.mp4", n_frames=20)
+    (clip,) = open_clips(tmp_path, "train", None)
+    frames = list(clip.frames())
+    assert clip.n_frames == len(frames) == 20
+    assert frames[0].shape == (48, 64, 3)
+    brightness = [float(frame.mean()) for frame in frames]
+    np.testing.assert_allclose(brightness, 4 * np.arange(20), atol=6)
+    np.testing.assert_array_equal(clip.frame(13), frames[13])
+
+
+def test_an_environment_plays_video_files(tmp_path):
+    for name in ("one.mp4", "two.mp4"):
+        write_video(tmp_path / name, n_frames=8)
+    env = gymnasium.make("DCS-cheetah-run-hard-dynamic", video_path=tmp_path, render_quality="fast")
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    env.close()
+
+
+# What is wrong with a folder is said when the environment is made, and names the culprit.
+
+
+@pytest.fixture
+def own_davis(davis_root, tmp_path):
+    """A copy of the first clips of DAVIS, to be damaged."""
+    for name in DAVIS_NAMES["train"][:4]:
+        shutil.copytree(davis_root / "JPEGImages" / "480p" / name, tmp_path / name)
+    return tmp_path
+
+
+def make_easy(folder):
+    return gymnasium.make("DCS-cheetah-run-easy-static", video_path=folder)
+
+
+def test_a_missing_clip_is_named(own_davis):
+    shutil.rmtree(own_davis / "boat")
+    with pytest.raises(VideoError, match=r"'boat'.*missing.*download"):
+        make_easy(own_davis)
+
+
+def test_an_empty_clip_is_named(own_davis):
+    shutil.rmtree(own_davis / "boat")
+    (own_davis / "boat").mkdir()
+    with pytest.raises(VideoError, match=r"'boat'.*at least one"):
+        make_easy(own_davis)
+
+
+def test_a_truncated_jpeg_is_named(own_davis):
+    path = own_davis / "bear" / "00001.jpg"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(VideoError, match=r"'bear'.*00001\.jpg is damaged"):
+        make_easy(own_davis)
+
+
+def test_a_file_that_is_no_picture_is_named(own_davis):
+    (own_davis / "bear" / "00002.jpg").write_text("not a picture")
+    with pytest.raises(VideoError, match=r"00002\.jpg is damaged"):
+        make_easy(own_davis)
+
+
+def test_an_odd_frame_size_is_named(own_davis):
+    Image.new("RGB", (32, 32)).save(own_davis / "bear" / "00002.jpg")
+    with pytest.raises(VideoError, match=r"one size.*00002\.jpg has 32x32.*64x48"):
+        make_easy(own_davis)
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(VideoError, match=r"video_path must be an existing folder.*nowhere"):
+        make_easy(tmp_path / "nowhere")
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    with pytest.raises(VideoError, match=r"must hold clips.*'train'"):
+        make_easy(tmp_path)
+
+
+def test_too_few_clips_say_how_many_there_are(tmp_path, write_clip):
+    write_clip(tmp_path / "only", n_frames=2, seed=0)
+    with pytest.raises(VideoError, match=r"4 train clips.*has 1.*n_clips=1"):
+        make_easy(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a video", b"\0" * 4096])
+def test_a_damaged_video_file_is_named(tmp_path, content):
+    (tmp_path / "broken.mp4").write_bytes(content)
+    with pytest.raises(VideoError, match=r"'broken\.mp4'"):
+        open_clips(tmp_path, "train", None)
+
+
+def test_a_video_file_cut_short_is_named(tmp_path):
+    write_video(tmp_path / "cut.mp4", n_frames=30)
+    content = (tmp_path / "cut.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(content[: len(content) // 2])
+    with pytest.raises(VideoError, match=r"'cut\.mp4'"):
+        open_clips(tmp_path, "train", None)
+
+
+# The built-in clips.
+
+
+def test_builtin_clips_are_the_same_every_time():
+    first, second = (builtin_videos.ClipScene("train", 3).frame(17) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_builtin_clips_all_differ_and_all_move():
+    scenes = [builtin_videos.ClipScene("train", i) for i in range(8)]
+    scenes += [builtin_videos.ClipScene("val", i) for i in range(4)]
+    firsts = [scene.frame(0).astype(float) for scene in scenes]
+    lasts = [scene.frame(30).astype(float) for scene in scenes]
+    for i, first in enumerate(firsts):
+        assert np.abs(first - lasts[i]).mean() > 3
+        assert all(np.abs(first - other).mean() > 15 for other in firsts[:i])
+
+
+def test_the_builtin_clips_are_announced_once(monkeypatch, caplog):
+    monkeypatch.setattr(videos, "_said_builtin", False)
+    with caplog.at_level(logging.WARNING, "distracting_envs"):
+        open_clips(None, "train", 1)
+        open_clips(None, "train", 1)
+    (record,) = caplog.records
+    assert "stand in for the DAVIS videos" in record.message
+    assert "distracting_envs.videos download" in record.message
