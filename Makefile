@@ -74,7 +74,7 @@ export CHECK_GL
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup venv gl demo test test-all lint format build constraints clean distclean
+.PHONY: help setup venv gl gl-first demo test test-all lint format build constraints clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -85,13 +85,13 @@ setup: $(VENV)/.runtime ## virtual environment with what the demo needs
 venv: $(VENV)/.dev ## virtual environment with the test tools as well
 	@echo "$(VENV) is ready for tests"
 
-demo: $(VENV)/.runtime gl ## set up, then train an agent on a real task (about 15 minutes on 2 cores)
+demo: gl-first $(VENV)/.runtime gl ## set up, then train an agent on a real task (about 15 minutes on 2 cores)
 	@$(BIN)/core-agent demo $(DEMO_ARGS)
 
-test: $(VENV)/.dev gl ## set up, then run the tests
+test: gl-first $(VENV)/.dev gl ## set up, then run the tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-all: $(VENV)/.dev gl ## the tests that take minutes as well
+test-all: gl-first $(VENV)/.dev gl ## the tests that take minutes as well
 	@$(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy
@@ -120,8 +120,13 @@ gl: ## check that MuJoCo can render; as root on Debian, install what it takes
 	echo "    sudo apt-get update && sudo apt-get install -y $(GL_PACKAGES)" >&2; \
 	exit 1
 
+# A missing library is told before minutes of installing, not after.
+gl-first:
+	@[ -x $(BIN)/python ] || ! command -v $(PYTHON) > /dev/null || $(MAKE) --no-print-directory gl
+
+# NumPy 2.5 deprecates setting an array's shape, which dm_control 1.0.50 does.
 constraints: $(VENV)/.dev ## write constraints.txt anew (needs uv: pip install uv)
-	@echo "$(TORCH)" > $(VENV)/pins.txt
+	@printf '%s\n' "$(TORCH)" "numpy<2.5" > $(VENV)/pins.txt
 	@uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --upgrade \
 		-c $(VENV)/pins.txt --no-annotate --no-header --quiet -o $(VENV)/resolved.txt > /dev/null
 	@{ sed -n '/^#/p' constraints.txt; grep -vE '^(cuda-|nvidia-|triton|setuptools)' $(VENV)/resolved.txt; } > $(VENV)/new.txt
@@ -140,8 +145,8 @@ $(BIN)/python:
 			echo "Installing python3-venv"; \
 			$(APT) update && $(APT) install -y --no-install-recommends python3 python3-venv > /dev/null; \
 		else \
-			echo "$(PYTHON) with its venv module is needed. On Debian and Ubuntu this installs it; then run make again:" >&2; \
-			echo "    sudo apt-get update && sudo apt-get install -y python3 python3-venv" >&2; \
+			echo "$(PYTHON) with its venv module is needed. On Debian and Ubuntu this installs all that is; then run make again:" >&2; \
+			echo "    sudo apt-get update && sudo apt-get install -y python3 python3-venv $(GL_PACKAGES)" >&2; \
 			exit 1; \
 		fi; \
 	fi
