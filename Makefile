@@ -16,6 +16,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -c $(VENV)/constraints.txt
 APT := env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0
 GL_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libosmesa6
+PACKAGES := python3 python3-venv $(GL_PACKAGES)
 
 # Without a screen MuJoCo must be told to render off it.
 ifeq ($(shell uname -s),Linux)
@@ -116,8 +117,8 @@ gl: ## check that MuJoCo can render; as root on Debian, install what it takes
 		$(APT) update && $(APT) install -y --no-install-recommends $(GL_PACKAGES) > /dev/null && exec $$python -c "$$CHECK_GL"; \
 	fi; \
 	printf '%s\n' "$$error" | tail -n 3 >&2; \
-	echo "MuJoCo cannot render. On Debian and Ubuntu this installs what it takes; then run make again:" >&2; \
-	echo "    sudo apt-get update && sudo apt-get install -y $(GL_PACKAGES)" >&2; \
+	echo "MuJoCo cannot render. On Debian and Ubuntu this installs all that is needed; then run make again:" >&2; \
+	echo "    sudo apt-get update && sudo apt-get install -y $(PACKAGES)" >&2; \
 	exit 1
 
 # A missing library is told before minutes of installing, not after.
@@ -145,8 +146,8 @@ $(BIN)/python:
 			echo "Installing python3-venv"; \
 			$(APT) update && $(APT) install -y --no-install-recommends python3 python3-venv > /dev/null; \
 		else \
-			echo "$(PYTHON) with its venv module is needed. On Debian and Ubuntu this installs all that is; then run make again:" >&2; \
-			echo "    sudo apt-get update && sudo apt-get install -y python3 python3-venv $(GL_PACKAGES)" >&2; \
+			echo "$(PYTHON) with its venv module is needed. On Debian and Ubuntu this installs all that is needed; then run make again:" >&2; \
+			echo "    sudo apt-get update && sudo apt-get install -y $(PACKAGES)" >&2; \
 			exit 1; \
 		fi; \
 	fi
