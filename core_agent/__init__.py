@@ -1,5 +1,7 @@
 """CoRe and its companions: agents that learn robot control from distracting pixels."""
 
+import contextlib
+import importlib
 from importlib.util import find_spec
 
 if find_spec("triton") is not None:
@@ -7,8 +9,14 @@ if find_spec("triton") is not None:
     # OpenGL has loaded its own LLVM by then. Imported before any rendering it is harmless.
     import torch._dynamo  # noqa: F401
 
+with contextlib.suppress(Exception):
+    # Stable-Baselines3 imports gym where it is installed, as it is with distracting_control. gym
+    # then prints that it is unmaintained, out of this table; nothing here uses it.
+    importlib.import_module("gym_notices.notices").notices.clear()
+
 from core_agent.core import CoRe
+from core_agent.presets import preset
 from core_agent.recurrent_sac import RecurrentSAC
 
 __version__ = "0.1.0"
-__all__ = ["CoRe", "RecurrentSAC", "__version__"]
+__all__ = ["CoRe", "RecurrentSAC", "__version__", "preset"]

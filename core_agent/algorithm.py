@@ -97,7 +97,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {}
     optimizer_names: ClassVar[tuple[str, ...]] = ()
     """Attributes of the policy that hold its optimisers, for saving."""
-    replay_buffer: SequenceReplayBuffer | None  # type: ignore[assignment]
+    replay_buffer: SequenceReplayBuffer | None
 
     def __init__(
         self,
@@ -210,7 +210,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 self.action_space,
                 device=self.device,
                 n_envs=self.n_envs,
-                **{**buffer_kwargs, **self.replay_buffer_kwargs},  # type: ignore[arg-type]
+                **{**buffer_kwargs, **self.replay_buffer_kwargs},
             )
         policy_kwargs = {"crop_size": crop_size, **self.policy_kwargs}
         self.policy = self.policy_class(
@@ -287,13 +287,13 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         if self.replay_buffer.n_envs != self.env.num_envs:
             raise ValueError(
                 f"replay_buffer must be made for {self.env.num_envs} environment(s), got one for "
-                f"{self.replay_buffer.n_envs}; load the model with the environments it is to train in"
+                f"{self.replay_buffer.n_envs}; load the model with the environments to train in"
             )
         return super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
 
-    def learn(  # type: ignore[override]
+    def learn(
         self: SelfAlgorithm,
         total_timesteps: int | None = None,
         callback: MaybeCallback = None,
@@ -340,7 +340,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 self.env,
                 callback,
                 self.train_freq,
-                self.replay_buffer,  # type: ignore[arg-type]
+                self.replay_buffer,
                 self.action_noise,
                 self.learning_starts,
                 log_interval,
@@ -447,7 +447,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     # ---- learning ----
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
-        """Make ``gradient_steps`` updates, each on a fresh batch; log the means of their metrics."""
+        """Make ``gradient_steps`` updates, each on a new batch; log the means of their metrics."""
         assert self.replay_buffer is not None
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.optimizers)
@@ -476,5 +476,3 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     def has_images(self) -> bool:
         """Whether the agent sees images."""
         return any(is_image(space) for space in as_dict_space(self.observation_space).values())
-
-

@@ -194,7 +194,7 @@ class SequenceReplayBuffer(ReplayBuffer):
             frame[key] = torch.from_numpy(np.array(value, dtype=space.dtype, copy=None))
         return frame
 
-    def add(  # type: ignore[override]
+    def add(
         self,
         obs: np.ndarray | dict[str, np.ndarray],
         next_obs: np.ndarray | dict[str, np.ndarray],

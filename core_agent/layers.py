@@ -28,7 +28,7 @@ def set_compute_dtype(module: nn.Module, dtype: torch.dtype) -> None:
     """
     for child in module.modules():
         if getattr(child, "mixed_precision", False):
-            child.compute_dtype = dtype
+            child.compute_dtype = dtype  # type: ignore[assignment]
 
 
 def orthogonal_linear(in_dim: int, out_dim: int, bias: bool = True) -> nn.Linear:
@@ -51,6 +51,13 @@ def delta_orthogonal_(weight: torch.Tensor) -> None:
         nn.init.orthogonal_(weight[:, :, center, center], gain=nn.init.calculate_gain("relu"))
 
 
+def init_conv_(conv: nn.Conv2d) -> None:
+    """Delta-orthogonal weights and a zero bias."""
+    delta_orthogonal_(conv.weight)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+
+
 def cast_linear(x: torch.Tensor, layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
     """``layer(x)`` computed in ``dtype``; parameters and their gradients stay float32."""
     bias = None if layer.bias is None else layer.bias.to(dtype)
@@ -69,6 +76,8 @@ class MLP(nn.Module):
     :param mixed_precision: ``False`` keeps the hidden layers in float32
     """
 
+    hidden: Sequence[nn.Linear]
+
     def __init__(
         self,
         in_dim: int,
@@ -83,7 +92,8 @@ class MLP(nn.Module):
         self.compute_dtype = torch.float32
         self.activation = ACTIVATIONS[activation]
         dims = [in_dim, *hidden_dims]
-        self.hidden = nn.ModuleList(orthogonal_linear(i, o) for i, o in zip(dims, dims[1:]))
+        layers = [orthogonal_linear(i, o) for i, o in zip(dims, dims[1:])]
+        self.hidden = nn.ModuleList(layers)  # type: ignore[assignment]
         self.output = None if out_dim is None else orthogonal_linear(dims[-1], out_dim)
         self.out_dim = dims[-1] if out_dim is None else out_dim
         self.norm = (
@@ -164,13 +174,15 @@ class LayerNormGRUCell(nn.Module):
 class Gate(nn.Module):
     """Optional soft mask that a small CNN lays over the image (Table 1, arXiv:2112.01163)."""
 
+    convs: Sequence[nn.Conv2d]
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         sizes = [(channels, 16, 5), (16, 16, 5), (16, 16, 5), (16, 1, 1)]
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, k, padding=k // 2) for i, o, k in sizes)
+        convs = [nn.Conv2d(i, o, k, padding=k // 2) for i, o, k in sizes]
+        self.convs = nn.ModuleList(convs)  # type: ignore[assignment]
         for conv in self.convs:
-            delta_orthogonal_(conv.weight)
-            nn.init.zeros_(conv.bias)
+            init_conv_(conv)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Mask ``(N, 1, H, W)`` in (0, 1) of images ``(N, C, H, W)``."""
@@ -207,6 +219,8 @@ class ImageEncoder(nn.Module):
     :raises ValueError: if the image is too small for that many convolutions
     """
 
+    convs: Sequence[nn.Conv2d]
+
     def __init__(
         self,
         channels: int,
@@ -236,13 +250,12 @@ class ImageEncoder(nn.Module):
         )
         self.gate = Gate(channels) if gating else None
         sizes = [channels, *cnn_channels]
-        self.convs = nn.ModuleList(
-            nn.Conv2d(i, o, 3, stride=stride)
-            for i, o, stride in zip(sizes, sizes[1:], cnn_strides)
-        )
+        convs = [
+            nn.Conv2d(i, o, 3, stride=stride) for i, o, stride in zip(sizes, sizes[1:], cnn_strides)
+        ]
+        self.convs = nn.ModuleList(convs)  # type: ignore[assignment]
         for conv in self.convs:
-            delta_orthogonal_(conv.weight)
-            nn.init.zeros_(conv.bias)
+            init_conv_(conv)
         self.linear = orthogonal_linear(height * width * sizes[-1], feature_dim)
         self.norm = nn.LayerNorm(feature_dim, elementwise_affine=False)
 

@@ -23,6 +23,8 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 class InfoNCE(NamedTuple):
+    """The contrastive loss and how often it is right."""
+
     loss: torch.Tensor
     """Scalar: mean of the row-wise and the column-wise cross-entropy, in nats."""
     accuracy: torch.Tensor

@@ -73,7 +73,7 @@ class Critic(nn.Module):
         self.net = TwinMLP(in_dim + action_dim, hidden_dims, activation)
 
     def forward(self, states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Both values, ``(2, ...)``, of ``states`` ``(..., in_dim)`` and ``actions`` ``(..., A)``."""
+        """Both values ``(2, ...)`` of states ``(..., in_dim)`` and actions ``(..., A)``."""
         x = torch.cat([states, actions], dim=-1)
         return self.net(x.flatten(0, -2)).unflatten(1, x.shape[:-1])
 
@@ -96,6 +96,10 @@ class RecurrentPolicy(BasePolicy):
     :param model_kwargs: further keywords go to :class:`~core_agent.world_model.WorldModel`
     :raises ValueError: for an action space that is no Box
     """
+
+    critic_optimizer: torch.optim.Optimizer
+    actor_optimizer: torch.optim.Optimizer
+    ent_coef_optimizer: torch.optim.Optimizer
 
     def __init__(
         self,
@@ -224,7 +228,9 @@ class RecurrentPolicy(BasePolicy):
                 "returns (observation, info): pass the first of both"
             )
         observations, vectorized = self.obs_to_tensor(observation)
-        first = next(iter(observations.values())) if isinstance(observations, dict) else observations
+        first = (
+            next(iter(observations.values())) if isinstance(observations, dict) else observations
+        )
         n_envs = len(first)
         with torch.no_grad():
             acting_state, starts = self._unpack_state(state, episode_start, n_envs)

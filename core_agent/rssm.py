@@ -103,6 +103,8 @@ class RSSM(nn.Module):
         action_part = F.linear(actions, from_action, gru_first.bias).unbind()
         from_deter, from_stoch = from_deter.t(), from_stoch.t()
 
+        posterior_last = self.posterior_mlp.output
+        assert posterior_last is not None
         deter, stoch = self.initial(embed.shape[1])
         deters, statistics, stochs = [], [], []
         for t, noise_t in enumerate(noise.unbind()):
@@ -114,7 +116,7 @@ class RSSM(nn.Module):
             x = F.elu(torch.addmm(embed_part[t], deter, from_deter))
             for layer in posterior_rest:
                 x = F.elu(layer(x))
-            statistics_t = self.posterior_mlp.norm(self.posterior_mlp.output(x))
+            statistics_t = self.posterior_mlp.norm(posterior_last(x))
             stoch = to_gaussian(statistics_t).sample(noise_t)
             deters.append(deter)
             statistics.append(statistics_t)

@@ -28,7 +28,7 @@ class SequenceBatch(NamedTuple):
     rewards: torch.Tensor
     """``(T - 1, B)``, float32."""
     terminated: torch.Tensor
-    """``(T - 1, B)``, float32: 1 where the transition ended the episode for good (no time limit)."""
+    """``(T - 1, B)``, float32: 1 where the episode ended for good, not by a time limit."""
     mask: torch.Tensor
     """``(T, B)``, float32: 1 for frames of the episode, 0 for the padding of short episodes."""
 

@@ -18,9 +18,7 @@ def check(condition: bool, name: str, rule: str, value: Any, way_out: str = "") 
 
 def is_number(value: Any) -> bool:
     """Whether ``value`` is a finite real number (no bool)."""
-    return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    )
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_at_least(name: str, value: Any, low: float, way_out: str = "") -> None:

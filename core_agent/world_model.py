@@ -99,11 +99,15 @@ class WorldModel(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = ObservationEncoder(
-            observation_space, crop_size, feature_dim, vector_dims, cnn_channels, cnn_strides, gating
+            observation_space,
+            crop_size,
+            feature_dim,
+            vector_dims,
+            cnn_channels,
+            cnn_strides,
+            gating,
         )
-        self.embed = MLP(
-            self.encoder.out_dim, embed_dims[:-1], embed_dims[-1], output_norm="plain"
-        )
+        self.embed = MLP(self.encoder.out_dim, embed_dims[:-1], embed_dims[-1], output_norm="plain")
         self.rssm = RSSM(
             embed_dims[-1], action_dim, deter_dim, stoch_dim, gru_dims, prior_dims, posterior_dims
         )
@@ -127,7 +131,9 @@ class WorldModel(nn.Module):
 
     def encode(self, observations: Observation) -> torch.Tensor:
         """Features ``(T, B, F)`` of cropped observations ``(T, B, ...)``."""
-        first = next(iter(observations.values())) if isinstance(observations, dict) else observations
+        first = (
+            next(iter(observations.values())) if isinstance(observations, dict) else observations
+        )
         return self.encoder(flatten_time(observations)).unflatten(0, first.shape[:2])
 
     def observe(

@@ -52,9 +52,7 @@ def parameters(model) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize(
-    "space", [IMAGE, VECTOR, BOTH, spaces.Box(0, 255, (40, 40, 1), np.uint8)]
-)
+@pytest.mark.parametrize("space", [IMAGE, VECTOR, BOTH, spaces.Box(0, 255, (40, 40, 1), np.uint8)])
 def test_learns_on_any_observation_space(algorithm, space):
     model = algorithm(policy_name(space), FakeEnv(space), **TINY)
     before = parameters(model).clone()
@@ -120,7 +118,10 @@ def test_no_warm_up_is_possible():
         (dict(gradient_steps=3), 3 * 3),
         (dict(gradient_steps=-1), 3 * 9),
         (dict(update_ratio=1.0), 3 * 9),
-        (dict(train_freq=(3, "step"), gradient_steps=1), 6),  # after steps 9, 12, ... 24, less warm-up
+        (
+            dict(train_freq=(3, "step"), gradient_steps=1),
+            6,
+        ),  # after steps 9, 12, ... 24, less warm-up
     ],
 )
 def test_schedule_options(kwargs, n_updates):
@@ -234,7 +235,7 @@ def test_replay_buffer_saves_and_loads(tmp_path):
 
 def test_evaluate_policy_carries_the_state():
     model = CoRe("CnnPolicy", FakeEnv(), **TINY)
-    returns, lengths = evaluate_policy(
+    _, lengths = evaluate_policy(
         model, make_vec_env(FakeEnv, n_envs=2), 4, return_episode_rewards=True
     )
     assert lengths == [6] * 4
@@ -344,7 +345,9 @@ def test_the_critic_loss_trains_the_model_or_not(include):
     RecurrentSAC.update(model, batch)
     model_after = list(model.policy.world_model.filter_parameters())
     assert any(not torch.equal(a, b) for a, b in zip(model_before, model_after)) == include
-    assert any(not torch.equal(a, b) for a, b in zip(critic_before, model.policy.critic.parameters()))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(critic_before, model.policy.critic.parameters())
+    )
 
 
 def test_termination_stops_the_bootstrap_and_a_time_limit_does_not():
@@ -352,9 +355,7 @@ def test_termination_stops_the_bootstrap_and_a_time_limit_does_not():
     batch = random_batch()
     latents, noise = model.filter(batch).detach(), torch.zeros(3, 3, 2)
     going_on = model.target_values(batch, latents[1:], noise)
-    ended = model.target_values(
-        batch._replace(terminated=torch.ones(3, 3)), latents[1:], noise
-    )
+    ended = model.target_values(batch._replace(terminated=torch.ones(3, 3)), latents[1:], noise)
     assert torch.equal(ended, batch.rewards)
     distribution = model.policy.actor(latents[1:])
     action, log_prob = distribution.sample(noise)
@@ -370,7 +371,9 @@ def test_critic_loss_sums_both_errors():
     targets = model.target_values(batch, latents[1:], noise)
     q1, q2 = model.policy.critic(latents[:-1], batch.actions)
     expected = (q1 - targets).square().mean() + (q2 - targets).square().mean()
-    assert model.critic_loss(batch, latents, noise).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert model.critic_loss(batch, latents, noise).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 def test_targets_follow_the_critics_slowly():
@@ -405,7 +408,9 @@ def test_an_environment_id_is_enough():
 
 
 def test_an_unknown_id_is_named():
-    with pytest.raises(ValueError, match="env must be the id of a registered environment, got 'No-v0'"):
+    with pytest.raises(
+        ValueError, match="env must be the id of a registered environment, got 'No-v0'"
+    ):
         CoRe("No-v0")
 
 

@@ -203,7 +203,9 @@ def test_the_same_seed_draws_the_same_windows():
 def test_dict_observations_keep_their_keys():
     env = FakeEnv(BOTH)
     env.reset(seed=0)
-    space = spaces.Dict({"image": spaces.Box(0, 255, (3, 8, 8), np.uint8), "vector": BOTH["vector"]})
+    space = spaces.Dict(
+        {"image": spaces.Box(0, 255, (3, 8, 8), np.uint8), "vector": BOTH["vector"]}
+    )
     buffer = SequenceReplayBuffer(50, space, ACTION, device="cpu", sequence_length=3)
     last = None
     for step in range(5):

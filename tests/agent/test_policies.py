@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 from core_agent.distributions import SquashedGaussian
 from core_agent.policies import RecurrentPolicy
-from tests.agent.fakes import BOTH, IMAGE, TINY_POLICY, VECTOR
+from tests.agent.fakes import BOTH, TINY_POLICY, VECTOR
 
 IMAGE_FIRST = spaces.Box(0, 255, (3, 8, 8), np.uint8)
 ACTION = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
@@ -96,7 +96,7 @@ def test_acting_filters_as_training_does():
     state, deters = None, []
     actions = []
     for frame in frames:
-        action, state = policy.predict(frame, state, deterministic=True)
+        _, state = policy.predict(frame, state, deterministic=True)
         deters.append(torch.as_tensor(state[0]))
         actions.append(torch.as_tensor(state[2]))
     with torch.no_grad():

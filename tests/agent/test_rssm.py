@@ -12,7 +12,9 @@ T, B = 5, 3
 
 def make_rssm() -> RSSM:
     torch.manual_seed(0)
-    return RSSM(8, 2, deter_dim=6, stoch_dim=4, gru_dims=(7, 7), prior_dims=(7,), posterior_dims=(7, 7))
+    return RSSM(
+        8, 2, deter_dim=6, stoch_dim=4, gru_dims=(7, 7), prior_dims=(7,), posterior_dims=(7, 7)
+    )
 
 
 def test_observe_equals_a_plain_loop():

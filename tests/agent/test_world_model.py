@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from torch.nn import functional as F
 
 from core_agent import losses
 from core_agent.world_model import ModelLossOptions, WorldModel
 from tests.agent.fakes import BOTH, TINY_MODEL, random_batch
-
-from gymnasium import spaces
-import numpy as np
 
 IMAGE_FIRST = spaces.Box(0, 255, (3, 8, 8), np.uint8)
 
@@ -92,7 +91,9 @@ def test_contrastive_prediction_from_the_posterior_leaves_the_prior_sample_out()
 
 def test_every_parameter_is_trained():
     model = make_model(gating=True)
-    model.compute_losses(random_batch(), model.draw_noise(4, 3), ModelLossOptions(free_nats=0)).total.backward()
+    model.compute_losses(
+        random_batch(), model.draw_noise(4, 3), ModelLossOptions(free_nats=0)
+    ).total.backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert silent == []
 
@@ -119,7 +120,9 @@ def test_padding_does_not_change_the_losses():
 def test_filter_parameters_are_what_the_posterior_mean_depends_on():
     model, batch = make_model(), random_batch()
     noise = torch.randn(4, 3, 4)
-    model.observe(model.encode(batch.observations), batch.actions, noise).mean().square().sum().backward()
+    model.observe(
+        model.encode(batch.observations), batch.actions, noise
+    ).mean().square().sum().backward()
     used = {id(p) for p in model.parameters() if p.grad is not None}
     assert used == {id(p) for p in model.filter_parameters()}
 

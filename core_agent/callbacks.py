@@ -1,0 +1,160 @@
+"""Callbacks: progress on the terminal, validation with a video, a limit of time."""
+
+from __future__ import annotations
+
+import time
+
+import gymnasium as gym
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from stable_baselines3.common.callbacks import BaseCallback
+
+from core_agent.evaluation import play, summarize
+from core_agent.validation import check_integer, check_positive
+from core_agent.video import log_video
+
+
+class RichProgressCallback(BaseCallback):
+    """A progress bar with the mean return of the last episodes, the loss and the time left.
+
+    :param console: where to draw; by default standard error
+    :param loss_key: logged value to show beside the return
+    """
+
+    def __init__(self, console: Console | None = None, loss_key: str = "train/model_loss") -> None:
+        super().__init__()
+        self.console = console or Console(stderr=True)
+        self.loss_key = loss_key
+        self._loss: float | None = None
+
+    def _on_training_start(self) -> None:
+        self._progress = Progress(
+            TextColumn("[bold]learning"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("return {task.fields[mean_return]}"),
+            TextColumn("loss {task.fields[loss]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._progress.start()
+        self._first_step = self.model.num_timesteps
+        self._task = self._progress.add_task(
+            "", total=self.locals["total_timesteps"] - self._first_step, mean_return="–", loss="–"
+        )
+
+    def _on_step(self) -> bool:
+        self._loss = self.logger.name_to_value.get(self.loss_key, self._loss)
+        episodes = list(self.model.ep_info_buffer or [])[-10:]
+        self._progress.update(
+            self._task,
+            completed=self.model.num_timesteps - self._first_step,
+            mean_return=f"{np.mean([ep['r'] for ep in episodes]):.0f}" if episodes else "–",
+            loss="–" if self._loss is None else f"{self._loss:.2f}",
+        )
+        return True
+
+    def _on_training_end(self) -> None:
+        self._progress.stop()
+
+
+class EpisodeReturns(BaseCallback):
+    """Remembers every training episode: ``(agent steps, seconds, return)`` in ``episodes``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.episodes: list[tuple[int, float, float]] = []
+
+    def _on_training_start(self) -> None:
+        self._started = time.perf_counter()
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            if "episode" in info:
+                seconds = time.perf_counter() - self._started
+                episode = (self.num_timesteps, seconds, float(info["episode"]["r"]))
+                self.episodes.append(episode)
+        return True
+
+
+class ValidationCallback(BaseCallback):
+    """Plays episodes on another environment now and then; logs their return, and one as a video.
+
+    Logged are ``validation/return``, its ``validation/standard_error`` and, in TensorBoard, the
+    video ``validation/video``.
+
+    :param env: environment with ``render_mode="rgb_array"``
+    :param every: agent steps between two validations
+    :param n_episodes: episodes each time
+    :param deterministic: see :meth:`~core_agent.policies.RecurrentPolicy.act`
+    :param video: log the first episode as a video
+    :param seed: of the first episode, the same each time
+    """
+
+    def __init__(
+        self,
+        env: gym.Env,
+        every: int,
+        n_episodes: int = 5,
+        deterministic: bool = True,
+        video: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_integer("every", every, 1)
+        check_integer("n_episodes", n_episodes, 1)
+        self.env, self.every, self.n_episodes = env, every, n_episodes
+        self.deterministic, self.video, self.seed = deterministic, video, seed
+        self.results: list[tuple[int, float, float]] = []
+        """``(agent steps, mean return, standard error)`` of each validation."""
+
+    def _on_training_start(self) -> None:
+        self._next = self.model.num_timesteps + self.every
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self._next:
+            self._next += self.every
+            self.validate()
+        return True
+
+    def validate(self) -> None:
+        """Play and log now."""
+        episodes = play(self.env, self.model, 1, self.deterministic, self.seed, record=self.video)
+        if self.n_episodes > 1:
+            episodes += play(self.env, self.model, self.n_episodes - 1, self.deterministic)
+        statistics = summarize(episodes)
+        self.results.append((self.num_timesteps, statistics.mean, statistics.standard_error))
+        self.logger.record("validation/return", statistics.mean)
+        self.logger.record("validation/standard_error", statistics.standard_error)
+        if self.video:
+            # Every other frame at half size: TensorBoard shows GIFs, which are large.
+            frames = [frame[::2, ::2] for frame in episodes[0].frames[::2]]
+            log_video(self.logger, "validation/video", frames, 15, self.num_timesteps)
+
+
+class TimeLimitCallback(BaseCallback):
+    """Ends training after some time, at the end of the step.
+
+    :param seconds: wall-clock time from the start of training
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        check_positive("seconds", seconds)
+        self.seconds = seconds
+
+    def _on_training_start(self) -> None:
+        self._started = time.perf_counter()
+
+    def _on_step(self) -> bool:
+        return time.perf_counter() - self._started < self.seconds

@@ -1,0 +1,194 @@
+"""The ``core-agent`` command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    help="CoRe: robot control from distracting pixels.", no_args_is_help=True, add_completion=True
+)
+errors = Console(stderr=True)
+
+EnvId = Annotated[str, typer.Argument(help="Id of the environment, DCS-… or any registered one.")]
+ModelPath = Annotated[Path, typer.Argument(help="A saved model (.zip).")]
+Episodes = Annotated[int, typer.Option(min=1, help="Number of episodes.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything.")]
+Split = Annotated[str, typer.Option(help="Videos of a DCS environment: train or val.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A constructor argument as key=value (YAML); may be repeated."),
+]
+EnvSettings = Annotated[
+    list[str] | None,
+    typer.Option("--env-set", help="An argument of the environment as key=value (YAML)."),
+]
+
+
+def parse_settings(settings: list[str] | None) -> dict[str, Any]:
+    """``["a=1", "b.c=x"]`` to ``{"a": 1, "b": {"c": "x"}}``, values read as YAML.
+
+    :raises ValueError: for an entry without ``=``
+    """
+    result: dict[str, Any] = {}
+    for setting in settings or []:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise ValueError(
+                f"--set must have the form key=value, got {setting!r}; for example "
+                "--set batch_size=16"
+            )
+        *parents, name = key.split(".")
+        target = result
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[name] = yaml.safe_load(value)
+    return result
+
+
+def make_environment(env_id: str, settings: dict[str, Any]) -> Any:
+    """A Gymnasium environment that renders, with the arguments that its preset and user chose."""
+    import gymnasium as gym
+
+    if env_id.startswith("DCS-"):
+        import distracting_envs  # noqa: F401  (registers the ids)
+    else:
+        settings.pop("split", None)
+    return gym.make(env_id, **{"render_mode": "rgb_array", **settings})
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where everything is left.")] = Path("runs/demo"),
+    seed: Seed = 0,
+    steps: Annotated[int, typer.Option(min=1_000, help="Agent steps.")] = 10_000,
+    time_limit: Annotated[float, typer.Option(help="Minutes of training at most.")] = 12.0,
+) -> None:
+    """Learn a distracting task in a quarter of an hour on two cores, and show it."""
+    from core_agent.demo import run_demo
+
+    run_demo(folder, seed, steps, 60.0 * time_limit)
+
+
+@app.command()
+def train(
+    env_id: EnvId,
+    folder: Annotated[Path, typer.Option(help="Where everything is left.")] = Path("runs/train"),
+    preset: Annotated[
+        str, typer.Option(help="paper, release, small (CPUs) or debug (seconds).")
+    ] = "paper",
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Agent steps; by default 500,000 simulator steps.")
+    ] = None,
+    seed: Seed = 0,
+    settings: Settings = None,
+    env_settings: EnvSettings = None,
+    validate_every: Annotated[
+        int, typer.Option(min=0, help="Agent steps between validations; 0: none.")
+    ] = 10_000,
+) -> None:
+    """Train CoRe and leave the model, its log and validations in a folder."""
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    from core_agent import CoRe
+    from core_agent import preset as preset_arguments
+    from core_agent.callbacks import RichProgressCallback, ValidationCallback
+    from core_agent.presets import get_preset
+
+    arguments = preset_arguments(preset, **parse_settings(settings))
+    env_arguments = {**get_preset(preset).env_arguments, **parse_settings(env_settings)}
+    if not env_id.startswith("DCS-"):
+        env_arguments = parse_settings(env_settings)
+    env = make_environment(env_id, env_arguments)
+    model = CoRe("auto", env, seed=seed, tensorboard_log=str(folder / "tensorboard"), **arguments)
+    callbacks: list[BaseCallback] = [RichProgressCallback()]
+    if validate_every:
+        validation_env = make_environment(env_id, {**env_arguments, "split": "val"})
+        callbacks.append(ValidationCallback(validation_env, validate_every, seed=seed))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        model.learn(steps, callback=callbacks, log_interval=1)
+    finally:
+        model.save(folder / "model")
+        errors.print(f"Saved {folder / 'model.zip'}")
+
+
+@app.command()
+def evaluate(
+    model_path: ModelPath,
+    env_id: EnvId,
+    episodes: Episodes = 20,
+    seed: Seed = 0,
+    split: Split = "val",
+    preset: Annotated[str, typer.Option(help="Preset that the model was trained with.")] = "paper",
+    env_settings: EnvSettings = None,
+    stochastic: Annotated[bool, typer.Option(help="Sample actions.")] = False,
+) -> None:
+    """Play whole episodes with a saved model and print the mean return."""
+    from core_agent import CoRe
+    from core_agent.evaluation import play, summarize
+    from core_agent.presets import get_preset
+
+    env_arguments = {**get_preset(preset).env_arguments, **parse_settings(env_settings)}
+    env = make_environment(env_id, {**env_arguments, "split": split})
+    model = CoRe.load(existing(model_path))
+    results = play(env, model, episodes, not stochastic, seed)
+    statistics = summarize(results)
+    random_return = summarize(play(env, None, episodes, seed=seed)).mean
+    table = Table(title=f"{env_id}, {split} videos, {episodes} episodes")
+    for column in ("mean return", "standard error", "random actions"):
+        table.add_column(column, justify="right")
+    table.add_row(
+        f"{statistics.mean:.1f}", f"{statistics.standard_error:.1f}", f"{random_return:.1f}"
+    )
+    Console().print(table)
+
+
+@app.command()
+def record(
+    model_path: ModelPath,
+    env_id: EnvId,
+    output: Annotated[Path, typer.Option(help="The video.")] = Path("agent.mp4"),
+    seed: Seed = 0,
+    split: Split = "val",
+    preset: Annotated[str, typer.Option(help="Preset that the model was trained with.")] = "paper",
+    env_settings: EnvSettings = None,
+) -> None:
+    """Write a video of one episode."""
+    from core_agent import CoRe
+    from core_agent.evaluation import play
+    from core_agent.presets import get_preset
+    from core_agent.video import write_mp4
+
+    env_arguments = {**get_preset(preset).env_arguments, **parse_settings(env_settings)}
+    env = make_environment(env_id, {**env_arguments, "split": split})
+    result = play(env, CoRe.load(existing(model_path)), 1, seed=seed, record=True)[0]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_mp4(output, result.frames, 15)
+    Console().print(f"Return {result.episode_return:.1f}; video: {output}")
+
+
+def existing(path: Path) -> Path:
+    """The path, if there is a file.
+
+    :raises ValueError: if there is none
+    """
+    for candidate in (path, path.with_suffix(".zip")):
+        if candidate.is_file():
+            return candidate
+    raise ValueError(f"model_path must be a saved model, got {str(path)!r}; there is no such file")
+
+
+def main() -> None:
+    """Run the command; a mistake of the user's ends in one line, not in a traceback."""
+    try:
+        app()
+    except (ValueError, TypeError) as error:
+        errors.print(f"[bold red]Error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)

@@ -1,0 +1,186 @@
+"""The demo: CoRe learns a Distracting Control task within a quarter of an hour on two cores."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from stable_baselines3.common.callbacks import CallbackList
+
+from core_agent.callbacks import (
+    EpisodeReturns,
+    RichProgressCallback,
+    TimeLimitCallback,
+    ValidationCallback,
+)
+from core_agent.core import CoRe
+from core_agent.evaluation import play, summarize
+from core_agent.plotting import plot_learning_curve
+from core_agent.presets import get_preset, preset
+from core_agent.video import side_by_side, write_mp4
+
+ENV_ID = "DCS-cartpole-swingup-easy-dynamic"
+N_RANDOM_EPISODES = 10
+N_VALIDATION_EPISODES = 5
+LAST_EPISODES = 10
+FRAMES_PER_SECOND = 15
+
+
+@dataclass(frozen=True)
+class DemoSummary:
+    """The figures of one demo run; returns are per episode of 1,000 simulator steps."""
+
+    env_id: str
+    seed: int
+    agent_steps: int
+    updates: int
+    training_seconds: float
+    total_seconds: float
+    random_training_return: float
+    random_validation_return: float
+    last_training_return: float
+    """Mean of the last 10 training episodes."""
+    validation_return: float
+    """Deterministic policy, validation videos."""
+
+    @property
+    def training_ratio(self) -> float:
+        return self.last_training_return / self.random_training_return
+
+    @property
+    def validation_ratio(self) -> float:
+        return self.validation_return / self.random_validation_return
+
+
+def run_demo(
+    folder: Path,
+    seed: int = 0,
+    total_timesteps: int = 10_000,
+    time_limit: float = 720.0,
+    env_id: str = ENV_ID,
+    preset_name: str = "small",
+    console: Console | None = None,
+) -> DemoSummary:
+    """Train, validate, and leave model, curve, video, figures and TensorBoard log in ``folder``.
+
+    :param folder: made if missing
+    :param seed: of everything
+    :param total_timesteps: agent steps
+    :param time_limit: seconds of training after which the demo stops early
+    :param env_id: a Distracting Control id
+    :param preset_name: see :data:`~core_agent.presets.PRESETS`
+    :param console: where to print
+    """
+    import distracting_envs  # noqa: F401  (registers the ids)
+
+    started = time.perf_counter()
+    console = console or Console()
+    folder.mkdir(parents=True, exist_ok=True)
+    env_arguments = {**get_preset(preset_name).env_arguments, "render_mode": "rgb_array"}
+    env = gym.make(env_id, **env_arguments)
+    validation_env = gym.make(env_id, split="val", **env_arguments)
+
+    console.print(f"[bold]{env_id}[/], seed {seed}: how far do random actions get?")
+    random_training = summarize(play(env, None, N_RANDOM_EPISODES, seed=seed))
+    random_episodes = play(validation_env, None, 1, seed=seed, record=True)
+    random_video = random_episodes[0].frames
+    random_episodes += play(validation_env, None, N_RANDOM_EPISODES - 1)
+    random_validation = summarize(random_episodes)
+    console.print(f"Random actions return {random_training.mean:.0f} per episode.")
+
+    model = CoRe(
+        "CnnPolicy",
+        env,
+        tensorboard_log=str(folder / "tensorboard"),
+        seed=seed,
+        **preset(preset_name),
+    )
+    training = EpisodeReturns()
+    validation = ValidationCallback(
+        validation_env, every=total_timesteps + 1, n_episodes=N_VALIDATION_EPISODES, seed=seed
+    )
+    callbacks = CallbackList(
+        [training, validation, TimeLimitCallback(time_limit), RichProgressCallback(console)]
+    )
+    learning_started = time.perf_counter()
+    model.learn(total_timesteps, callback=callbacks, log_interval=1)
+    training_seconds = time.perf_counter() - learning_started
+
+    console.print("Validating on videos that were not seen in training …")
+    validation.validate()
+    model.logger.dump(model.num_timesteps)
+    trained_video = play(validation_env, model, 1, seed=seed, record=True)[0].frames
+    model.save(folder / "model")
+    steps, _, returns = zip(*training.episodes)
+    plot_learning_curve(
+        folder / "learning_curve.png",
+        f"CoRe on {env_id}",
+        steps,
+        returns,
+        random_training.mean,
+        validation.results,
+    )
+    write_mp4(
+        folder / "trained_and_random.mp4",
+        side_by_side(trained_video, random_video),
+        FRAMES_PER_SECOND,
+    )
+    env.close()
+    validation_env.close()
+    summary = DemoSummary(
+        env_id=env_id,
+        seed=seed,
+        agent_steps=model.num_timesteps,
+        updates=model._n_updates,
+        training_seconds=training_seconds,
+        total_seconds=time.perf_counter() - started,
+        random_training_return=random_training.mean,
+        random_validation_return=random_validation.mean,
+        last_training_return=float(np.mean(returns[-LAST_EPISODES:])),
+        validation_return=validation.results[-1][1],
+    )
+    record = {**asdict(summary), "episodes": training.episodes}
+    (folder / "summary.json").write_text(json.dumps(record, indent=1))
+    print_summary(console, summary, folder)
+    return summary
+
+
+def print_summary(console: Console, summary: DemoSummary, folder: Path) -> None:
+    """Say what was learned and where everything lies."""
+    table = Table(title=f"{summary.env_id}, seed {summary.seed}: mean return per episode")
+    for column in ("", "random actions", "CoRe", "ratio"):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_row(
+        "last 10 training episodes",
+        f"{summary.random_training_return:.0f}",
+        f"{summary.last_training_return:.0f}",
+        f"{summary.training_ratio:.1f}",
+    )
+    table.add_row(
+        "validation, deterministic",
+        f"{summary.random_validation_return:.0f}",
+        f"{summary.validation_return:.0f}",
+        f"{summary.validation_ratio:.1f}",
+    )
+    console.print(table)
+    console.print(
+        f"{summary.agent_steps} agent steps and {summary.updates} updates in "
+        f"{summary.training_seconds / 60:.1f} minutes; {summary.total_seconds / 60:.1f} in all."
+    )
+    for label, name in (
+        ("model", "model.zip"),
+        ("learning curve", "learning_curve.png"),
+        ("video, trained beside random", "trained_and_random.mp4"),
+        ("figures", "summary.json"),
+        ("TensorBoard", "tensorboard"),
+    ):
+        console.print(f"  {label}: {folder / name}", soft_wrap=True)
+    console.print(
+        f"  look at the losses: tensorboard --logdir {folder / 'tensorboard'}", soft_wrap=True
+    )

@@ -1,0 +1,75 @@
+"""Playing whole episodes, with a model or at random."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from core_agent.validation import check_integer
+
+
+class EpisodeResult(NamedTuple):
+    """One episode."""
+
+    episode_return: float
+    n_steps: int
+    frames: list[np.ndarray]
+    """What ``render()`` gave at the start and after each step; empty unless recorded."""
+
+
+class ReturnStatistics(NamedTuple):
+    """Mean return over episodes and its standard error."""
+
+    mean: float
+    standard_error: float
+    n_episodes: int
+
+
+def play(
+    env: gym.Env,
+    model: BaseAlgorithm | None = None,
+    n_episodes: int = 1,
+    deterministic: bool = True,
+    seed: int | None = None,
+    record: bool = False,
+) -> list[EpisodeResult]:
+    """Play episodes in one environment, carrying the model's recurrent state.
+
+    :param env: a Gymnasium environment as the model was trained on, channels last
+    :param model: the agent; ``None``: uniformly random actions
+    :param n_episodes: number of episodes
+    :param deterministic: passed to ``model.predict``
+    :param seed: of the first reset and of random actions
+    :param record: keep the rendered frames
+    :raises ValueError: for fewer than one episode
+    """
+    check_integer("n_episodes", n_episodes, 1)
+    env.action_space.seed(seed)
+    results = []
+    for episode in range(n_episodes):
+        observation, _ = env.reset(seed=seed if episode == 0 else None)
+        state = None
+        frames = [np.asarray(env.render())] if record else []
+        total, n_steps, over = 0.0, 0, False
+        while not over:
+            if model is None:
+                action = env.action_space.sample()
+            else:
+                start = np.array([n_steps == 0])
+                action, state = model.predict(observation, state, start, deterministic)
+            observation, reward, terminated, truncated, _ = env.step(action)
+            total, n_steps, over = total + float(reward), n_steps + 1, terminated or truncated
+            if record:
+                frames.append(np.asarray(env.render()))
+        results.append(EpisodeResult(total, n_steps, frames))
+    return results
+
+
+def summarize(results: list[EpisodeResult]) -> ReturnStatistics:
+    """Mean return and its standard error (0 for one episode)."""
+    returns = np.array([result.episode_return for result in results])
+    error = returns.std(ddof=1) / np.sqrt(len(returns)) if len(returns) > 1 else 0.0
+    return ReturnStatistics(float(returns.mean()), float(error), len(returns))

@@ -1,0 +1,74 @@
+"""Videos: to a file, and to TensorBoard."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from tensorboard.compat.proto.summary_pb2 import Summary
+
+
+def write_mp4(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> None:
+    """Write frames ``(H, W, 3)``, uint8, even height and width, as an H.264 video.
+
+    :raises ValueError: if there is no frame
+    """
+    if not len(frames):
+        raise ValueError("frames must hold at least one frame, got none")
+    height, width = frames[0].shape[:2]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("h264", rate=round(fps))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"crf": "23"}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def side_by_side(left: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Frames of two videos of the same height next to each other; the shorter one freezes."""
+    length = max(len(left), len(right))
+    pairs = ((left[min(i, len(left) - 1)], right[min(i, len(right) - 1)]) for i in range(length))
+    return [np.concatenate(pair, axis=1) for pair in pairs]
+
+
+def encode_gif(frames: Sequence[np.ndarray], fps: float) -> bytes:
+    """An endless GIF of frames ``(H, W, 3)``, uint8."""
+    images = [Image.fromarray(frame) for frame in frames]
+    file = io.BytesIO()
+    images[0].save(
+        file,
+        format="GIF",
+        save_all=True,
+        append_images=images[1:],
+        duration=round(1000 / fps),
+        loop=0,
+    )
+    return file.getvalue()
+
+
+def log_video(
+    logger: Logger, tag: str, frames: Sequence[np.ndarray], fps: float, step: int
+) -> None:
+    """Show a video in TensorBoard, where the logger writes one.
+
+    ``SummaryWriter.add_video`` of PyTorch 2.13 looks for ``moviepy.editor``, which moviepy 2 no
+    longer has, so the summary is built here.
+    """
+    height, width, channels = frames[0].shape
+    for output in logger.output_formats:
+        if isinstance(output, TensorBoardOutputFormat):
+            image = Summary.Image(
+                height=height,
+                width=width,
+                colorspace=channels,
+                encoded_image_string=encode_gif(frames, fps),
+            )
+            summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+            output.writer._get_file_writer().add_summary(summary, step)
+            output.writer.flush()
