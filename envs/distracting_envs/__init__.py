@@ -10,6 +10,7 @@ The import is light: MuJoCo and OpenGL load when the first environment is made.
 
 from distracting_envs.quiet import hide_gym_notice
 from distracting_envs.registration import register_all
+from distracting_envs.seeding import env_seed
 from distracting_envs.settings import ENV_IDS, TASKS, EnvSettings, TaskSettings, parse_env_id
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "TASKS",
     "EnvSettings",
     "TaskSettings",
+    "env_seed",
     "parse_env_id",
 ]
 

@@ -22,10 +22,12 @@ def check_subset(name: str, values: Sequence[str], choices: Sequence[str]) -> No
         )
 
 
-def check_whole(name: str, value: object) -> None:
-    """Raise a ValueError unless ``value`` is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+def check_whole(name: str, value: object, low: int = 1, high: int | None = None) -> None:
+    """Raise a ValueError unless ``value`` is a whole number in [low, high]."""
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_whole or value < low or (high is not None and value > high):  # type: ignore[operator]
+        rule = f">= {low}" if high is None else f"in [{low}, {high}]"
+        raise ValueError(f"{name} must be a whole number {rule}, got {value!r}")
 
 
 def check_number(name: str, value: object, high: float = math.inf) -> None:

@@ -136,7 +136,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         if dynamic and not distracted:
             raise ValueError("dynamic=True must come with a difficulty or a scale, got neither")
 
-        self._base = _load_task(domain, task)
+        self._base = load_task(domain, task)
         apply_quality(self._base.physics, render_quality)
         self._camera_id = default_camera(domain)
         self._distractors: dict[str, Any] = {}
@@ -175,6 +175,9 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         self.render_mode = render_mode
         agent_seconds = self._base.control_timestep() * action_repeat
         self.metadata = {**type(self).metadata, "render_fps": round(1 / agent_seconds)}
+        self.domain_name = domain
+        self.task_name = task
+        self.render_quality = render_quality
         self._name = f"{domain}-{task} {sorted(self._distractors)}"
         self._action_repeat = action_repeat
         self._image_size = image_size
@@ -204,6 +207,12 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         """Simulator steps since the last reset."""
         return self._simulator_steps
 
+    @property
+    def clip_name(self) -> str:
+        """The name of the background clip on show; empty without one."""
+        background = self._distractors.get("background")
+        return background.clip_name if background else ""
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
@@ -219,8 +228,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
                 "reset() must not follow close(); make a new environment"
             )
         if seed is not None:
-            if not 0 <= seed < 2**32:
-                raise ValueError(f"seed must be in [0, 2**32), got {seed}")
+            check_whole("seed", seed, low=0, high=2**32 - 1)
             for distractor in self._distractors.values():
                 distractor._random_state = np.random.RandomState(seed)
         vectors, _ = super().reset(seed=seed, options=options)
@@ -280,6 +288,10 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         self._needs_reset = True
         super().close()
 
+    def changed_model_fields(self) -> State:
+        """Return copies of those fields of the model that distractions or the task have changed."""
+        return self._model_fields.changed()
+
     def get_state(self) -> State:
         """Return everything from which the future of this environment follows.
 
@@ -297,7 +309,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
                 "dm_reset_next_step": self._base._reset_next_step,
             },
             physics=get_physics(physics),
-            model=self._model_fields.changed(),
+            model=self.changed_model_fields(),
             task=get_attributes(self._base.task),
             **{name: get_attributes(layer) for name, layer in self._distractors.items()},
         )
@@ -331,6 +343,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
     def _draw_frame(self) -> None:
         """Render what the camera sees now."""
         assert self._renderer is not None
+        self._renderer.prepare()
         if "background" in self._distractors:
             self._distractors["background"].upload()
         self._frame = self._renderer.render()
@@ -348,7 +361,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         }
 
 
-def _load_task(domain: str, task: str) -> Any:
+def load_task(domain: str, task: str) -> Any:
     """Return a task of the dm_control suite.
 
     :raises ValueError: if the suite has no such task

@@ -144,10 +144,20 @@ class FrameRenderer:
 
         :raises RenderingUnavailableError: if no OpenGL context can be made
         """
-        if self._camera is None:
-            self._camera = self._make_camera()
+        self.prepare()
         frame: npt.NDArray[np.uint8] = self._camera.render()
         return frame
+
+    def prepare(self) -> None:
+        """Make the OpenGL context, unless it is there.
+
+        This waits for the first frame, because a process that makes environments only to look at
+        their spaces and then forks must not hold a context.
+
+        :raises RenderingUnavailableError: if no OpenGL context can be made
+        """
+        if self._camera is None:
+            self._camera = self._make_camera()
 
     def _make_camera(self) -> Any:
         from dm_control.mujoco import engine

@@ -1,0 +1,70 @@
+"""Wrappers for analysis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+import numpy.typing as npt
+
+from distracting_envs.env import DistractingControlEnv, load_task
+from distracting_envs.rendering import FrameRenderer, apply_quality
+from distracting_envs.settings import default_camera
+from distracting_envs.state import ModelFields
+
+_APPEARANCE_FIELDS = {"mat_rgba", "tex_width", "tex_height"}
+"""What the distractions change in the model; the rest belongs to the task."""
+
+
+class CleanTwin(gymnasium.Wrapper):
+    """Adds ``info["clean"]``: the same state without distractions, (240, 320, 3) uint8 RGB.
+
+    A second, clean simulation is put into the state of the first and rendered; the first does not
+    notice. This takes one more render per step.
+
+    :param env: a distracting environment, however wrapped
+    :raises TypeError: if ``env`` is another environment
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        inner = env.unwrapped
+        if not isinstance(inner, DistractingControlEnv):
+            raise TypeError(f"env must be a DistractingControlEnv, got {type(inner).__name__}")
+        self._inner = inner
+        twin = load_task(inner.domain_name, inner.task_name)
+        self._physics = twin.physics
+        apply_quality(self._physics, inner.render_quality)
+        self._fields = ModelFields(self._physics.model.ptr)
+        self._renderer = FrameRenderer(self._physics, default_camera(inner.domain_name))
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment, and add the clean frame to the info."""
+        observation, info = super().reset(seed=seed, options=options)
+        return observation, info | {"clean": self.clean_frame()}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step the environment, and add the clean frame to the info."""
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated, truncated, info | {"clean": self.clean_frame()}
+
+    def clean_frame(self) -> npt.NDArray[np.uint8]:
+        """Return the current state without distractions, (240, 320, 3) uint8 RGB."""
+        changed = self._inner.changed_model_fields()
+        self._fields.restore(
+            {name: value for name, value in changed.items() if name not in _APPEARANCE_FIELDS}
+        )
+        everything = int(mujoco.mjtState.mjSTATE_INTEGRATION)
+        self._physics.set_state(self._inner.physics.get_state(everything), everything)
+        mujoco.mj_forward(self._physics.model.ptr, self._physics.data.ptr)
+        return self._renderer.render().copy()
+
+    def close(self) -> None:
+        """Close the environment and its twin."""
+        self._renderer.close()
+        self._physics.free()
+        super().close()

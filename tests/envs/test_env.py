@@ -1,0 +1,348 @@
+"""The environments as Gymnasium and Stable-Baselines3 see them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import pickle
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env as gymnasium_check
+from PIL import Image
+from stable_baselines3.common.env_checker import check_env as sb3_check
+
+import distracting_envs
+from distracting_envs import ENV_IDS, TASKS, env_seed, parse_env_id
+from distracting_envs.env import DistractingControlEnv
+from distracting_envs.wrappers import CleanTwin
+
+
+def make(env_id="DCS-cartpole-swingup-easy-static", **kwargs):
+    kwargs = {"render_quality": "fast", "video_path": "builtin"} | kwargs
+    return gymnasium.make(f"distracting_envs:{env_id}", **kwargs)
+
+
+def test_the_names_of_the_42_environments_say_what_they_are():
+    assert len(set(ENV_IDS)) == 42
+    assert set(ENV_IDS) <= set(gymnasium.registry)
+    settings = parse_env_id("DCS-ball_in_cup-catch-hard-dynamic")
+    assert settings == distracting_envs.EnvSettings("ball_in_cup", "catch", "hard", True)
+    assert parse_env_id("DCS-walker-walk-clean").difficulty is None
+
+
+@pytest.mark.parametrize("name", ["DCS-cheetah-run", "DCS-cheetah-walk-clean", "CartPole-v1", ""])
+def test_an_unknown_name_is_refused_with_the_pattern(name):
+    with pytest.raises(ValueError, match=r"DCS-\{task\}.*cheetah-run"):
+        parse_env_id(name)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_environments_pass_gymnasium_and_sb3_checks(task):
+    env = make(f"DCS-{task}-medium-dynamic")
+    gymnasium_check(env.unwrapped)
+    sb3_check(env)
+    env.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_every_id_passes_gymnasiums_check(env_id):
+    env = make(env_id)
+    gymnasium_check(env.unwrapped)
+    env.close()
+
+
+def test_an_episode_is_1000_simulator_steps_and_then_truncated():
+    env = make("DCS-cartpole-swingup-clean").unwrapped
+    assert env.action_repeat == TASKS["cartpole-swingup"].action_repeat == 8
+    env.reset(seed=0)
+    ends = []
+    for _ in range(1000 // 8):
+        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        ends.append(truncated)
+        assert not terminated
+    assert ends == [False] * (len(ends) - 1) + [True]
+    assert env.simulator_steps == 1000
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(env.action_space.sample())
+    env.reset()
+    assert env.simulator_steps == 0
+    env.close()
+
+
+def test_an_action_repeat_that_does_not_divide_the_episode_ends_it_early():
+    env = make(action_repeat=300).unwrapped
+    env.reset(seed=0)
+    results = [env.step(env.action_space.sample()) for _ in range(4)]
+    assert [result[3] for result in results] == [False, False, False, True]
+    assert env.simulator_steps == 1000
+    env.close()
+
+
+def test_the_reward_is_the_sum_over_repeated_steps():
+    single, repeated = make(action_repeat=1), make(action_repeat=6)
+    single.reset(seed=4)
+    repeated.reset(seed=4)
+    action = np.array([0.5], np.float32)
+    rewards = [single.step(action)[1] for _ in range(6)]
+    assert repeated.step(action)[1] == sum(rewards)
+    single.close()
+    repeated.close()
+
+
+def test_the_observation_is_the_frame_resized_with_an_antialiased_filter():
+    env = make(image_size=64)
+    observation, info = env.reset(seed=1)
+    frame = env.render()
+    assert frame.shape == (240, 320, 3)
+    assert frame.dtype == observation.dtype == np.uint8
+    expected = Image.fromarray(frame).resize((64, 64), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(observation, np.asarray(expected))
+    assert info == {}
+    env.close()
+
+
+def test_observations_are_the_callers_to_keep():
+    env = make("DCS-cheetah-run-hard-dynamic")
+    first, _ = env.reset(seed=1)
+    frame = env.render()
+    copies = first.copy(), frame.copy()
+    for _ in range(3):
+        env.step(env.action_space.sample())
+    np.testing.assert_array_equal(first, copies[0])
+    np.testing.assert_array_equal(frame, copies[1])
+    env.close()
+
+
+def test_the_same_seed_gives_the_same_episode_whatever_came_before():
+    env, other = make("DCS-reacher-easy-hard-dynamic"), make("DCS-reacher-easy-hard-dynamic")
+    other.reset(seed=9)
+    for _ in range(3):
+        other.step(other.action_space.sample())
+    action = np.array([0.3, -0.8], np.float32)
+    np.testing.assert_array_equal(env.reset(seed=3)[0], other.reset(seed=3)[0])
+    for _ in range(3):
+        np.testing.assert_array_equal(env.step(action)[0], other.step(action)[0])
+    np.testing.assert_array_equal(env.reset()[0], other.reset()[0])
+    env.close()
+    other.close()
+
+
+def test_static_distractions_stand_still_and_dynamic_ones_move():
+    for motion, moves in (("static", False), ("dynamic", True)):
+        env = make(f"DCS-walker-walk-hard-{motion}").unwrapped
+        env.reset(seed=0)
+        before = env.get_state()
+        for _ in range(3):
+            env.step(env.action_space.sample())
+        after = env.get_state()
+        for key in ("background/_frame_index", "camera/_h_angle", "color/_current_rgb"):
+            assert np.any(before[key] != after[key]) == moves, key
+        env.close()
+
+
+def test_train_and_val_show_different_clips():
+    names = {}
+    for split in ("train", "val"):
+        env = make(split=split).unwrapped
+        names[split] = set()
+        for _ in range(12):
+            env.reset()
+            names[split].add(env.clip_name)
+        env.close()
+    assert len(names["train"]) > 1
+    assert not names["train"] & names["val"]
+
+
+# More than the paper.
+
+
+@pytest.mark.parametrize("distraction", ["background", "camera", "color"])
+def test_each_distraction_comes_alone(distraction):
+    clean, env = (
+        make("DCS-cheetah-run-clean"),
+        make("DCS-cheetah-run-hard-static", distractions=(distraction,)),
+    )
+    clean.reset(seed=0)
+    env.reset(seed=0)
+    changed = env.unwrapped.changed_model_fields()
+    assert ("mat_rgba" in changed) == (distraction == "color")
+    assert ("tex_height" in changed) == (distraction == "background")
+    pose, clean_pose = (e.unwrapped.physics.data.cam_xpos[0] for e in (env, clean))
+    assert np.any(pose != clean_pose) == (distraction == "camera")
+    assert np.any(env.render() != clean.render())
+    env.close()
+    clean.close()
+
+
+def test_no_distractions_is_the_clean_task():
+    clean, env = make("DCS-finger-spin-clean"), make("DCS-finger-spin-hard-static", distractions=())
+    np.testing.assert_array_equal(clean.reset(seed=0)[0], env.reset(seed=0)[0])
+    clean.close()
+    env.close()
+
+
+def test_the_strength_of_distractions_is_a_number():
+    spread = {}
+    for scale in (0.0, 0.15):
+        env = make("DCS-cheetah-run-easy-static", scale=scale, distractions=("color",)).unwrapped
+        env.reset(seed=0)
+        color = env.get_state()
+        spread[scale] = np.abs(color["color/_current_rgb"] - color["color/_original_rgb"]).max()
+        env.close()
+    assert spread[0.0] == 0
+    assert 0.1 < spread[0.15] <= 0.15 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("domain", "task"),
+    [("hopper", "hop"), ("fish", "swim"), ("quadruped", "walk"), ("lqr", "lqr_2_1")],
+)
+def test_other_tasks_of_the_suite_work(domain, task):
+    env = gymnasium.make(
+        "distracting_envs:DCS-custom",
+        domain=domain,
+        task=task,
+        scale=0.2,
+        dynamic=True,
+        n_clips=2,
+        video_path="builtin",
+        render_quality="fast",
+        action_repeat=2,
+    )
+    gymnasium_check(env.unwrapped)
+    env.reset(seed=0)
+    assert env.unwrapped.clip_name.startswith("builtin-train-0")
+    env.close()
+
+
+def test_actions_span_the_range_of_a_tasks_actuators():
+    env = gymnasium.make("DCS-custom", domain="quadruped", task="walk", render_quality="fast")
+    env.reset(seed=0)
+    env.step(np.ones(env.action_space.shape, np.float32))
+    physics = env.unwrapped.physics
+    np.testing.assert_allclose(physics.data.ctrl, physics.model.actuator_ctrlrange[:, 1])
+    env.close()
+
+
+def test_vector_observations_come_beside_the_pixels():
+    env = make("DCS-walker-walk-easy-dynamic", vector_observations=True)
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    shapes = {name: value.shape for name, value in observation.items()}
+    assert shapes == {
+        "pixels": (100, 100, 3),
+        "orientations": (14,),
+        "height": (1,),
+        "velocity": (9,),
+    }
+    env.close()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_clean_twin_shows_the_same_state_without_distractions(task):
+    env = CleanTwin(make(f"DCS-{task}-hard-dynamic"))
+    clean = make(f"DCS-{task}-clean")
+    _, info = env.reset(seed=6)
+    clean.reset(seed=6)
+    np.testing.assert_array_equal(info["clean"], clean.render())
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
+        _, reward, _, _, info = env.step(action)
+        assert reward == clean.step(action)[1]
+        np.testing.assert_array_equal(info["clean"], clean.render())
+    env.close()
+    clean.close()
+
+
+# Copies, seeds, ends.
+
+
+def test_a_copy_is_made_from_the_arguments():
+    env = make("DCS-reacher-easy-easy-dynamic", image_size=32)
+    for duplicate in (copy.deepcopy(env.unwrapped), pickle.loads(pickle.dumps(env.unwrapped))):
+        np.testing.assert_array_equal(duplicate.reset(seed=2)[0], env.reset(seed=2)[0])
+        duplicate.close()
+    env.close()
+
+
+def test_seeds_of_workers_splits_and_experiments_never_meet():
+    settings = itertools.product([0, 1, 2, 41], range(20), ["train", "val"])
+    seeds = [env_seed(*setting) for setting in settings]
+    assert len(set(seeds)) == len(seeds)
+    assert max(env_seed(2**21 - 1, 1023, split) for split in ("train", "val")) == 2**32 - 1
+
+
+def test_render_without_a_mode_gives_nothing():
+    env = make(render_mode=None).unwrapped
+    env.reset(seed=0)
+    assert env.render() is None
+    env.close()
+
+
+def test_closing_twice_is_harmless_and_then_reset_is_refused():
+    env = make().unwrapped
+    env.reset(seed=0)
+    env.close()
+    env.close()
+    with pytest.raises(gymnasium.error.ClosedEnvironmentError):
+        env.reset()
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "rule"),
+    [
+        ("split", "test", "'train', 'val'"),
+        ("distractions", "camera", "tuple"),
+        ("distractions", ("fog",), "'background', 'camera', 'color'"),
+        ("action_repeat", 0, ">= 1"),
+        ("image_size", 84.0, "whole number"),
+        ("render_quality", "best", "'paper', 'fast'"),
+        ("scale", 1.5, r"in \[0, 1\]"),
+        ("n_clips", 0, ">= 1"),
+        ("n_clips", 61, "has 60"),
+        ("memory_cache_gb", -1, ">= 0"),
+        ("disk_cache_gb", float("nan"), ">= 0"),
+    ],
+)
+def test_a_bad_argument_is_named_with_its_rule_and_value(argument, value, rule):
+    with pytest.raises(ValueError, match=rule) as caught:
+        make(**{argument: value})
+    assert argument in str(caught.value)
+    assert str(value) in str(caught.value)
+
+
+def test_a_bad_render_mode_is_named():
+    with pytest.raises(
+        ValueError, match="render_mode must be one of None, 'rgb_array', got 'depth'"
+    ):
+        DistractingControlEnv("cheetah", "run", render_mode="depth")
+
+
+def test_bad_tasks_are_named():
+    with pytest.raises(ValueError, match=r"cheetah.*fly.*run"):
+        gymnasium.make("DCS-custom", domain="cheetah", task="fly")
+    with pytest.raises(ValueError, match=r"'camera' for dog-fetch.*leave it out"):
+        gymnasium.make("DCS-custom", domain="dog", task="fetch", scale=0.1, video_path="builtin")
+    with pytest.raises(ValueError, match="dynamic=True"):
+        gymnasium.make("DCS-custom", domain="cheetah", task="run", dynamic=True)
+
+
+@pytest.mark.parametrize("action", [np.zeros(2), np.array([np.nan]), 0.0])
+def test_a_bad_action_is_refused(action):
+    env = make().unwrapped
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"action must be finite and of shape \(1,\)"):
+        env.step(action)
+    env.close()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_bad_seed_is_refused(seed):
+    env = make().unwrapped
+    with pytest.raises(ValueError, match="seed must be"):
+        env.reset(seed=seed)
+    env.close()
