@@ -26,11 +26,14 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return False
 
 
-def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The type in which hidden layers compute; ``"auto"``: bfloat16 where the hardware has it."""
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The type in which hidden layers compute; ``"auto"``: bfloat16 where the hardware has it.
+
+    ``None`` is the type of the parameters.
+    """
     if precision == "auto":
         precision = "bfloat16" if has_fast_bfloat16(device) else "float32"
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else None
 
 
 def keep_freed_memory() -> bool:

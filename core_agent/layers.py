@@ -1,8 +1,8 @@
 """Layers that the agents are made of, with their initialisation and precision.
 
-Precision: a module's ``compute_dtype`` is the type of its hidden layers. bfloat16 halves the
-memory traffic and uses the matrix units; the last layer of every network stays in float32, so
-that values, log-probabilities and latents keep their digits.
+Precision: a module's ``compute_dtype`` is the type of its hidden layers; ``None`` is that of its
+parameters. bfloat16 halves the memory traffic and uses the matrix units; the last layer of every
+network keeps the parameters' type, so that values, log-probabilities and latents keep their digits.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"elu": F.elu, 
 OutputNorm = Literal["none", "plain", "affine"]
 
 
-def set_compute_dtype(module: nn.Module, dtype: torch.dtype) -> None:
+def set_compute_dtype(module: nn.Module, dtype: torch.dtype | None) -> None:
     """Let the hidden layers of every network inside ``module`` compute in ``dtype``.
 
-    Networks built with ``mixed_precision=False`` keep float32.
+    Networks built with ``mixed_precision=False`` keep the type of their parameters.
     """
     for child in module.modules():
         if getattr(child, "mixed_precision", False):
@@ -58,8 +58,9 @@ def init_conv_(conv: nn.Conv2d) -> None:
     nn.init.zeros_(conv.bias)
 
 
-def cast_linear(x: torch.Tensor, layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
-    """``layer(x)`` computed in ``dtype``; parameters and their gradients stay float32."""
+def cast_linear(x: torch.Tensor, layer: nn.Linear, dtype: torch.dtype | None) -> torch.Tensor:
+    """``layer(x)`` computed in ``dtype``; parameters and their gradients keep their own type."""
+    dtype = dtype or layer.weight.dtype
     bias = None if layer.bias is None else layer.bias.to(dtype)
     return F.linear(x.to(dtype), layer.weight.to(dtype), bias)
 
@@ -73,7 +74,7 @@ class MLP(nn.Module):
     :param activation: ``"elu"`` or ``"relu"``
     :param output_norm: layer norm of the output: ``"none"``, ``"plain"`` (nothing learned)
         or ``"affine"``
-    :param mixed_precision: ``False`` keeps the hidden layers in float32
+    :param mixed_precision: ``False`` keeps the hidden layers in the parameters' type
     """
 
     hidden: Sequence[nn.Linear]
@@ -89,7 +90,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         self.mixed_precision = mixed_precision
-        self.compute_dtype = torch.float32
+        self.compute_dtype: torch.dtype | None = None
         self.activation = ACTIVATIONS[activation]
         dims = [in_dim, *hidden_dims]
         layers = [orthogonal_linear(i, o) for i, o in zip(dims, dims[1:])]
@@ -103,10 +104,10 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(..., in_dim)`` to float32 ``(..., out_dim)``."""
+        """``(..., in_dim)`` to ``(..., out_dim)`` of the parameters' type."""
         for layer in self.hidden:
             x = self.activation(cast_linear(x, layer, self.compute_dtype))
-        x = x.float()
+        x = x.to(self.hidden[0].weight.dtype)
         if self.output is not None:
             x = self.output(x)
         return self.norm(x)
@@ -127,7 +128,7 @@ class TwinMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.mixed_precision = True
-        self.compute_dtype = torch.float32
+        self.compute_dtype: torch.dtype | None = None
         self.activation = ACTIVATIONS[activation]
         dims = [in_dim, *hidden_dims, 1]
         self.weights = nn.ParameterList(
@@ -139,11 +140,11 @@ class TwinMLP(nn.Module):
                 nn.init.orthogonal_(member.detach())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(N, in_dim)`` to float32 ``(2, N)``."""
+        """``(N, in_dim)`` to ``(2, N)`` of the parameters' type."""
         x = x.unsqueeze(0).expand(self.n_members, -1, -1)
         last = len(self.weights) - 1
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases)):
-            dtype = torch.float32 if index == last else self.compute_dtype
+            dtype = (self.compute_dtype if index < last else None) or weight.dtype
             x = torch.baddbmm(bias.to(dtype), x.to(dtype), weight.to(dtype))
             if index < last:
                 x = self.activation(x)
@@ -232,7 +233,7 @@ class ImageEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.mixed_precision = True
-        self.compute_dtype = torch.float32
+        self.compute_dtype: torch.dtype | None = None
         check(
             len(cnn_channels) == len(cnn_strides),
             "cnn_strides",
@@ -260,7 +261,7 @@ class ImageEncoder(nn.Module):
         self.norm = nn.LayerNorm(feature_dim, elementwise_affine=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """``(N, C, H, W)`` with values 0 to 255 to float32 ``(N, feature_dim)``."""
+        """``(N, C, H, W)``, values 0 to 255, to ``(N, feature_dim)`` of the parameters' type."""
         x = self.prepare(images)
         if self.gate is not None:
             x = x * self.gate(x)
@@ -268,9 +269,11 @@ class ImageEncoder(nn.Module):
             x = F.relu(cast_conv(x, conv))
         # Flattened channels-last, as the memory lies.
         x = x.permute(0, 2, 3, 1).flatten(start_dim=1)
-        return self.norm(cast_linear(x, self.linear, self.compute_dtype).float())
+        features = cast_linear(x, self.linear, self.compute_dtype)
+        return self.norm(features.to(self.linear.weight.dtype))
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """``(N, C, H, W)`` with values 0 to 255 to channels-last values 0 to 1."""
-        x = images.to(self.compute_dtype, memory_format=torch.channels_last)
+        dtype = self.compute_dtype or self.linear.weight.dtype
+        x = images.to(dtype, memory_format=torch.channels_last)
         return x / 255.0

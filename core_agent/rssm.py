@@ -9,9 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from core_agent.layers import MLP, LayerNormGRUCell
+from core_agent.recurrence import LOG_STD_RANGE, RecurrentWeights, recur
 from core_agent.types import Gaussian, Latent, Rollout
-
-LOG_STD_RANGE = (-10.0, 10.0)
 
 
 def to_gaussian(statistics: torch.Tensor) -> Gaussian:
@@ -99,30 +98,23 @@ class RSSM(nn.Module):
             [self.deter_dim, embed.shape[-1]], dim=1
         )
         from_stoch, from_action = gru_first.weight.split([self.stoch_dim, self.action_dim], dim=1)
-        embed_part = F.linear(embed, from_embed, posterior_first.bias).unbind()
-        action_part = F.linear(actions, from_action, gru_first.bias).unbind()
-        from_deter, from_stoch = from_deter.t(), from_stoch.t()
-
-        posterior_last = self.posterior_mlp.output
-        assert posterior_last is not None
-        deter, stoch = self.initial(embed.shape[1])
-        deters, statistics, stochs = [], [], []
-        for t, noise_t in enumerate(noise.unbind()):
-            if t > 0:
-                x = F.elu(torch.addmm(action_part[t - 1], stoch, from_stoch))
-                for layer in gru_rest:
-                    x = F.elu(layer(x))
-                deter = self.cell(x, deter)
-            x = F.elu(torch.addmm(embed_part[t], deter, from_deter))
-            for layer in posterior_rest:
-                x = F.elu(layer(x))
-            statistics_t = self.posterior_mlp.norm(posterior_last(x))
-            stoch = to_gaussian(statistics_t).sample(noise_t)
-            deters.append(deter)
-            statistics.append(statistics_t)
-            stochs.append(stoch)
-        posterior = to_gaussian(torch.stack(statistics))
-        return Rollout(torch.stack(deters), posterior, torch.stack(stochs))
+        posterior_last, posterior_norm = self.posterior_mlp.output, self.posterior_mlp.norm
+        assert posterior_last is not None and isinstance(posterior_norm, nn.LayerNorm)
+        deter, statistics, stoch = recur(
+            F.linear(embed, from_embed, posterior_first.bias),
+            F.linear(actions, from_action, gru_first.bias),
+            noise,
+            RecurrentWeights(
+                from_stoch,
+                gru_rest,
+                self.cell.linear.weight,
+                self.cell.norm,
+                from_deter,
+                [*posterior_rest, posterior_last],
+                posterior_norm,
+            ),
+        )
+        return Rollout(deter, to_gaussian(statistics), stoch)
 
     def imagine(self, latent: Latent, actions: torch.Tensor, noise: torch.Tensor) -> Latent:
         """Roll the prior forward without looking.

@@ -82,7 +82,7 @@ def test_encoder_features_are_layer_normalised_and_of_the_paper_size():
     features = encoder(torch.randint(0, 256, (2, 3, 84, 84), dtype=torch.uint8))
     assert features.shape == (2, 50)
     assert features.mean(dim=1).abs().max() < 1e-5
-    assert torch.allclose(features.var(dim=1, unbiased=False), torch.ones(2), atol=1e-3)
+    assert torch.allclose(features.var(dim=1, unbiased=False), torch.ones(2), atol=1e-2)
 
 
 def test_encoder_does_not_depend_on_memory_layout():
@@ -128,7 +128,7 @@ def test_bfloat16_computes_close_to_float32_and_returns_float32():
     assert 0 < (rough - exact).abs().max() < 0.1
 
 
-def test_set_compute_dtype_leaves_float32_networks_alone():
+def test_set_compute_dtype_leaves_exact_networks_alone():
     mlp = MLP(3, (4,), mixed_precision=False)
     set_compute_dtype(mlp, torch.bfloat16)
-    assert mlp.compute_dtype == torch.float32
+    assert mlp.compute_dtype is None

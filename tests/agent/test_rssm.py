@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from core_agent.rssm import RSSM, to_gaussian
@@ -31,6 +32,42 @@ def test_observe_equals_a_plain_loop():
         assert torch.allclose(rollout.posterior.mean[t], posterior.mean, atol=1e-6)
         assert torch.allclose(rollout.posterior.log_std[t], posterior.log_std, atol=1e-6)
         assert torch.allclose(rollout.stoch[t], latent.stoch, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, T])
+@pytest.mark.parametrize("layers", [(7,), (7, 6), (5, 6, 7)])
+def test_gradients_by_hand_equal_autograd(n_steps, layers):
+    torch.manual_seed(0)
+    rssm = RSSM(8, 2, 6, 4, layers, (7,), layers).double()
+    for norm in (rssm.cell.norm, rssm.posterior_mlp.norm):
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+    embed = torch.randn(n_steps, B, 8, dtype=torch.float64, requires_grad=True)
+    actions = torch.randn(n_steps - 1, B, 2, dtype=torch.float64, requires_grad=True)
+    noise = torch.randn(n_steps, B, 4, dtype=torch.float64)
+    weights = [torch.randn(n_steps, B, d, dtype=torch.float64) for d in (6, 4, 4, 4)]
+
+    def loss_of(deter, mean, log_std, stoch):
+        parts = zip(weights, (deter, mean, log_std, stoch))
+        return sum((w * part.square()).sum() for w, part in parts)
+
+    rollout = rssm.observe(embed, actions, noise)
+    fast = loss_of(rollout.deter, *rollout.posterior, rollout.stoch)
+    latent, states = Latent(*(part.double() for part in rssm.initial(B))), []
+    for t in range(n_steps):
+        deter = latent.deter if t == 0 else rssm.advance(latent, actions[t - 1])
+        posterior = to_gaussian(rssm.posterior_mlp(torch.cat([deter, embed[t]], -1)))
+        latent = Latent(deter, posterior.sample(noise[t]))
+        states.append((deter, *posterior, latent.stoch))
+    plain = loss_of(*(torch.stack(part) for part in zip(*states)))
+    assert torch.allclose(fast, plain, rtol=1e-12)
+    used = [p for n, p in rssm.named_parameters() if not n.startswith("prior")]
+    inputs = [embed, actions, *used]
+    ours = torch.autograd.grad(fast, inputs, allow_unused=True)
+    theirs = torch.autograd.grad(plain, inputs, allow_unused=True)
+    for a, b in zip(ours, theirs):
+        b = torch.zeros_like(a) if b is None else b
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-11)
 
 
 def test_a_sequence_starts_from_zero():
