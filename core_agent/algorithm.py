@@ -45,23 +45,23 @@ Metrics = Mapping[str, torch.Tensor]
 PAPER_SIMULATOR_STEPS = 500_000
 
 
-def make_env(env: GymEnv | str | None) -> GymEnv | None:
-    """An environment from its id; anything else as it is.
+def make_env(env_id: str, **kwargs: Any) -> gym.Env:
+    """A rendering environment from its id.
 
     The ids of the Distracting Control Suite, ``DCS-…``, are known without an import.
 
+    :param env_id: id of a registered environment, or ``package:id``
+    :param kwargs: passed to the environment
     :raises ValueError: for an unknown id
     """
-    if not isinstance(env, str):
-        return env
-    if env.startswith("DCS-"):
+    if env_id.startswith("DCS-"):
         import distracting_envs  # noqa: F401  (registers the ids)
     try:
-        return gym.make(env, render_mode="rgb_array")
-    except gym.error.NameNotFound as error:
+        return gym.make(env_id, **{"render_mode": "rgb_array", **kwargs})
+    except (gym.error.UnregisteredEnv, gym.error.NamespaceNotFound) as error:
         raise ValueError(
-            f"env must be the id of a registered environment, got {env!r}; {error} "
-            "Import the package that registers it first, or pass 'package:Id'"
+            f"env must be the id of a registered environment, got {env_id!r}; import the package "
+            f"that registers it first, or give 'package:id' ({error})"
         ) from error
 
 
@@ -142,8 +142,10 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             check_positive("learning_rate", learning_rate)
         if env is None and isinstance(policy, str) and policy not in self.policy_aliases:
             policy, env = "auto", policy
-        env = make_env(env)
+        if isinstance(env, str):
+            env = make_env(env)
         if policy == "auto":
+            check(env is not None, "env", "be given with policy='auto'", env)
             assert env is not None
             policy = self._policy_for(env.observation_space)
         super().__init__(

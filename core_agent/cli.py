@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    import gymnasium as gym
 
 app = typer.Typer(
     help="CoRe: robot control from distracting pixels.", no_args_is_help=True, add_completion=True
@@ -52,15 +55,15 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
     return result
 
 
-def make_environment(env_id: str, settings: dict[str, Any]) -> Any:
-    """A Gymnasium environment that renders, with the arguments that its preset and user chose."""
-    import gymnasium as gym
+def make_environment(env_id: str, preset: str, split: str, settings: list[str] | None) -> gym.Env:
+    """An environment that renders; a DCS one as the preset wants it, on the split's videos."""
+    from core_agent.algorithm import make_env
+    from core_agent.presets import get_preset
 
+    arguments = parse_settings(settings)
     if env_id.startswith("DCS-"):
-        import distracting_envs  # noqa: F401  (registers the ids)
-    else:
-        settings.pop("split", None)
-    return gym.make(env_id, **{"render_mode": "rgb_array", **settings})
+        arguments = {**get_preset(preset).env_arguments, "split": split, **arguments}
+    return make_env(env_id, **arguments)
 
 
 @app.command()
@@ -99,17 +102,13 @@ def train(
     from core_agent import CoRe
     from core_agent import preset as preset_arguments
     from core_agent.callbacks import RichProgressCallback, ValidationCallback
-    from core_agent.presets import get_preset
 
     arguments = preset_arguments(preset, **parse_settings(settings))
-    env_arguments = {**get_preset(preset).env_arguments, **parse_settings(env_settings)}
-    if not env_id.startswith("DCS-"):
-        env_arguments = parse_settings(env_settings)
-    env = make_environment(env_id, env_arguments)
+    env = make_environment(env_id, preset, "train", env_settings)
     model = CoRe("auto", env, seed=seed, tensorboard_log=str(folder / "tensorboard"), **arguments)
     callbacks: list[BaseCallback] = [RichProgressCallback()]
     if validate_every:
-        validation_env = make_environment(env_id, {**env_arguments, "split": "val"})
+        validation_env = make_environment(env_id, preset, "val", env_settings)
         callbacks.append(ValidationCallback(validation_env, validate_every, seed=seed))
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -133,11 +132,10 @@ def evaluate(
     """Play whole episodes with a saved model and print the mean return."""
     from core_agent import CoRe
     from core_agent.evaluation import play, summarize
-    from core_agent.presets import get_preset
 
-    env_arguments = {**get_preset(preset).env_arguments, **parse_settings(env_settings)}
-    env = make_environment(env_id, {**env_arguments, "split": split})
-    model = CoRe.load(existing(model_path))
+    path = existing(model_path)
+    env = make_environment(env_id, preset, split, env_settings)
+    model = CoRe.load(path)
     results = play(env, model, episodes, not stochastic, seed)
     statistics = summarize(results)
     random_return = summarize(play(env, None, episodes, seed=seed)).mean
@@ -163,12 +161,11 @@ def record(
     """Write a video of one episode."""
     from core_agent import CoRe
     from core_agent.evaluation import play
-    from core_agent.presets import get_preset
     from core_agent.video import write_mp4
 
-    env_arguments = {**get_preset(preset).env_arguments, **parse_settings(env_settings)}
-    env = make_environment(env_id, {**env_arguments, "split": split})
-    result = play(env, CoRe.load(existing(model_path)), 1, seed=seed, record=True)[0]
+    path = existing(model_path)
+    env = make_environment(env_id, preset, split, env_settings)
+    result = play(env, CoRe.load(path), 1, seed=seed, record=True)[0]
     output.parent.mkdir(parents=True, exist_ok=True)
     write_mp4(output, result.frames, 15)
     Console().print(f"Return {result.episode_return:.1f}; video: {output}")

@@ -65,6 +65,8 @@ def run_demo(
     time_limit: float = 720.0,
     env_id: str = ENV_ID,
     preset_name: str = "small",
+    n_random: int = N_RANDOM_EPISODES,
+    n_validation: int = N_VALIDATION_EPISODES,
     console: Console | None = None,
 ) -> DemoSummary:
     """Train, validate, and leave model, curve, video, figures and TensorBoard log in ``folder``.
@@ -75,6 +77,8 @@ def run_demo(
     :param time_limit: seconds of training after which the demo stops early
     :param env_id: a Distracting Control id
     :param preset_name: see :data:`~core_agent.presets.PRESETS`
+    :param n_random: episodes of random actions to compare with, on either set of videos
+    :param n_validation: episodes of the trained agent on validation videos
     :param console: where to print
     """
     import distracting_envs  # noqa: F401  (registers the ids)
@@ -87,10 +91,11 @@ def run_demo(
     validation_env = gym.make(env_id, split="val", **env_arguments)
 
     console.print(f"[bold]{env_id}[/], seed {seed}: how far do random actions get?")
-    random_training = summarize(play(env, None, N_RANDOM_EPISODES, seed=seed))
+    random_training = summarize(play(env, None, n_random, seed=seed))
     random_episodes = play(validation_env, None, 1, seed=seed, record=True)
     random_video = random_episodes[0].frames
-    random_episodes += play(validation_env, None, N_RANDOM_EPISODES - 1)
+    if n_random > 1:
+        random_episodes += play(validation_env, None, n_random - 1)
     random_validation = summarize(random_episodes)
     console.print(f"Random actions return {random_training.mean:.0f} per episode.")
 
@@ -103,7 +108,7 @@ def run_demo(
     )
     training = EpisodeReturns()
     validation = ValidationCallback(
-        validation_env, every=total_timesteps + 1, n_episodes=N_VALIDATION_EPISODES, seed=seed
+        validation_env, every=total_timesteps + 1, n_episodes=n_validation, seed=seed
     )
     callbacks = CallbackList(
         [training, validation, TimeLimitCallback(time_limit), RichProgressCallback(console)]

@@ -1,0 +1,92 @@
+"""The command line and the demo, on a real task in a tiny form."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from core_agent import cli
+from core_agent.demo import run_demo
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    console = Console(record=True, width=120, quiet=True)
+    summary = run_demo(
+        folder, total_timesteps=375, preset_name="debug", n_random=1, console=console
+    )
+    return folder, summary
+
+
+def test_the_demo_leaves_all_that_it_promises(demo):
+    folder, summary = demo
+    assert (folder / "model.zip").stat().st_size > 10_000
+    assert (folder / "learning_curve.png").read_bytes()[:4] == b"\x89PNG"
+    assert (folder / "trained_and_random.mp4").stat().st_size > 10_000
+    assert list((folder / "tensorboard").rglob("events.out.tfevents.*"))
+    record = json.loads((folder / "summary.json").read_text())
+    assert record["agent_steps"] == summary.agent_steps == 375
+    assert len(record["episodes"]) == 3
+    assert summary.updates == 3 * int(0.05 * 125)
+
+
+def test_evaluate_plays_a_saved_model(demo):
+    folder, summary = demo
+    arguments = ["evaluate", str(folder / "model"), summary.env_id, "--episodes", "1"]
+    result = runner.invoke(cli.app, [*arguments, "--preset", "debug"])
+    assert result.exit_code == 0, result.output
+    assert "mean return" in result.output
+
+
+def test_record_writes_a_video(demo, tmp_path):
+    folder, summary = demo
+    video = tmp_path / "new" / "agent.mp4"
+    arguments = ["record", str(folder / "model.zip"), summary.env_id, "--output", str(video)]
+    result = runner.invoke(cli.app, [*arguments, "--preset", "debug"])
+    assert result.exit_code == 0, result.output
+    assert video.stat().st_size > 10_000
+
+
+def test_train_leaves_a_model_that_loads(tmp_path):
+    arguments = ["train", "DCS-cartpole-swingup-clean", "--preset", "debug", "--steps", "125"]
+    more = ["--folder", str(tmp_path), "--set", "kl_coef=0.5", "--validate-every", "0"]
+    result = runner.invoke(cli.app, [*arguments, *more])
+    assert result.exit_code == 0, result.output
+    from core_agent import CoRe
+
+    assert CoRe.load(tmp_path / "model").kl_coef == 0.5
+
+
+def test_settings_are_read_as_yaml_and_nest():
+    settings = cli.parse_settings(["a=1", "b.c=[1, 2]", "b.d=x", "e=null"])
+    assert settings == {"a": 1, "b": {"c": [1, 2], "d": "x"}, "e": None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["train", "DCS-cartpole-swingup-clean", "--set", "kl_coef"],
+            "must have the form key=value",
+        ),
+        (["train", "No-such-v0"], "env must be the id of a registered environment"),
+        (["train", "Pendulum-v1", "--preset", "tiny"], "preset must be one of"),
+        (["train", "Pendulum-v1", "--set", "gamma=2", "--preset", "debug"], "gamma must lie in"),
+        (["train", "Pendulum-v1", "--set", "gama=0.9"], "gama"),
+        (["evaluate", "missing.zip", "Pendulum-v1"], "model_path must be a saved model"),
+    ],
+)
+def test_a_mistake_of_the_users_is_one_line(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["core-agent", *arguments])
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
