@@ -115,6 +115,10 @@ class VideoBackground(control.Environment):
             )
         self._uploaded = self._frame_index
 
+    def forget_upload(self) -> None:
+        """Have the next :meth:`upload` bring the current frame to the GPU even if it is there."""
+        self._uploaded = None
+
     def reload(self) -> None:
         """Fetch the pictures of the clip again, after the attributes were set from outside.
 
