@@ -1,0 +1,42 @@
+"""Acting step by step: the state that `predict` returns goes into its next call.
+
+    python examples/predict_loop.py runs/demo/model.zip
+
+A recurrent agent that is called without its state starts anew at every step: nothing fails, it just
+plays worse. Both ways are shown.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import gymnasium as gym
+import numpy as np
+
+import distracting_envs  # noqa: F401  (registers the DCS ids)
+from core_agent import CoRe
+
+
+def play(model: CoRe, env: gym.Env, carry_state: bool) -> float:
+    observation, _ = env.reset(seed=0)
+    state, episode_start, total, over = None, np.array([True]), 0.0, False
+    while not over:
+        if not carry_state:
+            state = None
+        action, state = model.predict(observation, state, episode_start, deterministic=True)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        episode_start = np.array([False])
+        total, over = total + float(reward), terminated or truncated
+    return total
+
+
+def main(path: str, env_id: str = "DCS-cartpole-swingup-easy-dynamic") -> tuple[float, float]:
+    model = CoRe.load(path)
+    env = gym.make(env_id, split="val", image_size=64, render_quality="fast")
+    returns = play(model, env, carry_state=True), play(model, env, carry_state=False)
+    print("with the state carried: {:.0f}; forgotten at every step: {:.0f}".format(*returns))
+    return returns
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

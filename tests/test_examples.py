@@ -1,0 +1,56 @@
+"""Every example runs as it stands, here in a tiny form."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    from core_agent import CoRe, preset
+
+    model = CoRe("CnnPolicy", make_dcs(), **preset("debug"))
+    path = tmp_path_factory.mktemp("model") / "model.zip"
+    model.save(path)
+    return str(path)
+
+
+def make_dcs():
+    import gymnasium as gym
+
+    return gym.make(
+        "distracting_envs:DCS-cartpole-swingup-easy-dynamic", image_size=64, render_quality="fast"
+    )
+
+
+def test_swap_for_sac():
+    assert load("swap_for_sac").main(total_timesteps=125, preset_name="debug") >= 0
+
+
+def test_custom_environment():
+    assert load("custom_environment").main(total_timesteps=550)._n_updates > 0
+
+
+def test_predict_loop(model_path):
+    with_state, without_state = load("predict_loop").main(model_path)
+    assert with_state > 0
+    assert without_state > 0
+
+
+def test_every_example_is_run_here():
+    tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
