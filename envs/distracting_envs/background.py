@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import dm_env
-import mujoco
 import numpy as np
 from dm_control.rl import control
 
 from distracting_envs.cache import Clip, ClipCache, Image
+from distracting_envs.sky import SkyTexture, sky_number
 
 PAPER_TEXTURE_SIZE = 800
 """Pixels per side of the texture in ``distracting_control``."""
@@ -34,6 +34,7 @@ class VideoBackground(control.Environment):
     :param dynamic: play the clip back and forth; otherwise show one frame for the whole episode
     :param ground_plane_alpha: opacity of the floor, in [0, 1]
     :param texture_size: pixels per side of the sky's texture
+    :param mipmapped: make the smaller versions of the texture, as the original has them
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class VideoBackground(control.Environment):
         dynamic: bool,
         ground_plane_alpha: float,
         texture_size: int = PAPER_TEXTURE_SIZE,
+        mipmapped: bool = True,
     ) -> None:
         self._env = env
         self._clips = list(clips)
@@ -52,9 +54,12 @@ class VideoBackground(control.Environment):
         self._dynamic = dynamic
         self._ground_plane_alpha = ground_plane_alpha
         self._texture_size = texture_size
-        self._sky = _sky_texture(env.physics.model)
+        self._sky = SkyTexture(
+            env.physics, sky_number(env.physics.model), texture_size, mipmapped=mipmapped
+        )
         self._random_state = np.random.RandomState()
         self._clip_name = ""
+        self._next_is_prefetched = False
         self._frames: Image | None = None
         self._n_frames = 0
         self._first_frame = 0
@@ -76,17 +81,15 @@ class VideoBackground(control.Environment):
         """Start an episode with another clip, frame and direction."""
         time_step = self._env.reset()
         self._choose(*self._draw(self._random_state))
-        model = self._env.physics.model
         self._env.physics.named.model.mat_rgba["grid", "a"] = self._ground_plane_alpha
-        # A square sky is used for all six sides of the cube; the model's own is six squares high.
-        model.tex_width[self._sky] = self._texture_size
-        model.tex_height[self._sky] = self._texture_size
-        self._prefetch_next()
+        self._next_is_prefetched = False
         return time_step
 
     def step(self, action: Any) -> dm_env.TimeStep:
         """Advance one simulator step and one frame."""
         time_step = self._env.step(action)
+        if not self._next_is_prefetched:  # here and not in reset, which has enough to do
+            self._prefetch_next()
         if self._dynamic:
             self._frame_index += self._direction
             if self._frame_index <= 0:
@@ -101,18 +104,7 @@ class VideoBackground(control.Environment):
         """Bring the current frame to the GPU, unless it is there already."""
         if self._frames is None or self._uploaded == self._frame_index:
             return
-        physics = self._env.physics
-        size = self._texture_size
-        start = physics.model.tex_adr[self._sky]
-        sky = physics.model.tex_data[start : start + 3 * size * size].reshape(size, size, 3)
-        np.copyto(sky, self._frames[self._frame_index])
-        with physics.contexts.gl.make_current() as context:
-            context.call(
-                mujoco.mjr_uploadTexture,
-                physics.model.ptr,
-                physics.contexts.mujoco.ptr,
-                self._sky,
-            )
+        self._sky.upload(self._frames[self._frame_index])
         self._uploaded = self._frame_index
 
     def forget_upload(self) -> None:
@@ -139,7 +131,7 @@ class VideoBackground(control.Environment):
                 f"state must show clips as they are here, but {self._clip_name!r} had {n_frames} "
                 f"frames and has {self._n_frames}"
             )
-        self._prefetch_next()
+        self._next_is_prefetched = False
 
     def _draw(self, random: np.random.RandomState) -> tuple[Clip, int, int, int]:
         """Return clip, its one frame (static) or 0, start within the frames, and direction."""
@@ -166,6 +158,7 @@ class VideoBackground(control.Environment):
 
     def _prefetch_next(self) -> None:
         """Load what the next reset will show: it is known, as nothing else draws in between."""
+        self._next_is_prefetched = True
         peek = np.random.RandomState()
         peek.set_state(self._random_state.get_state())
         clip, first, _, _ = self._draw(peek)
@@ -176,17 +169,3 @@ class VideoBackground(control.Environment):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._env, name)
-
-
-def _sky_texture(model: Any) -> int:
-    """Return the number of the model's sky texture.
-
-    :raises ValueError: if the model has none
-    """
-    for texture in range(model.ntex):
-        if model.tex_type[texture] == mujoco.mjtTexture.mjTEXTURE_SKYBOX:
-            return texture
-    raise ValueError(
-        "distractions must not hold 'background' for a task whose model has no sky texture; "
-        'leave it out, as in distractions=("camera", "color")'
-    )

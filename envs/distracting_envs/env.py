@@ -153,6 +153,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
                 texture_size=(
                     PAPER_TEXTURE_SIZE if render_quality == "paper" else FAST_TEXTURE_SIZE
                 ),
+                mipmapped=render_quality == "paper",
             )
         if difficulty is not None and scale is None:
             scale = DIFFICULTIES[difficulty].scale

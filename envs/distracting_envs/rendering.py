@@ -51,6 +51,9 @@ def prepare_rendering() -> None:
         return
     if "MUJOCO_GL" not in os.environ and sys.platform == "linux" and not _has_display():
         os.environ["MUJOCO_GL"] = _headless_backend()
+    # One thread renders an environment. Handing each call to another thread, as dm_control does for
+    # OSMesa, costs time and ends in tracebacks when an environment is still open at exit.
+    os.environ.setdefault("DISABLE_RENDER_THREAD_OFFLOADING", "1")
     try:
         importlib.import_module("dm_control._render")
     except Exception as error:

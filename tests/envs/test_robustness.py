@@ -226,6 +226,7 @@ def test_the_next_episodes_clip_is_ready_before_its_reset(tmp_path, monkeypatch)
     monkeypatch.setenv("DCS_CACHE", str(tmp_path))
     env = gymnasium.make(ENV_ID, **FAST).unwrapped
     env.reset(seed=5)
+    env.step(env.action_space.sample())
     background = env._distractors["background"]
     background._cache._worker.shutdown(wait=True)
     background._cache._worker = None
