@@ -9,7 +9,8 @@
 - *original*: ``distracting_control``, patched to run, with the same action repeat.
 
 A second table gives agent steps per second of several environments in parallel processes. Variants
-take turns, and medians are compared, since other work on the machine disturbs them alike.
+take turns, and ratios are medians of ratios within a round: other work on the machine disturbs both
+sides alike.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -35,15 +36,19 @@ _DIFFICULTY = "easy"
 _TURN = {"bare": 3, "ours": 3, "fast": 3}  # steps in a row; the first one after a reset is unlike
 
 
-class Timing(NamedTuple):
-    """Medians in seconds for one setting."""
+class Timings:
+    """What each variant took, in seconds, in every round."""
 
-    bare: float
-    ours: float
-    fast: float
-    reset: float
-    original: float
-    original_reset: float
+    def __init__(self, seconds: dict[str, list[float]]) -> None:
+        self._seconds = {name: np.array(values) for name, values in seconds.items()}
+
+    def ms(self, name: str) -> float:
+        """Return the median of a variant in milliseconds."""
+        return 1e3 * float(np.median(self._seconds[name]))
+
+    def ratio(self, name: str, other: str) -> float:
+        """Return the median over rounds of one variant's time over another's in the same round."""
+        return float(np.median(self._seconds[name] / self._seconds[other]))
 
 
 def write_clips(folder: Path) -> None:
@@ -57,7 +62,7 @@ def write_clips(folder: Path) -> None:
             picture.save(clip / f"{number:05d}.jpg", quality=90)
 
 
-def measure(task: str, *, dynamic: bool, frames_folder: Path, rounds: int) -> Timing:
+def measure(task: str, *, dynamic: bool, frames_folder: Path, rounds: int) -> Timings:
     """Return the timings of one setting.
 
     :param task: one of ``TASKS``
@@ -105,14 +110,18 @@ def measure(task: str, *, dynamic: bool, frames_folder: Path, rounds: int) -> Ti
         times: dict[str, list[float]] = {name: [] for name in variants}
         for _ in range(rounds):
             for name, run in variants.items():
-                for _ in range(_TURN.get(name, 1)):
-                    start = time.perf_counter()
-                    run()
-                    times[name].append(time.perf_counter() - start)
+                turn = [_seconds(run) for _ in range(_TURN.get(name, 1))]
+                times[name].append(float(np.median(turn)))
         original.physics.free()
     for env in envs:
         env.close()
-    return Timing(**{name: float(np.median(values)) for name, values in times.items()})
+    return Timings(times)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def bare_step(env: Any, action: Any, *, upload: bool) -> None:
@@ -166,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def print_steps(tasks: Sequence[str], rounds: int) -> None:
     """Print the table of agent steps and resets."""
-    print(f"Milliseconds (medians of {rounds}) and ratios, MuJoCo rendering 320x240")
+    print(f"Milliseconds (medians of {rounds} rounds) and ratios, MuJoCo rendering 320x240")
     columns = ("bare", "ours", "/bare", "reset", "/ours", "fast", "ours/", "original", "/ours")
     print(f"{'':34}" + "".join(f"{column:>9}" for column in columns) + "  original reset")
     with tempfile.TemporaryDirectory() as folder:
@@ -177,11 +186,12 @@ def print_steps(tasks: Sequence[str], rounds: int) -> None:
                 repeat = TASKS[task].action_repeat
                 name = f"{task} {'dynamic' if dynamic else 'static'} (repeat {repeat})"
                 print(
-                    f"{name:34}{1e3 * t.bare:9.1f}{1e3 * t.ours:9.1f}{t.ours / t.bare:9.2f}"
-                    f"{1e3 * t.reset:9.1f}{t.reset / t.ours:9.2f}"
-                    f"{1e3 * t.fast:9.1f}{t.ours / t.fast:9.1f}"
-                    f"{1e3 * t.original:9.1f}{t.original / t.ours:9.1f}"
-                    f"{1e3 * t.original_reset:16.1f}",
+                    f"{name:34}{t.ms('bare'):9.1f}"
+                    f"{t.ms('ours'):9.1f}{t.ratio('ours', 'bare'):9.2f}"
+                    f"{t.ms('reset'):9.1f}{t.ratio('reset', 'ours'):9.2f}"
+                    f"{t.ms('fast'):9.1f}{t.ratio('ours', 'fast'):9.1f}"
+                    f"{t.ms('original'):9.1f}{t.ratio('original', 'ours'):9.1f}"
+                    f"{t.ms('original_reset'):16.1f}",
                     flush=True,
                 )
 

@@ -6,9 +6,11 @@ share their pages; files are written aside and renamed, so a reader never sees h
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
 import threading
 from collections import OrderedDict
@@ -26,6 +28,7 @@ Image = npt.NDArray[np.uint8]
 
 _LOG = logging.getLogger("distracting_envs")
 _GIGABYTE = 10**9
+_SPARED_BYTES = _GIGABYTE  # left free on the disk for others
 
 
 class Clip(Protocol):
@@ -161,6 +164,8 @@ class ClipCache:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._make_room(textures.nbytes)
+            if shutil.disk_usage(self._folder).free < textures.nbytes + _SPARED_BYTES:
+                raise OSError(errno.ENOSPC, "the disk is nearly full")
             with tempfile.NamedTemporaryFile(
                 dir=self._folder, prefix="partial-", delete=False
             ) as file:
