@@ -25,8 +25,8 @@ from core_agent.plotting import plot_learning_curve
 from core_agent.presets import get_preset, preset
 from core_agent.video import side_by_side, write_mp4
 
-ENV_ID = "DCS-cartpole-swingup-easy-dynamic"
-N_RANDOM_EPISODES = 10
+ENV_ID = "DCS-cheetah-run-easy-dynamic"
+N_RANDOM_EPISODES = 5
 N_VALIDATION_EPISODES = 5
 LAST_EPISODES = 10
 FRAMES_PER_SECOND = 15

@@ -19,7 +19,13 @@ def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     console = Console(record=True, width=120, quiet=True)
     summary = run_demo(
-        folder, total_timesteps=375, preset_name="debug", n_random=1, console=console
+        folder,
+        total_timesteps=375,
+        env_id="DCS-cartpole-swingup-easy-dynamic",
+        preset_name="debug",
+        n_random=1,
+        n_validation=1,
+        console=console,
     )
     return folder, summary
 
