@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
@@ -22,9 +23,10 @@ from stable_baselines3.common.type_aliases import (
     RolloutReturn,
     Schedule,
     TrainFreq,
+    TrainFrequencyUnit,
 )
 from stable_baselines3.common.utils import should_collect_more_steps
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from core_agent.buffers import SequenceReplayBuffer
 from core_agent.encoders import as_dict_space, is_image
@@ -63,6 +65,62 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
             f"env must be the id of a registered environment, got {env_id!r}; import the package "
             f"that registers it first, or give 'package:id' ({error})"
         ) from error
+
+
+def as_train_freq(train_freq: int | tuple[int, str] | TrainFreq) -> TrainFreq:
+    """SB3's form of ``train_freq``.
+
+    :raises ValueError: if it is neither a whole number nor ``(n, "step")`` nor ``(n, "episode")``
+    """
+    units = {unit.value: unit for unit in TrainFrequencyUnit}
+    pair: tuple[Any, ...] = (
+        tuple(train_freq) if isinstance(train_freq, (tuple, list)) else (train_freq, "step")
+    )
+    unit = pair[-1].value if isinstance(pair[-1], TrainFrequencyUnit) else pair[-1]
+    whole = isinstance(pair[0], int) and not isinstance(pair[0], bool) and pair[0] >= 1
+    check(
+        len(pair) == 2 and whole and unit in units,
+        "train_freq",
+        "be a whole number >= 1 of steps, (n, 'step') or (n, 'episode')",
+        train_freq,
+    )
+    return TrainFreq(int(pair[0]), units[str(unit)])
+
+
+def refuse_normalized_images(space: spaces.Space, normalizer: VecNormalize | None) -> None:
+    """Make sure that ``VecNormalize`` leaves images alone: they are stored and cropped as bytes.
+
+    :raises ValueError: if it does not
+    """
+    if normalizer is None or not normalizer.norm_obs:
+        return
+    images = [key for key, sub_space in as_dict_space(space).items() if is_image(sub_space)]
+    touched = images if normalizer.norm_obs_keys is None else normalizer.norm_obs_keys
+    check(
+        not set(images) & set(touched),
+        "env",
+        "leave images as they are",
+        "VecNormalize over images",
+        "pass VecNormalize norm_obs=False, or norm_obs_keys=[...] with the vectors alone",
+    )
+
+
+def transposed_to(space: spaces.Space, observations: np.ndarray) -> np.ndarray:
+    """Observations ``(n, ...)`` of ``space``, images transposed if they are channels last.
+
+    :raises ValueError: if they fit neither way
+    """
+    if observations.shape[1:] == space.shape:
+        return observations
+    transposed = observations.transpose(0, 3, 1, 2) if observations.ndim == 4 else observations
+    check(
+        transposed.shape[1:] == space.shape,
+        "env",
+        f"give observations of shape {space.shape} under VecNormalize",
+        observations.shape[1:],
+        "wrap with VecFrameStack first and VecNormalize after it",
+    )
+    return transposed
 
 
 class MetricMeans:
@@ -138,6 +196,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             )
         check_at_least("update_ratio", update_ratio, 0)
         check(precision in PRECISIONS, "precision", f"be one of {PRECISIONS}", precision)
+        as_train_freq(train_freq)
         if not callable(learning_rate):
             check_positive("learning_rate", learning_rate)
         if env is None and isinstance(policy, str) and policy not in self.policy_aliases:
@@ -196,6 +255,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
+        refuse_normalized_images(self.observation_space, self._vec_normalize_env)
         self.set_random_seed(self.seed)
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -223,7 +283,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
-        self._convert_train_freq()
+        self.train_freq = as_train_freq(self.train_freq)  # type: ignore[assignment]
 
     @abstractmethod
     def _make_optimizers(self) -> None:
@@ -238,24 +298,44 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     def optimizers(self) -> list[torch.optim.Optimizer]:
         return [getattr(self.policy, name) for name in self.optimizer_names]
 
+    @property
+    def base_learning_rate(self) -> float:
+        """The model's own rate: where the schedule starts, or its peak if it starts at 0."""
+        start = self.lr_schedule(1.0)
+        return start or max(self.lr_schedule(left) for left in np.linspace(0.0, 1.0, 101).tolist())
+
     def _update_learning_rate(
         self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer
     ) -> None:
         """Scale each group's own rate by what the schedule has come to since the start."""
         rate = self.lr_schedule(self._current_progress_remaining)
         self.logger.record("train/learning_rate", rate)
-        scale = rate / self.lr_schedule(1.0)
+        base = self.base_learning_rate
+        scale = rate / base if base > 0 else 0.0
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             for group in optimizer.param_groups:
                 group["lr"] = scale * group["initial_lr"]
 
     # ---- saving ----
 
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_last_states"]
-
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *(f"policy.{name}" for name in self.optimizer_names)], []
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | dict[str, torch.Tensor],
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Load networks and optimisers; learning rates and the like stay those of this model."""
+        options = [
+            [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+            for optimizer in self.optimizers
+        ]
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        for optimizer, own in zip(self.optimizers, options):
+            for group, kept in zip(optimizer.param_groups, own):
+                group.update(kept)
 
     # ---- collection ----
 
@@ -287,10 +367,10 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             self.replay_buffer.end_episodes()
             self._last_states = None
         if self.replay_buffer.n_envs != self.env.num_envs:
-            raise ValueError(
-                f"replay_buffer must be made for {self.env.num_envs} environment(s), got one for "
-                f"{self.replay_buffer.n_envs}; load the model with the environments to train in"
-            )
+            self.replay_buffer.set_n_envs(self.env.num_envs)
+        noise = self.action_noise
+        if isinstance(noise, VectorizedActionNoise) and noise.n_envs != self.env.num_envs:
+            self.action_noise = VectorizedActionNoise(noise.base_noise, self.env.num_envs)
         return super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
@@ -373,10 +453,10 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     ) -> RolloutReturn:
         """Step the environments ``train_freq`` times, or until each has ended that many episodes.
 
-        As SB3's, which allows one environment alone where ``train_freq`` counts episodes.
+        As SB3's, which allows one environment alone where ``train_freq`` counts episodes, and
+        which loses the step at which a callback stops.
         """
         self.policy.set_training_mode(False)
-        check_integer("train_freq", train_freq.frequency, 1)
         if (
             action_noise is not None
             and env.num_envs > 1
@@ -394,10 +474,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             self.num_timesteps += env.num_envs
             n_steps += 1
             callback.update_locals(locals())
-            if not callback.on_step():
-                return RolloutReturn(
-                    n_steps * env.num_envs, int(n_episodes.sum()), continue_training=False
-                )
+            continue_training = callback.on_step()
             self._update_info_buffer(infos, dones)
             self._store_transition(replay_buffer, buffer_actions, new_obs, rewards, dones, infos)  # type: ignore[arg-type]
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
@@ -409,6 +486,10 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                     action_noise.reset(**({"indices": [index]} if env.num_envs > 1 else {}))
                 if log_interval is not None and self._episode_num % log_interval == 0:
                     self.dump_logs()
+            if not continue_training:
+                return RolloutReturn(
+                    n_steps * env.num_envs, int(n_episodes.sum()), continue_training=False
+                )
         callback.on_rollout_end()
         return RolloutReturn(n_steps * env.num_envs, int(n_episodes.sum()), continue_training=True)
 
@@ -443,8 +524,41 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        """Put one step into the buffer, as it is without ``VecNormalize``.
+
+        SB3's takes what lies under ``VecNormalize``, where images have not been transposed yet.
+        """
+        normalizer = self._vec_normalize_env
+        last, raw_obs, raw_reward = self._last_obs, new_obs, reward
+        if normalizer is not None:
+            last = self._channels_first(self._last_original_obs)
+            raw_obs = self._channels_first(normalizer.get_original_obs())
+            raw_reward = normalizer.get_original_reward()
+        next_obs = deepcopy(raw_obs)
+        for index in np.flatnonzero(dones):
+            terminal = infos[index].get("terminal_observation")
+            if terminal is None:
+                continue
+            if normalizer is not None:
+                terminal = normalizer.unnormalize_obs(terminal)
+            if isinstance(next_obs, dict):
+                for key in next_obs:
+                    next_obs[key][index] = terminal[key]
+            else:
+                next_obs[index] = terminal
+        replay_buffer.add(last, next_obs, buffer_action, raw_reward, dones, infos)  # type: ignore[arg-type]
+        self._last_obs, self._last_original_obs = new_obs, raw_obs
         self._last_episode_starts = dones
+
+    def _channels_first(self, observations: Any) -> Any:
+        """Observations ``(n_envs, ...)`` from under ``VecTransposeImage`` as the agent sees them.
+
+        :raises ValueError: if they have another shape, as under ``VecFrameStack``
+        """
+        if not isinstance(observations, dict):
+            return transposed_to(self.observation_space, observations)
+        sub_spaces = as_dict_space(self.observation_space)
+        return {key: transposed_to(space, observations[key]) for key, space in sub_spaces.items()}
 
     # ---- learning ----
 

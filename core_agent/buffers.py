@@ -90,7 +90,8 @@ class Episode:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state["_frames"] = {key: frames.clone() for key, frames in self.frames.items()}
+        # In main memory: whoever loads this may have no GPU.
+        state["_frames"] = {key: frames.clone().cpu() for key, frames in self.frames.items()}
         state["_actions"] = np.resize(self._actions, (self.n_steps + 1, self._actions.shape[1]))
         state["_rewards"] = np.resize(self._rewards, self.n_steps + 1)
         return state
@@ -253,6 +254,17 @@ class SequenceReplayBuffer(ReplayBuffer):
         for env, episode in enumerate(self.running):
             if episode is not None:
                 self._finish(env, terminated=False)
+
+    def set_n_envs(self, n_envs: int) -> None:
+        """Take steps of another number of environments from now on."""
+        self.end_episodes()
+        self.n_envs = n_envs
+        self.running = [None] * n_envs
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if not torch.cuda.is_available():
+            self.device = self.storage_device = torch.device("cpu")
 
     def sample(  # type: ignore[override]
         self, batch_size: int, env: VecNormalize | None = None

@@ -171,7 +171,7 @@ class CoRe(RecurrentSAC):
         others = [p for p in policy.world_model.parameters() if p is not scale]
         policy.optimizer = self._adam(
             [
-                dict(params=others, lr=self.lr_schedule(1.0)),
+                dict(params=others, lr=self.base_learning_rate),
                 dict(params=[scale], lr=self.contrastive_scale_learning_rate),
             ]
         )

@@ -175,7 +175,7 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
             self._setup_model()
 
     def _make_optimizers(self) -> None:
-        policy, model_rate = self.policy, self.lr_schedule(1.0)
+        policy, model_rate = self.policy, self.base_learning_rate
         groups = [dict(params=list(policy.critic.parameters()), lr=self.critic_learning_rate)]
         if self.train_model_with_critic:
             groups.append(dict(params=list(policy.world_model.filter_parameters()), lr=model_rate))
