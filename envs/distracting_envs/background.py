@@ -8,7 +8,7 @@ texture that is about to be seen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dm_env
@@ -17,6 +17,7 @@ from dm_control.rl import control
 
 from distracting_envs.cache import Clip, ClipCache, Image
 from distracting_envs.sky import SkyTexture, sky_number
+from distracting_envs.state import State, get_random, join, make_random, part
 
 PAPER_TEXTURE_SIZE = 800
 """Pixels per side of the texture in ``distracting_control``."""
@@ -111,24 +112,35 @@ class VideoBackground(control.Environment):
         """Have the next :meth:`upload` bring the current frame to the GPU even if it is there."""
         self._uploaded = None
 
-    def reload(self) -> None:
-        """Fetch the pictures of the clip again, after the attributes were set from outside.
+    def get_state(self) -> State:
+        """Return clip, frame, direction and random numbers as plain values."""
+        return {
+            "clip": self._clip_name,
+            "n_frames": self._n_frames,
+            "first_frame": self._first_frame,
+            "frame_index": self._frame_index,
+            "direction": self._direction,
+        } | join(random=get_random(self._random_state))
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of :meth:`get_state`.
 
         :raises ValueError: if there is no such clip here, or it has another number of frames
         """
-        if not self._clip_name:
+        self._random_state = make_random(part(state, "random"))
+        name = state["clip"]
+        if not name:  # a state from before the first reset
             return
-        n_frames = self._n_frames
-        clip = next((clip for clip in self._clips if clip.name == self._clip_name), None)
+        clip = next((clip for clip in self._clips if clip.name == name), None)
         if clip is None:
             raise ValueError(
-                f"state must show a clip of this environment, got {self._clip_name!r}; make the "
-                "environment with the same video_path and split"
+                f"state must show a clip of this environment, got {name!r}; make the environment "
+                "with the same video_path and split"
             )
-        self._load(clip)
-        if self._n_frames != n_frames:
+        self._choose(clip, state["first_frame"], state["frame_index"], state["direction"])
+        if self._n_frames != state["n_frames"]:
             raise ValueError(
-                f"state must show clips as they are here, but {self._clip_name!r} had {n_frames} "
+                f"state must show clips as they are here, but {name!r} had {state['n_frames']} "
                 f"frames and has {self._n_frames}"
             )
         self._next_is_prefetched = False
@@ -145,10 +157,6 @@ class VideoBackground(control.Environment):
     def _choose(self, clip: Clip, first: int, index: int, direction: int) -> None:
         self._clip_name, self._first_frame = clip.name, first
         self._frame_index, self._direction = index, direction
-        self._load(clip)
-
-    def _load(self, clip: Clip) -> None:
-        first = self._first_frame
         if self._dynamic:
             self._frames = self._cache.clip(clip, self._texture_size)
         else:

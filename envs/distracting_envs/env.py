@@ -179,7 +179,11 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         self.domain_name = domain
         self.task_name = task
         self.render_quality = render_quality
-        self._name = f"{domain}-{task} {sorted(self._distractors)}"
+        self._name = f"{domain}-{task}" + (
+            f" with {'+'.join(self._distractors)}, scale={scale}, dynamic={dynamic}"
+            if self._distractors
+            else ""
+        )
         self._action_repeat = action_repeat
         self._image_size = image_size
         self._vector_observations = vector_observations
@@ -312,33 +316,36 @@ class DistractingControlEnv(DmControlCompatibilityV0):
             physics=get_physics(physics),
             model=self.changed_model_fields(),
             task=get_attributes(self._base.task),
-            **{name: get_attributes(layer) for name, layer in self._distractors.items()},
+            **{
+                name: layer.get_state() if name == "background" else get_attributes(layer)
+                for name, layer in self._distractors.items()
+            },
         )
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Bring the environment to a state from :meth:`get_state`.
 
-        :raises ValueError: if the state is of another task or other distractions
+        :raises ValueError: if the state is of another task, other distractions or other clips
         """
         if self._renderer is None:
             raise gymnasium.error.ClosedEnvironmentError("set_state() must not follow close()")
         own = part(state, "env")
         if own.get("name") != self._name:
             raise ValueError(
-                f"state must come from an environment {self._name!r}, got one from "
+                f"state must come from the environment {self._name!r}, got one from "
                 f"{own.get('name')!r}; make the environment with the same arguments"
             )
+        if "background" in self._distractors:  # first, as it may refuse
+            self._distractors["background"].set_state(part(state, "background"))
+        for name in self._distractors.keys() - {"background"}:
+            set_attributes(self._distractors[name], part(state, name))
         self._simulator_steps = own["simulator_steps"]
         self._needs_reset = own["needs_reset"]
         self._base._step_count = own["dm_step_count"]
         self._base._reset_next_step = own["dm_reset_next_step"]
         self._model_fields.restore(part(state, "model"))
         set_attributes(self._base.task, part(state, "task"))
-        for name, layer in self._distractors.items():
-            set_attributes(layer, part(state, name))
         set_physics(self._base.physics, part(state, "physics"))
-        if "background" in self._distractors:
-            self._distractors["background"].reload()
         self._draw_frame()
 
     def _draw_frame(self) -> None:

@@ -45,7 +45,7 @@ def draw_gallery(
     :param path: a .png file
     :param video_path: see :class:`~distracting_envs.env.DistractingControlEnv`
     :param split: "train" or "val"
-    :param seed: seed of every environment
+    :param seed: seed of the first task, the next one's is one higher, and so on
     :param tile_width: width of one picture in pixels; its height is three quarters of that
     :param render_quality: "paper" or "fast"
     """
@@ -55,14 +55,14 @@ def draw_gallery(
     tiles = []
     for row in rows:
         setting = row if row == "clean" else f"{row}-static"
-        for task in TASKS:
+        for column, task in enumerate(TASKS):
             env = gymnasium.make(
                 f"DCS-{task}-{setting}",
                 video_path=video_path,
                 split=split,
                 render_quality=render_quality,
             )
-            env.reset(seed=seed)
+            env.reset(seed=seed + column)
             frame: Any = env.render()
             env.close()
             picture = PillowImage.fromarray(frame)

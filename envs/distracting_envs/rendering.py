@@ -30,6 +30,9 @@ _INSTALL = (
 )
 
 
+_gl_process: int | None = None  # the process that has made an OpenGL context
+
+
 class RenderingUnavailableError(RuntimeError):
     """There is no OpenGL to render with; the message says what to install."""
 
@@ -159,8 +162,15 @@ class FrameRenderer:
 
         :raises RenderingUnavailableError: if no OpenGL context can be made
         """
+        global _gl_process
+        if _gl_process is not None and _gl_process != os.getpid():
+            raise RenderingUnavailableError(
+                "OpenGL was used by a process that then forked this one, where it would hang; "
+                "start worker processes by 'spawn' or 'forkserver', or before the first frame"
+            )
         if self._camera is None:
             self._camera = self._make_camera()
+            _gl_process = os.getpid()
 
     def _make_camera(self) -> Any:
         from dm_control.mujoco import engine

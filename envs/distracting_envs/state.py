@@ -69,16 +69,32 @@ def set_physics(physics: Any, state: Mapping[str, Any]) -> None:
         np.copyto(getattr(physics.data, name), state[name])
 
 
+def get_random(random: np.random.RandomState) -> State:
+    """Return the state of a legacy random generator as plain values."""
+    _, keys, position, has_gauss, gauss = random.get_state(legacy=True)
+    return {
+        "keys": np.array(keys),
+        "position": int(position),
+        "has_gauss": int(has_gauss),
+        "gauss": float(gauss),
+    }
+
+
+def make_random(state: Mapping[str, Any]) -> np.random.RandomState:
+    """Return a legacy random generator in a state from :func:`get_random`."""
+    random = np.random.RandomState()
+    random.set_state(
+        ("MT19937", state["keys"], state["position"], state["has_gauss"], state["gauss"])
+    )
+    return random
+
+
 def get_attributes(thing: Any) -> State:
     """Return the attributes of an object that are numbers, strings, arrays or random generators."""
     state: State = {}
     for name, value in vars(thing).items():
         if isinstance(value, np.random.RandomState):
-            _, keys, position, has_gauss, gauss = value.get_state(legacy=True)
-            state[f"{name}/keys"] = np.array(keys)
-            state[f"{name}/position"] = int(position)
-            state[f"{name}/has_gauss"] = int(has_gauss)
-            state[f"{name}/gauss"] = float(gauss)
+            state |= join(**{name: get_random(value)})
         elif isinstance(value, np.ndarray | np.generic):
             state[name] = np.array(value)
         elif isinstance(value, bool | int | float | str):
@@ -91,16 +107,15 @@ def set_attributes(thing: Any, state: Mapping[str, Any]) -> None:
     for name, value in state.items():
         if name.endswith("/keys"):
             name = name.removesuffix("/keys")
-            position, has_gauss, gauss = (
-                state[f"{name}/{part}"] for part in ("position", "has_gauss", "gauss")
-            )
-            random = np.random.RandomState()
-            random.set_state(("MT19937", value, position, has_gauss, gauss))
-            setattr(thing, name, random)
+            setattr(thing, name, make_random(part(state, name)))
         elif "/" not in name:
-            # A 0-d array stands for a numpy scalar; indexing with () gives that back.
-            is_array = isinstance(value, np.ndarray)
-            setattr(thing, name, (value.copy() if value.ndim else value[()]) if is_array else value)
+            setattr(thing, name, _unpacked(value))
+
+
+def _unpacked(value: Any) -> Any:
+    if not isinstance(value, np.ndarray):
+        return value
+    return value.copy() if value.ndim else value[()]  # a 0-d array stands for a numpy scalar
 
 
 def join(**parts: Mapping[str, Any]) -> State:

@@ -138,7 +138,7 @@ def test_static_distractions_stand_still_and_dynamic_ones_move():
         for _ in range(3):
             env.step(env.action_space.sample())
         after = env.get_state()
-        for key in ("background/_frame_index", "camera/_h_angle", "color/_current_rgb"):
+        for key in ("background/frame_index", "camera/_h_angle", "color/_current_rgb"):
             assert np.any(before[key] != after[key]) == moves, key
         env.close()
 

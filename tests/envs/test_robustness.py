@@ -85,6 +85,26 @@ def test_gymnasiums_async_vector_env_works():
     vec_env.close()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_a_forked_worker_says_that_it_cannot_render_instead_of_hanging():
+    code = f"""
+import os
+import gymnasium
+make = lambda: gymnasium.make({ENV_ID!r}, render_quality="fast", video_path="builtin")
+make().reset(seed=0)
+if os.fork() == 0:
+    try:
+        make().reset(seed=0)
+    except Exception as error:
+        print(type(error).__name__, error, flush=True)
+    os._exit(0)
+os.wait()
+"""
+    result = run_python("-c", code)
+    assert "RenderingUnavailableError" in result.stdout, result.stderr
+    assert "'spawn' or 'forkserver'" in result.stdout
+
+
 USE = f"""
 import gymnasium
 env = gymnasium.make({ENV_ID!r}, render_quality="fast", video_path="builtin")

@@ -104,6 +104,26 @@ def test_a_state_is_not_changed_by_playing_on(davis_root):
     env.close()
 
 
+def test_a_state_is_small(davis_root):
+    env = make("DCS-walker-walk-hard-dynamic", davis_root)
+    env.reset(seed=0)
+    assert sum(getattr(value, "nbytes", 8) for value in env.get_state().values()) < 50_000
+    env.close()
+
+
+def test_a_state_of_other_distractions_or_clips_is_refused(davis_root):
+    env = make("DCS-walker-walk-hard-dynamic", davis_root)
+    other_scale = make("DCS-walker-walk-easy-dynamic", davis_root)
+    other_clips = make("DCS-walker-walk-hard-dynamic", davis_root, split="val")
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"scale=0\.1.*scale=0\.3"):
+        other_scale.set_state(env.get_state())
+    with pytest.raises(ValueError, match="same video_path and split"):
+        other_clips.set_state(env.get_state())
+    for each in (env, other_scale, other_clips):
+        each.close()
+
+
 def test_a_state_of_another_task_is_refused(davis_root):
     cheetah, walker = (
         make(f"DCS-{task}-easy-static", davis_root) for task in ("cheetah-run", "walker-walk")
