@@ -171,6 +171,25 @@ def record(
     Console().print(f"Return {result.episode_return:.1f}; video: {output}")
 
 
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(context_settings=PASS_ON)
+def gallery(context: typer.Context) -> None:
+    """Draw tasks and difficulties as one picture, and a video of dynamic distractions."""
+    from distracting_envs.gallery import main as draw
+
+    raise typer.Exit(draw(context.args))
+
+
+@app.command(context_settings=PASS_ON)
+def videos(context: typer.Context) -> None:
+    """Get the DAVIS videos: core-agent videos download."""
+    from distracting_envs.videos import main as manage
+
+    raise typer.Exit(manage(context.args))
+
+
 def existing(path: Path) -> Path:
     """The path, if there is a file.
 

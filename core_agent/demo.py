@@ -7,12 +7,12 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3.common.callbacks import CallbackList
 
+from core_agent.algorithm import make_env
 from core_agent.callbacks import (
     EpisodeReturns,
     RichProgressCallback,
@@ -81,14 +81,12 @@ def run_demo(
     :param n_validation: episodes of the trained agent on validation videos
     :param console: where to print
     """
-    import distracting_envs  # noqa: F401  (registers the ids)
-
     started = time.perf_counter()
     console = console or Console()
     folder.mkdir(parents=True, exist_ok=True)
-    env_arguments = {**get_preset(preset_name).env_arguments, "render_mode": "rgb_array"}
-    env = gym.make(env_id, **env_arguments)
-    validation_env = gym.make(env_id, split="val", **env_arguments)
+    env_arguments = get_preset(preset_name).env_arguments
+    env = make_env(env_id, **env_arguments)
+    validation_env = make_env(env_id, split="val", **env_arguments)
 
     console.print(f"[bold]{env_id}[/], seed {seed}: how far do random actions get?")
     random_training = summarize(play(env, None, n_random, seed=seed))

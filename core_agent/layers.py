@@ -266,7 +266,8 @@ class ImageEncoder(nn.Module):
         if self.gate is not None:
             x = x * self.gate(x)
         for conv in self.convs:
-            x = F.relu(cast_conv(x, conv))
+            # In place: the gradient of a convolution does not need its output.
+            x = F.relu(cast_conv(x, conv), inplace=True)
         # Flattened channels-last, as the memory lies.
         x = x.permute(0, 2, 3, 1).flatten(start_dim=1)
         features = cast_linear(x, self.linear, self.compute_dtype)
