@@ -69,7 +69,7 @@ class Sizes:
 
 
 class Noise(NamedTuple):
-    """Standard normal draws of one update: ``(T, B, S)``, ``(T - 1, B, S)`` or ``(T - 1, B, A)``."""
+    """Standard normal draws of one update, ``(T, B, S)``; ``T - 1`` of priors and actions."""
 
     posterior: torch.Tensor
     prior: torch.Tensor
