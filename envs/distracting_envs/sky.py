@@ -24,26 +24,26 @@ class SkyTexture:
         self._physics = physics
         self._texture = texture
         self._size = size
-        self._mipmapped = mipmapped
-        self._gl_context: Any = None  # the one whose texture has this size and no mipmaps
+        self._gl = None if mipmapped else _opengl()
+        self._plain_context: Any = None  # the one in which the texture has no mipmaps
 
     def upload(self, picture: npt.NDArray[np.uint8]) -> None:
         """Show a picture, (size, size, 3) uint8 RGB."""
         contexts = self._physics.contexts
         with contexts.gl.make_current() as context:
-            if self._mipmapped or self._gl_context is not contexts.gl:
-                self._fill_model(picture)
-                context.call(
-                    mujoco.mjr_uploadTexture,
-                    self._physics.model.ptr,
-                    contexts.mujoco.ptr,
-                    self._texture,
-                )
-                self._gl_context = contexts.gl
-                if not self._mipmapped:
-                    context.call(self._forget_mipmaps)
-            else:
-                context.call(self._replace, picture)
+            if self._gl is not None and self._plain_context is contexts.gl:
+                context.call(self._replace, self._gl, picture)
+                return
+            self._fill_model(picture)
+            context.call(
+                mujoco.mjr_uploadTexture,
+                self._physics.model.ptr,
+                contexts.mujoco.ptr,
+                self._texture,
+            )
+            if self._gl is not None:
+                context.call(self._forget_mipmaps, self._gl)
+                self._plain_context = contexts.gl
 
     def _fill_model(self, picture: npt.NDArray[np.uint8]) -> None:
         model = self._physics.model
@@ -52,30 +52,28 @@ class SkyTexture:
         start = model.tex_adr[self._texture]
         model.tex_data[start : start + picture.size] = picture.ravel()
 
-    def _bind(self) -> Any:
-        gl = importlib.import_module("OpenGL.GL")  # now that dm_control has chosen the platform
+    def _bind(self, gl: Any) -> None:
         name = int(self._physics.contexts.mujoco.ptr.texture[self._texture])
         gl.glBindTexture(gl.GL_TEXTURE_CUBE_MAP, name)
-        return gl
 
-    def _forget_mipmaps(self) -> None:
-        gl = self._bind()
+    def _forget_mipmaps(self, gl: Any) -> None:
+        self._bind(gl)
         gl.glTexParameteri(gl.GL_TEXTURE_CUBE_MAP, gl.GL_TEXTURE_MAX_LEVEL, 0)
 
-    def _replace(self, picture: npt.NDArray[np.uint8]) -> None:
-        gl = self._bind()
+    def _replace(self, gl: Any, picture: npt.NDArray[np.uint8]) -> None:
+        self._bind(gl)
         for side in range(6):
-            gl.glTexSubImage2D(
-                gl.GL_TEXTURE_CUBE_MAP_POSITIVE_X + side,
-                0,
-                0,
-                0,
-                self._size,
-                self._size,
-                gl.GL_RGB,
-                gl.GL_UNSIGNED_BYTE,
-                picture,
-            )
+            target = gl.GL_TEXTURE_CUBE_MAP_POSITIVE_X + side
+            where = (0, 0, 0, self._size, self._size)  # level of detail, corner, width, height
+            gl.glTexSubImage2D(target, *where, gl.GL_RGB, gl.GL_UNSIGNED_BYTE, picture)
+
+
+def _opengl() -> Any:
+    """Return PyOpenGL's functions, or None where it finds no libGL: MuJoCo can do without."""
+    try:
+        return importlib.import_module("OpenGL.GL")
+    except Exception:
+        return None
 
 
 def sky_number(model: Any) -> int:

@@ -19,7 +19,6 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 
 import av
@@ -58,17 +57,14 @@ class BuiltinClip:
         self.name = builtin_videos.clip_name(split, index)
         self.identity = f"{self.name} version {builtin_videos.VERSION}"
 
-    @cached_property
-    def _scene(self) -> builtin_videos.ClipScene:
-        return builtin_videos.ClipScene(self._split, self._index)
-
     def frames(self) -> Iterator[Image]:
         """Return the frames in order, each (256, 256, 3) uint8 RGB."""
-        return (self.frame(index) for index in range(self.n_frames))
+        scene = builtin_videos.ClipScene(self._split, self._index)
+        return (scene.frame(index) for index in range(self.n_frames))
 
     def frame(self, index: int) -> Image:
         """Return one frame, (256, 256, 3) uint8 RGB."""
-        return self._scene.frame(index)
+        return builtin_videos.ClipScene(self._split, self._index).frame(index)
 
 
 class FolderClip:

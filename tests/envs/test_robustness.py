@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import distracting_envs
+from distracting_envs import sky
 from distracting_envs.cache import ClipCache
 from distracting_envs.videos import BuiltinClip
 
@@ -196,6 +197,19 @@ def test_a_few_constructions_leak_no_memory_and_no_files():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_two_hundred_constructions_leak_no_memory_and_no_files():
     assert_no_leak(warm_up=10, count=200, mb_allowed=60)
+
+
+def test_without_libgl_fast_quality_shows_the_same(monkeypatch):
+    frames = []
+    for opengl in (sky._opengl, lambda: None):
+        monkeypatch.setattr(sky, "_opengl", opengl)
+        env = gymnasium.make(ENV_ID, **FAST)
+        env.reset(seed=0)
+        env.step(np.zeros(1, np.float32))
+        env.step(np.zeros(1, np.float32))
+        frames.append(env.render())
+        env.close()
+    np.testing.assert_array_equal(*frames)
 
 
 # The clip cache.
