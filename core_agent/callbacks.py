@@ -13,7 +13,6 @@ from rich.progress import (
     Progress,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -43,15 +42,19 @@ class RichProgressCallback(BaseCallback):
             TextColumn("return {task.fields[mean_return]}"),
             TextColumn("loss {task.fields[loss]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]} left"),
             console=self.console,
         )
         self._progress.start()
         self._first_step = self.model.num_timesteps
         self._task = self._progress.add_task(
-            "", total=self.locals["total_timesteps"] - self._first_step, mean_return="–", loss="–"
+            "",
+            total=self.locals["total_timesteps"] - self._first_step,
+            mean_return="–",
+            loss="–",
+            left="–",
         )
+        self._learning_since: tuple[int, float] | None = None
 
     def _on_step(self) -> bool:
         self._loss = self.logger.name_to_value.get(self.loss_key, self._loss)
@@ -61,8 +64,23 @@ class RichProgressCallback(BaseCallback):
             completed=self.model.num_timesteps - self._first_step,
             mean_return=f"{np.mean([ep['r'] for ep in episodes]):.0f}" if episodes else "–",
             loss="–" if self._loss is None else f"{self._loss:.2f}",
+            left=self._time_left(),
         )
         return True
+
+    def _time_left(self) -> str:
+        """By the pace since learning began: warm-up is faster, and updates come in bursts."""
+        steps, now = self.model.num_timesteps, time.perf_counter()
+        if steps < getattr(self.model, "learning_starts", 0):
+            return "–"
+        if self._learning_since is None:
+            self._learning_since = steps, now
+        first, since = self._learning_since
+        if not self.model._n_updates or steps == first:
+            return "–"
+        remaining = self.locals["total_timesteps"] - steps
+        minutes, seconds = divmod(round((now - since) / (steps - first) * max(0, remaining)), 60)
+        return f"{minutes}:{seconds:02}"
 
     def _on_training_end(self) -> None:
         self._progress.stop()

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import re
+
 import av
 import numpy as np
 import pytest
+from rich.console import Console
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from core_agent import CoRe
-from core_agent.callbacks import EpisodeReturns, TimeLimitCallback, ValidationCallback
+from core_agent.callbacks import (
+    EpisodeReturns,
+    RichProgressCallback,
+    TimeLimitCallback,
+    ValidationCallback,
+)
 from core_agent.evaluation import EpisodeResult, play, summarize
 from core_agent.plotting import plot_learning_curve, running_mean
 from core_agent.video import encode_gif, log_video, side_by_side, write_mp4
@@ -104,3 +113,13 @@ def test_time_limit_ends_training():
     model = CoRe("CnnPolicy", FakeEnv(), **TINY)
     model.learn(10**6, callback=TimeLimitCallback(0.2))
     assert model.num_timesteps < 10**6
+
+
+def test_the_progress_bar_shows_return_loss_and_time_left():
+    console = Console(file=io.StringIO(), force_terminal=True, width=150)
+    model = CoRe("CnnPolicy", FakeEnv(), **TINY)
+    model.learn(60, callback=RichProgressCallback(console))
+    shown = console.file.getvalue()
+    assert re.search(r"return -?\d", shown)
+    assert re.search(r"loss -?\d+\.\d\d", shown)
+    assert re.search(r"0:00 left", shown)
