@@ -1,0 +1,151 @@
+"""CoRe and RecurrentSAC in rl-zoo: training, playing, resuming and tuning with its commands.
+
+    python -m core_agent.zoo train --algo core --env DCS-cheetah-run-easy-dynamic
+    python -m core_agent.zoo train --algo core --env DCS-cheetah-run-easy-dynamic -i model.zip
+    python -m core_agent.zoo enjoy --algo core --env DCS-cheetah-run-easy-dynamic -f logs
+    python -m core_agent.zoo train --algo core --env Pendulum-v1 --optimize --n-trials 20
+
+Every option is rl-zoo's own. What is added: the algorithms ``core`` and ``recurrent_sac``; their
+configurations where ``-conf`` names none; the ids of the Distracting Control Suite, evaluated on
+the validation videos and enjoyed without a window, which they do not have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from core_agent.core import CoRe
+from core_agent.recurrent_sac import RecurrentSAC
+from core_agent.validation import check
+
+ALGORITHMS: dict[str, type[RecurrentSAC]] = {"core": CoRe, "recurrent_sac": RecurrentSAC}
+CONFIGS = Path(__file__).parent / "configs"
+COMMANDS = ("train", "enjoy")
+
+
+def sample_recurrent_sac(
+    trial: Any, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """Constructor arguments of RecurrentSAC for one Optuna trial.
+
+    :param trial: the ``optuna.Trial``
+    :param n_actions: for rl-zoo's interface
+    :param n_envs: for rl-zoo's interface
+    :param additional_args: for rl-zoo's interface
+    """
+    return convert_parameters(suggest_recurrent_sac(trial))
+
+
+def suggest_recurrent_sac(trial: Any) -> dict[str, Any]:
+    """What is searched for both algorithms, as Optuna stores it."""
+    return {
+        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.002, 0.05, log=True),
+        "tau": trial.suggest_float("tau", 0.002, 0.05, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 5e-5, 2e-3, log=True),
+        "critic_learning_rate": trial.suggest_float("critic_learning_rate", 1e-4, 3e-3, log=True),
+        "actor_learning_rate": trial.suggest_float("actor_learning_rate", 1e-4, 3e-3, log=True),
+        "batch_size_pow": trial.suggest_int("batch_size_pow", 3, 6),
+        "sequence_length_pow": trial.suggest_int("sequence_length_pow", 3, 6),
+        "update_ratio": trial.suggest_float("update_ratio", 0.1, 1.0, log=True),
+    }
+
+
+def sample_core(
+    trial: Any, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """Constructor arguments of CoRe for one Optuna trial; see :func:`sample_recurrent_sac`."""
+    parameters = {
+        **suggest_recurrent_sac(trial),
+        "kl_coef": trial.suggest_float("kl_coef", 1e-3, 1.0, log=True),
+        "reward_coef": trial.suggest_float("reward_coef", 0.1, 10.0, log=True),
+        "inverse_coef": trial.suggest_float("inverse_coef", 0.1, 10.0, log=True),
+    }
+    return convert_parameters(parameters)
+
+
+def convert_parameters(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters as Optuna stores them to constructor arguments."""
+    arguments = dict(sampled_params)
+    arguments["gamma"] = 1.0 - arguments.pop("one_minus_gamma")
+    for name in ("batch_size", "sequence_length"):
+        arguments[name] = 2 ** arguments.pop(f"{name}_pow")
+    return arguments
+
+
+SAMPLERS = {"core": sample_core, "recurrent_sac": sample_recurrent_sac}
+
+
+def register() -> None:
+    """Make the algorithms known to rl-zoo, in this process.
+
+    :raises ModuleNotFoundError: if rl-zoo is not installed, saying how to install it
+    """
+    try:
+        import rl_zoo3
+        from rl_zoo3 import hyperparams_opt
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"rl-zoo cannot be imported ({error}); install it with: pip install 'core-agent[zoo]'"
+        ) from error
+    # Changed in place: rl-zoo's modules have imported these tables by name.
+    rl_zoo3.ALGOS.update(ALGORITHMS)
+    hyperparams_opt.HYPERPARAMS_SAMPLER.update(SAMPLERS)
+    hyperparams_opt.HYPERPARAMS_CONVERTER.update(dict.fromkeys(ALGORITHMS, convert_parameters))
+
+
+def with_defaults(command: str, arguments: list[str]) -> list[str]:
+    """rl-zoo's arguments with those added that these algorithms and environments need.
+
+    :param command: ``"train"`` or ``"enjoy"``
+    :param arguments: what the user typed after it
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--algo")
+    parser.add_argument("--env", default="")
+    parser.add_argument("-conf", "--conf-file")
+    parser.add_argument("--env-kwargs", nargs="+", default=[])
+    parser.add_argument("--eval-env-kwargs", nargs="+", default=[])
+    parser.add_argument("--no-render", action="store_true")
+    given, _ = parser.parse_known_args(arguments)
+    added: list[str] = []
+    if command == "train" and given.conf_file is None and given.algo in ALGORITHMS:
+        added += ["--conf-file", str(CONFIGS / f"{given.algo}.yml")]
+    if given.env.startswith("DCS-"):
+        import distracting_envs  # noqa: F401  (registers the ids)
+
+        if command == "train" and not given.eval_env_kwargs:
+            kept = [entry for entry in given.env_kwargs if not entry.startswith("split:")]
+            added += ["--eval-env-kwargs", *kept, "split:'val'"]
+        if command == "enjoy" and not given.no_render:
+            added += ["--no-render"]
+    return [*arguments, *added]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command of rl-zoo with the algorithms of this package.
+
+    :param arguments: ``["train", …]`` or ``["enjoy", …]``; by default the process's own
+    :raises ValueError: for another command
+    """
+    command, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
+    check(command in COMMANDS, "command", f"be one of {COMMANDS}", command)
+    register()
+    from rl_zoo3.enjoy import enjoy
+    from rl_zoo3.train import train
+
+    own = sys.argv
+    sys.argv = [f"core_agent.zoo {command}", *with_defaults(command, rest)]
+    try:
+        {"train": train, "enjoy": enjoy}[command]()
+    finally:
+        sys.argv = own
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, ModuleNotFoundError) as error:
+        sys.exit(f"Error: {error}")
