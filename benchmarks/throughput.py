@@ -1,0 +1,177 @@
+"""Training from end to end: simulator steps per second, and where the time goes.
+
+    python benchmarks/throughput.py                        # the six tasks, small preset
+    python benchmarks/throughput.py --tasks cheetah-run --preset paper --steps 1000
+    python benchmarks/throughput.py --difficulty medium --static --json throughput.json
+
+``CoRe.learn`` on Distracting Control tasks with the built-in videos, one process for each task. One
+episode of random actions comes first and is not counted, nor is start-up: figures are those of a
+run that has begun to learn. Shares are of the wall-clock time, measured around ``env.step``
+(*environment*), the choice of actions (*acting*), ``replay_buffer.sample`` (*sampling*), the
+updates (*update*) and ``replay_buffer.add`` (*storing*); *other* is the rest. Memory is the most
+that the process ever held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from measuring import (
+    add_common_options,
+    columns,
+    describe_machine,
+    peak_rss,
+    print_machine,
+    synchronize,
+    write_json,
+)
+
+TASKS = (
+    "ball_in_cup-catch",
+    "cartpole-swingup",
+    "cheetah-run",
+    "finger-spin",
+    "reacher-easy",
+    "walker-walk",
+)
+PARTS = ("environment", "acting", "sampling", "update", "storing")
+EPISODE_SIMULATOR_STEPS = 1000
+
+
+class Stopwatch:
+    """Adds up the time spent in methods.
+
+    :param device: waited for before and after each call, where it is a GPU
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.seconds: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+
+    def watch(self, owner: Any, method: str, part: str) -> None:
+        """Count every call of ``owner.method`` as ``part``."""
+        original: Callable[..., Any] = getattr(owner, method)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            result = original(*args, **kwargs)
+            synchronize(self.device)
+            self.seconds[part] += time.perf_counter() - started
+            self.calls[part] += 1
+            return result
+
+        setattr(owner, method, timed)
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.seconds.clear()
+        self.calls.clear()
+
+
+def measure(task: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Train on one task; the figures of its row."""
+    from core_agent import CoRe, preset
+    from core_agent.algorithm import make_env
+    from core_agent.presets import get_preset
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    motion = "static" if options.static else "dynamic"
+    env_arguments = get_preset(options.preset).env_arguments
+    env = make_env(
+        f"DCS-{task}-{options.difficulty}-{motion}", video_path="builtin", **env_arguments
+    )
+    repeat = env.get_wrapper_attr("action_repeat")
+    episode_steps = EPISODE_SIMULATOR_STEPS // repeat
+    model = CoRe(
+        "CnnPolicy",
+        env,
+        seed=0,
+        device=options.device,
+        **preset(options.preset, learning_starts=episode_steps),
+    )
+    model.learn(episode_steps, log_interval=None)
+    watch = Stopwatch(options.device)
+    watch.watch(model.env, "step", "environment")
+    watch.watch(model, "_sample_action", "acting")
+    watch.watch(model.replay_buffer, "sample", "sampling")
+    watch.watch(model.replay_buffer, "add", "storing")
+    watch.watch(model, "update", "update")
+    before = model.num_timesteps
+    started = time.perf_counter()
+    n_steps = max(1, options.steps // repeat)
+    model.learn(n_steps, log_interval=None, reset_num_timesteps=False)
+    synchronize(options.device)
+    seconds = time.perf_counter() - started
+    agent_steps = model.num_timesteps - before
+    model.env.close()
+    shares = {part: watch.seconds[part] / seconds for part in PARTS}
+    return {
+        "task": task,
+        "action_repeat": repeat,
+        "machine": describe_machine(options.device),
+        "seconds": seconds,
+        "agent_steps": agent_steps,
+        "simulator_steps": agent_steps * repeat,
+        "updates": watch.calls["update"],
+        "simulator_steps_per_second": agent_steps * repeat / seconds,
+        "agent_steps_per_second": agent_steps / seconds,
+        "seconds_per_update": watch.seconds["update"] / max(1, watch.calls["update"]),
+        "seconds_per_environment_step": watch.seconds["environment"] / agent_steps,
+        "seconds_per_action": watch.seconds["acting"] / agent_steps,
+        "shares": {**shares, "other": 1.0 - sum(shares.values())},
+        "peak_rss_gb": peak_rss(),
+    }
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Rates, shares and memory."""
+    table = [["", "simulator steps/s", "updates", "ms/update", *PARTS, "other", "peak RSS"]]
+    for row in rows:
+        table.append(
+            [
+                f"{row['task']} (repeat {row['action_repeat']})",
+                f"{row['simulator_steps_per_second']:.1f}",
+                str(row["updates"]),
+                f"{1e3 * row['seconds_per_update']:.1f}",
+                *(f"{share:.0%}" for share in row["shares"].values()),
+                f"{row['peak_rss_gb']:.2f} GB",
+            ]
+        )
+    print(columns(table))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add_common_options(parser)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, metavar="TASK")
+    parser.add_argument("--preset", choices=("paper", "small", "debug"), default="small")
+    parser.add_argument("--difficulty", choices=("easy", "medium", "hard"), default="easy")
+    parser.add_argument("--static", action="store_true", help="distractions that do not move")
+    parser.add_argument(
+        "--steps", type=int, default=2000, help="simulator steps for each task, in whole episodes"
+    )
+    options = parser.parse_args(arguments)
+    context = multiprocessing.get_context("spawn")
+    rows = []
+    for task in options.tasks:
+        with context.Pool(1) as pool:  # a process of its own: peak memory is a process's
+            rows.append(pool.apply(measure, (task, options)))
+    print_machine(rows[0]["machine"])
+    print(f"preset {options.preset}, difficulty {options.difficulty}")
+    print_table(rows)
+    write_json(options.json, {"benchmark": "throughput", "preset": options.preset, "tasks": rows})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Each benchmark runs, and its figures hold together."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+
+import measuring
+import pytest
+import scaling
+import throughput
+import torch
+import update
+
+from core_agent.types import Rollout
+
+
+def values(rollout: Rollout) -> list[torch.Tensor]:
+    return [rollout.deter, *rollout.posterior, rollout.stoch]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return measuring.made_up_model("debug", "cpu", precision="float32")
+
+
+@pytest.mark.parametrize("change", [update.use_autograd_loop, update.use_nothing_hoisted])
+def test_taking_an_optimisation_back_leaves_the_latents_as_they_are(model, change):
+    rssm = model.policy.world_model.rssm
+    torch.manual_seed(0)
+    embed, actions = torch.randn(4, 2, 128), torch.rand(3, 2, 6)
+    noise = torch.randn(4, 2, rssm.stoch_dim)
+    before = values(rssm.observe(embed, actions, noise))
+    changed = measuring.made_up_model("debug", "cpu", precision="float32")
+    changed.policy.load_state_dict(model.policy.state_dict())
+    change(changed)
+    after = values(changed.policy.world_model.rssm.observe(embed, actions, noise))
+    for first, second in zip(before, after):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+
+
+def test_separate_critics_give_the_same_values(model):
+    states, actions = torch.randn(5, 160), torch.rand(5, 6)
+    before = model.policy.critic(states, actions)
+    changed = measuring.made_up_model("debug", "cpu", precision="float32")
+    changed.policy.load_state_dict(model.policy.state_dict())
+    update.use_separate_critics(changed)
+    torch.testing.assert_close(changed.policy.critic(states, actions), before)
+
+
+@pytest.mark.parametrize("name", list(update.VARIANTS))
+def test_every_variant_makes_updates(name):
+    settings = update.Settings("debug", "cpu", None, True, 1)
+    run = update.make_runner(name, settings)
+    assert update.timed(run, 1, "cpu") > 0
+
+
+def test_profile_tells_the_operators_of_an_update():
+    run = update.make_runner(update.OURS, update.Settings("debug", "cpu", None, True, 0))
+    names = [name for name, *_ in update.profile(run, 1, "cpu")]
+    assert "aten::convolution_backward" in names
+
+
+def test_update_compares_with_the_yardstick(tmp_path, capsys):
+    path = tmp_path / "update.json"
+    options = ["--sizes", "debug", "--repetitions", "2", "--updates", "1", "--warmup", "0"]
+    arguments = [*options, "--device", "cpu", "--only", "ours, plain Adam", "--json", str(path)]
+    assert update.main(arguments) == 0
+    rows = json.loads(path.read_text())["sizes"]["debug"]["rows"]
+    expected = {"yardstick", "yardstick, tuned allocator", "ours", "ours, plain allocator"}
+    assert set(rows) == {*expected, "ours, plain Adam"}
+    for row in rows.values():
+        assert len(row["seconds"]) == row["n"] == 2
+        assert 0 < row["minimum"] <= row["median"] <= row["maximum"]
+    assert "speed / yardstick" in capsys.readouterr().out
+
+
+def test_stopwatch_counts_what_it_watches():
+    class Thing:
+        def double(self, x):
+            return 2 * x
+
+    thing, watch = Thing(), throughput.Stopwatch("cpu")
+    watch.watch(thing, "double", "part")
+    assert thing.double(3) == 6
+    assert watch.calls["part"] == 1 and watch.seconds["part"] > 0
+
+
+def test_throughput_shares_add_up():
+    options = argparse.Namespace(
+        preset="debug", difficulty="easy", static=True, steps=100, device="cpu", threads=None
+    )
+    row = throughput.measure("cartpole-swingup", options)
+    assert sum(row["shares"].values()) == pytest.approx(1.0)
+    assert all(0 <= share <= 1 for share in row["shares"].values())
+    assert row["simulator_steps"] == 8 * row["agent_steps"] == 1000
+    assert row["updates"] == int(0.05 * row["agent_steps"])
+    assert 0.1 < row["peak_rss_gb"] < 50
+    throughput.print_table([row])
+
+
+def test_scaling_measures_batches_lengths_and_environments(tmp_path, monkeypatch, capsys):
+    class Env(measuring.MadeUpEnv):
+        action_repeat = 4
+
+    monkeypatch.setattr(scaling, "make_env", lambda *args, **kwargs: Env(64))
+    path = tmp_path / "scaling.json"
+    sizes = ["--batches", "2", "3", "--lengths", "3", "--envs", "1", "2", "--kinds", "dummy"]
+    few = ["--repetitions", "1", "--updates", "1", "--warmup", "0", "--collect-steps", "3"]
+    arguments = ["--preset", "debug", "--device", "cpu", *sizes, *few, "--json", str(path)]
+    assert scaling.main(arguments) == 0
+    figures = json.loads(path.read_text())
+    assert [row["batch_size"] for row in figures["batch"]] == [2, 3]
+    assert [row["sequence_length"] for row in figures["length"]] == [3]
+    assert [row["n_envs"] for row in figures["environments"]] == [1, 2]
+    assert all(row["agent_steps_per_second"] > 0 for row in figures["environments"])
+    assert "agent steps/s" in capsys.readouterr().out
+
+
+def test_spread_of_known_values():
+    spread = measuring.Spread.of([5.0, 1.0, 2.0, 4.0, 3.0])
+    assert spread == (3.0, 2.0, 4.0, 1.0, 5.0, 5)
+    assert math.isclose(float(spread.milliseconds().split()[0]), 3000.0)
