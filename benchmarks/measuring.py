@@ -94,9 +94,10 @@ def fill(model: CoRe, n_episodes: int = FILLED_EPISODES) -> None:
     env, buffer = model.get_env(), model.replay_buffer
     assert env is not None and buffer is not None
     rng = np.random.default_rng(0)
-    observation = env.reset()
+    observation: Any = env.reset()
     for _ in range(n_episodes * EPISODE_STEPS):
         actions = rng.uniform(-1.0, 1.0, (env.num_envs, buffer.action_dim)).astype(np.float32)
+        following: Any
         following, rewards, dones, infos = env.step(actions)
         last = following.copy()
         for index in np.flatnonzero(dones):

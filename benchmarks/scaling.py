@@ -57,7 +57,8 @@ def measure_updates(
     :param name: ``"batch_size"`` or ``"sequence_length"``
     :param values: of that argument
     """
-    models = [made_up_model(options.preset, options.device, **{name: value}) for value in values]
+    arguments: list[dict[str, Any]] = [{name: value} for value in values]
+    models = [made_up_model(options.preset, options.device, **chosen) for chosen in arguments]
     seconds: list[list[float]] = [[] for _ in models]
     for model in models:
         model.train(options.warmup, model.batch_size)

@@ -18,7 +18,7 @@ import argparse
 import multiprocessing
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,7 +53,7 @@ class Stopwatch:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
 
     def watch(self, owner: Any, method: str, part: str) -> None:
@@ -112,7 +112,7 @@ def measure(task: str, options: argparse.Namespace) -> dict[str, Any]:
     synchronize(options.device)
     seconds = time.perf_counter() - started
     agent_steps = model.num_timesteps - before
-    model.env.close()
+    env.close()
     shares = {part: watch.seconds[part] / seconds for part in PARTS}
     return {
         "task": task,

@@ -16,7 +16,8 @@ One update is: sample, crop, J_M, J_Q, J_π, temperature, target, all optimiser 
 
 The allocator's setting holds for a process, so rows with and without it run in two processes. All
 rows take turns, so that other work on the machine disturbs them alike; medians over the turns are
-compared. Frames are made up (100×100 with six actions; 64×64 for ``small``): what an update costs
+compared. *CPU ms* is the processor time of all threads: where it is well below the time by the clock
+on one thread, the machine was busy with other work. Frames are made up (100×100 with six actions; 64×64 for ``small``): what an update costs
 does not depend on what they show.
 """
 
@@ -29,6 +30,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -72,13 +74,14 @@ class Settings(NamedTuple):
 
 def use_contiguous_images(model: CoRe) -> None:
     """Convolve NCHW images."""
+    encoder: Any
     (encoder,) = model.policy.world_model.encoder.image_encoders.values()
 
     def prepare(images: torch.Tensor) -> torch.Tensor:
         dtype = encoder.compute_dtype or encoder.linear.weight.dtype
         return images.to(dtype, memory_format=torch.contiguous_format) / 255.0
 
-    encoder.prepare = prepare  # type: ignore[assignment, method-assign]
+    encoder.prepare = prepare
 
 
 def use_autograd_loop(model: CoRe) -> None:
@@ -156,7 +159,7 @@ def use_nothing_hoisted(model: CoRe) -> None:
 def compute_stepwise(net: nn.Module) -> None:
     """Let ``net`` compute the entries of its input's first axis one after the other."""
     forward = net.forward
-    net.forward = lambda x: torch.stack([forward(step) for step in x])  # type: ignore[method-assign]
+    net.forward = lambda x: torch.stack([forward(step) for step in x])
 
 
 def use_wasted_prior(model: CoRe) -> None:
@@ -199,7 +202,7 @@ def use_separate_critics(model: CoRe) -> None:
         return forward
 
     for critic in (model.policy.critic, model.policy.critic_target):
-        critic.net.forward = separately(critic.net)  # type: ignore[method-assign]
+        critic.net.forward = separately(critic.net)  # type: ignore[assignment, method-assign]
 
 
 def use_plain_adam(model: CoRe) -> None:
@@ -285,13 +288,21 @@ def our_runner(name: str, settings: Settings) -> Runner:
     return lambda n_updates: model.train(n_updates, model.batch_size)
 
 
-def timed(run: Runner, n_updates: int, device: str) -> float:
-    """Seconds per update."""
+class Turn(NamedTuple):
+    """Seconds per update: by the clock, and of this process's threads together."""
+
+    wall: float
+    cpu: float
+
+
+def timed(run: Runner, n_updates: int, device: str) -> Turn:
+    """How long updates take."""
     synchronize(device)
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     run(n_updates)
     synchronize(device)
-    return (time.perf_counter() - started) / n_updates
+    wall, cpu = time.perf_counter() - started, time.process_time() - cpu_started
+    return Turn(wall / n_updates, cpu / n_updates)
 
 
 def profile(run: Runner, n_updates: int, device: str) -> list[tuple[str, float, int]]:
@@ -388,7 +399,7 @@ class Measured(NamedTuple):
     """All figures of one size."""
 
     machine: dict[str, Any]
-    seconds: dict[str, list[float]]
+    turns: dict[str, list[Turn]]
     errors: dict[str, str]
     profile: list[tuple[str, float, int]]
 
@@ -403,7 +414,7 @@ def measure(size: str, options: argparse.Namespace) -> Measured:
         tuned: Worker(settings._replace(tuned_allocator=tuned))
         for tuned in sorted({row.tuned_allocator for row in rows})
     }
-    seconds: dict[str, list[float]] = {row.label(options.device): [] for row in rows}
+    turns: dict[str, list[Turn]] = {row.label(options.device): [] for row in rows}
     errors: dict[str, str] = {}
     machine = workers[True].ask("machine")
     for _ in range(options.repetitions):
@@ -415,21 +426,32 @@ def measure(size: str, options: argparse.Namespace) -> Measured:
             if isinstance(answer, RuntimeError):
                 errors[label] = str(answer).splitlines()[0]
             else:
-                seconds[label].append(answer)
+                turns[label].append(answer)
     operators = workers[True].ask("profile", OURS, n_updates) if options.profile else []
     for worker in workers.values():
         worker.stop()
-    return Measured(machine, {k: v for k, v in seconds.items() if v}, errors, operators)
+    return Measured(machine, {k: v for k, v in turns.items() if v}, errors, operators)
 
 
 def print_table(size: str, measured: Measured) -> None:
     """Medians, quartiles and ratios."""
-    spreads = {label: Spread.of(values) for label, values in measured.seconds.items()}
+    spreads = {
+        label: Spread.of([turn.wall for turn in turns]) for label, turns in measured.turns.items()
+    }
     tuned = f"{YARDSTICK}, tuned allocator"
     yardsticks = [name for name in (YARDSTICK, tuned) if name in spreads]
     n = max(spread.n for spread in spreads.values())
     print(f"\n{size}: milliseconds per update, median [quartiles] of {n}")
-    table = [["", "ms", "updates/s", "time / ours", *(f"speed / {name}" for name in yardsticks)]]
+    table = [
+        [
+            "",
+            "ms",
+            "updates/s",
+            "CPU ms",
+            "time / ours",
+            *(f"speed / {name}" for name in yardsticks),
+        ]
+    ]
     for label, spread in spreads.items():
         ratios = [spreads[name].median / spread.median for name in yardsticks]
         table.append(
@@ -437,6 +459,7 @@ def print_table(size: str, measured: Measured) -> None:
                 label,
                 spread.milliseconds().strip(),
                 f"{1 / spread.median:.2f}",
+                f"{1e3 * median(turn.cpu for turn in measured.turns[label]):.0f}",
                 f"{spread.median / spreads[OURS].median:.2f}" if OURS in spreads else "",
                 *(f"{ratio:.2f}" for ratio in ratios),
             ]
@@ -455,8 +478,12 @@ def to_figures(measured: Measured) -> dict[str, Any]:
     return {
         "machine": measured.machine,
         "rows": {
-            label: {**Spread.of(values)._asdict(), "seconds": values}
-            for label, values in measured.seconds.items()
+            label: {
+                **Spread.of([turn.wall for turn in turns])._asdict(),
+                "seconds": [turn.wall for turn in turns],
+                "cpu_seconds": [turn.cpu for turn in turns],
+            }
+            for label, turns in measured.turns.items()
         },
         "errors": measured.errors,
         "profile": [

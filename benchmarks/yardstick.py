@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -214,14 +214,11 @@ class Yardstick(nn.Module):
     def make_optimizers(self) -> None:
         """Adam for the model, for critics and model, for the actor and for the temperature."""
         model = list(self.model_parameters())
-        self.optimizer = torch.optim.Adam(
-            [dict(params=model), dict(params=[self.contrastive_scale], lr=SCALE_RATE)],
-            lr=MODEL_RATE,
-        )
-        self.critic_optimizer = torch.optim.Adam(
-            [dict(params=list(self.critics.parameters())), dict(params=model, lr=MODEL_RATE)],
-            lr=CRITIC_RATE,
-        )
+        scale: dict[str, Any] = dict(params=[self.contrastive_scale], lr=SCALE_RATE)
+        self.optimizer = torch.optim.Adam([dict(params=model), scale], lr=MODEL_RATE)
+        critics = list(self.critics.parameters())
+        filtering: dict[str, Any] = dict(params=model, lr=MODEL_RATE)
+        self.critic_optimizer = torch.optim.Adam([dict(params=critics), filtering], lr=CRITIC_RATE)
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=ACTOR_RATE)
         self.ent_coef_optimizer = torch.optim.Adam(
             [self.log_ent_coef], lr=TEMPERATURE_RATE, betas=(0.5, 0.999)

@@ -53,7 +53,7 @@ def test_separate_critics_give_the_same_values(model):
 def test_every_variant_makes_updates(name):
     settings = update.Settings("debug", "cpu", None, True, 1)
     run = update.make_runner(name, settings)
-    assert update.timed(run, 1, "cpu") > 0
+    assert min(update.timed(run, 1, "cpu")) > 0
 
 
 def test_profile_tells_the_operators_of_an_update():
