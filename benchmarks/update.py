@@ -16,9 +16,9 @@ One update is: sample, crop, J_M, J_Q, J_π, temperature, target, all optimiser 
 
 The allocator's setting holds for a process, so rows with and without it run in two processes. All
 rows take turns, so that other work on the machine disturbs them alike; medians over the turns are
-compared. *CPU ms* is the processor time of all threads: where it is well below the time by the clock
-on one thread, the machine was busy with other work. Frames are made up (100×100 with six actions; 64×64 for ``small``): what an update costs
-does not depend on what they show.
+compared. *CPU ms* is the processor time of all threads together: where, on one thread, it is well
+below the time by the clock, the machine was busy with other work. Frames are made up (100×100 with
+six actions; 64×64 for ``small``): what an update costs does not depend on what they show.
 """
 
 from __future__ import annotations
