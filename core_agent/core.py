@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from core_agent.algorithm import Metrics
 from core_agent.hardware import Precision
+from core_agent.latent import OpenModel
 from core_agent.losses import NEGATIVES, Negatives
 from core_agent.recurrent_sac import RecurrentSAC
 from core_agent.types import SequenceBatch
@@ -22,7 +23,7 @@ from core_agent.world_model import ModelLossOptions, ModelNoise
 CONTRASTIVE_SOURCES = ("prior", "posterior")
 
 
-class CoRe(RecurrentSAC):
+class CoRe(OpenModel, RecurrentSAC):
     """Contrastive Recurrent State-Space Model with soft actor-critic.
 
     Learns a recurrent latent state by predicting the features of the next image contrastively,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from core_agent.world_model import WorldModel
 
 MEAN_SCALE = 5.0
 LOG_STD_RANGE = (-10.0, 2.0)
+STATELESS_CALLS = 10
+"""Calls of ``predict`` in a row without a state after which a warning is due."""
 
 
 class Actor(nn.Module):
@@ -128,6 +131,7 @@ class RecurrentPolicy(BasePolicy):
             **model_kwargs,
         )
         self.sample_when_deterministic = sample_when_deterministic
+        self._stateless_calls = 0
         self.action_dim = get_action_dim(action_space)
         self.world_model = WorldModel(observation_space, self.action_dim, **model_kwargs)
         latent_dim = self.world_model.latent_dim
@@ -227,6 +231,7 @@ class RecurrentPolicy(BasePolicy):
                 "observation must be an array or a dict, got a tuple; env.reset() of Gymnasium "
                 "returns (observation, info): pass the first of both"
             )
+        self._notice_forgotten_state(state, episode_start)
         observations, vectorized = self.obs_to_tensor(observation)
         first = (
             next(iter(observations.values())) if isinstance(observations, dict) else observations
@@ -238,6 +243,24 @@ class RecurrentPolicy(BasePolicy):
         arrays = tuple(part.cpu().numpy() for part in next_state)
         actions = self.to_env_actions(arrays[-1])
         return actions if vectorized else actions[0], arrays
+
+    def _notice_forgotten_state(
+        self, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None
+    ) -> None:
+        """Warn once if call after call brings no state: nothing else would fail."""
+        if state is not None or (episode_start is not None and np.all(episode_start)):
+            if self._stateless_calls < STATELESS_CALLS:
+                self._stateless_calls = 0
+            return
+        self._stateless_calls += 1
+        if self._stateless_calls == STATELESS_CALLS:
+            warnings.warn(
+                f"predict was called {STATELESS_CALLS} times in a row without a state: a recurrent "
+                "agent then starts anew at every step and plays worse; carry it along: "
+                "action, state = model.predict(observation, state, episode_start)",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _unpack_state(
         self,

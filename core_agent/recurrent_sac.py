@@ -18,6 +18,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from core_agent.algorithm import Metrics, SequenceOffPolicyAlgorithm
 from core_agent.hardware import Precision
+from core_agent.latent import OpenLatent
 from core_agent.losses import masked_mean
 from core_agent.policies import RecurrentPolicy
 from core_agent.types import ActingState, SequenceBatch
@@ -34,7 +35,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
         module.requires_grad_(True)
 
 
-class RecurrentSAC(SequenceOffPolicyAlgorithm):
+class RecurrentSAC(OpenLatent, SequenceOffPolicyAlgorithm):
     """Soft actor-critic whose state is filtered from observations and actions by a recurrent model.
 
     The model is trained by the critic's loss alone, on random crops where observations are

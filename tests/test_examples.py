@@ -46,9 +46,17 @@ def test_custom_environment():
 
 
 def test_predict_loop(model_path):
-    with_state, without_state = load("predict_loop").main(model_path)
+    with pytest.warns(UserWarning, match="without a state"):
+        with_state, without_state = load("predict_loop").main(model_path)
     assert with_state > 0
     assert without_state > 0
+
+
+def test_latent_rollout(tmp_path):
+    path = tmp_path / "rewards.png"
+    error = load("latent_rollout").main(total_timesteps=400, preset_name="debug", path=path)
+    assert error >= 0
+    assert path.read_bytes()[:4] == b"\x89PNG"
 
 
 def test_every_example_is_run_here():
