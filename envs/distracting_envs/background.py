@@ -73,11 +73,6 @@ class VideoBackground(control.Environment):
         """The name of the clip on show, empty before the first reset."""
         return self._clip_name
 
-    @property
-    def frame_index(self) -> int:
-        """The number of the frame on show within its clip."""
-        return self._first_frame + self._frame_index
-
     def reset(self) -> dm_env.TimeStep:
         """Start an episode with another clip, frame and direction."""
         time_step = self._env.reset()

@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,8 @@ Image = npt.NDArray[np.uint8]
 
 _LOG = logging.getLogger("distracting_envs")
 _GIGABYTE = 10**9
+_PARTIAL = "partial-"
+_ABANDONED_SECONDS = 3600
 _SPARED_BYTES = _GIGABYTE  # left free on the disk for others
 
 
@@ -167,10 +170,11 @@ class ClipCache:
             if shutil.disk_usage(self._folder).free < textures.nbytes + _SPARED_BYTES:
                 raise OSError(errno.ENOSPC, "the disk is nearly full")
             with tempfile.NamedTemporaryFile(
-                dir=self._folder, prefix="partial-", delete=False
+                dir=self._folder, prefix=_PARTIAL, delete=False
             ) as file:
                 partial = Path(file.name)
                 np.save(file, textures)
+            partial.chmod(0o644)  # a temporary file is for its owner alone; this one is shared
             partial.replace(path)
         except OSError as error:
             if partial is not None:
@@ -183,14 +187,23 @@ class ClipCache:
         return True
 
     def _make_room(self, n_bytes: int) -> None:
-        """Delete the least recently used files until ``n_bytes`` more fit under the limit."""
+        """Delete the least recently used files until ``n_bytes`` more fit under the limit.
+
+        What killed processes left half written goes too, once it is old enough to be just that.
+        """
         files = []
-        for path in self._folder.glob("*.npy"):
+        for path in self._folder.iterdir():
             try:
                 status = path.stat()
-            except FileNotFoundError:  # another worker deleted it
+            except FileNotFoundError:  # another worker deleted or renamed it
                 continue
-            files.append((status.st_mtime_ns, status.st_size, path))
+            if (
+                path.name.startswith(_PARTIAL)
+                and status.st_mtime < time.time() - _ABANDONED_SECONDS
+            ):
+                path.unlink(missing_ok=True)
+            elif path.suffix == ".npy":
+                files.append((status.st_mtime_ns, status.st_size, path))
         total = sum(size for _, size, _ in files)
         for _, size, path in sorted(files, key=lambda entry: entry[0]):
             if total + n_bytes <= self._disk_bytes:

@@ -144,30 +144,26 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         if distracted and "background" in distractions:
             if difficulty is not None and n_clips is None:
                 n_clips = DIFFICULTIES[difficulty].n_clips(split)
+            paper = render_quality == "paper"
             env = self._distractors["background"] = VideoBackground(
                 env,
                 open_clips(video_path, split, n_clips),
                 shared_cache(memory_cache_gb, disk_cache_gb),
                 dynamic=dynamic,
                 ground_plane_alpha=ground_plane_alpha(domain),
-                texture_size=(
-                    PAPER_TEXTURE_SIZE if render_quality == "paper" else FAST_TEXTURE_SIZE
-                ),
-                mipmapped=render_quality == "paper",
+                texture_size=PAPER_TEXTURE_SIZE if paper else FAST_TEXTURE_SIZE,
+                mipmapped=paper,
             )
         if difficulty is not None and scale is None:
             scale = DIFFICULTIES[difficulty].scale
         if distracted and "camera" in distractions:
             _check_camera_mode(self._base.physics, f"{domain}-{task}")
-            env = self._distractors["camera"] = upstream.DistractingCameraEnv(
-                env,
-                camera_id=self._camera_id,
-                **upstream.get_camera_kwargs(domain, scale, dynamic),
-            )
+            settings = upstream.get_camera_kwargs(domain, scale, dynamic)
+            env = upstream.DistractingCameraEnv(env, self._camera_id, **settings)
+            self._distractors["camera"] = env
         if distracted and "color" in distractions:
-            env = self._distractors["color"] = upstream.DistractingColorEnv(
-                env, **upstream.get_color_kwargs(scale, dynamic)
-            )
+            settings = upstream.get_color_kwargs(scale, dynamic)
+            env = self._distractors["color"] = upstream.DistractingColorEnv(env, **settings)
 
         super().__init__(env)
         # Shimmy keeps the live dm_control environment for pickling and copying, which cannot be

@@ -32,17 +32,19 @@ _VIDEO_SUFFIXES = (".gif", ".mp4")
 def draw_gallery(
     path: str | os.PathLike[str] = "gallery.png",
     *,
+    tasks: Sequence[str] = tuple(TASKS),
     video_path: str | os.PathLike[str] | None = None,
     split: str = "train",
     seed: int = 1,
     tile_width: int = 240,
     render_quality: str = "paper",
 ) -> Path:
-    """Write one picture of six tasks, each clean, easy, medium and hard; return its path.
+    """Write one picture of the tasks, each clean, easy, medium and hard; return its path.
 
     After Figure 2 of the appendix of arXiv:2112.01163.
 
     :param path: a .png file
+    :param tasks: any of ``TASKS``, one column each
     :param video_path: see :class:`~distracting_envs.env.DistractingControlEnv`
     :param split: "train" or "val"
     :param seed: seed of the first task, the next one's is one higher, and so on
@@ -55,7 +57,7 @@ def draw_gallery(
     tiles = []
     for row in rows:
         setting = row if row == "clean" else f"{row}-static"
-        for column, task in enumerate(TASKS):
+        for column, task in enumerate(tasks):
             env = gymnasium.make(
                 f"DCS-{task}-{setting}",
                 video_path=video_path,
@@ -67,7 +69,7 @@ def draw_gallery(
             env.close()
             picture = PillowImage.fromarray(frame)
             tiles.append(picture.resize(size, PillowImage.Resampling.BICUBIC))
-    sheet = _sheet(tiles, n_columns=len(TASKS), column_titles=list(TASKS), row_titles=rows)
+    sheet = _sheet(tiles, n_columns=len(tasks), column_titles=tasks, row_titles=rows)
     path = Path(path)
     sheet.save(path)
     return path

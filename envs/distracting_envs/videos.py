@@ -250,8 +250,9 @@ def open_clips(
     folder = resolve_video_path(video_path)
     if folder is None:
         _say_builtin_once()
-        names = [BuiltinClip(split, i) for i in range(builtin_videos.N_CLIPS[split])]
-        return names[: _checked_count(n_clips, len(names), "the built-in clips", split)]
+        available = builtin_videos.N_CLIPS[split]
+        n_wanted = _checked_count(n_clips, available, "the built-in set", split)
+        return [BuiltinClip(split, index) for index in range(n_wanted)]
     paths = _split_paths(folder, split)
     n_wanted = _checked_count(n_clips, len(paths), str(folder), split)
     return [_open_path(path) for path in paths[:n_wanted]]

@@ -10,20 +10,24 @@ from PIL import Image
 from distracting_envs import gallery
 
 
-def test_the_gallery_shows_six_tasks_in_four_settings(tmp_path):
+def test_the_gallery_shows_each_task_in_four_settings(tmp_path):
     path = gallery.draw_gallery(
-        tmp_path / "gallery.png", video_path="builtin", tile_width=80, render_quality="fast"
+        tmp_path / "gallery.png",
+        tasks=["reacher-easy", "walker-walk"],
+        video_path="builtin",
+        tile_width=80,
+        render_quality="fast",
     )
     with Image.open(path) as picture:
         sheet = np.asarray(picture.convert("RGB"))
-    assert sheet.shape == (28 + 4 * 64 - 4, 28 + 6 * 84 - 4, 3)
+    assert sheet.shape == (28 + 4 * 64 - 4, 28 + 2 * 84 - 4, 3)
     tiles = [
         sheet[28 + 64 * row :][:60, 28 + 84 * column :][:, :80]
         for row in range(4)
-        for column in range(6)
+        for column in range(2)
     ]
     assert all(tile.std() > 5 for tile in tiles)
-    assert len({tile.tobytes() for tile in tiles}) == 24
+    assert len({tile.tobytes() for tile in tiles}) == 8
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
