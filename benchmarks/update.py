@@ -386,7 +386,7 @@ class Row(NamedTuple):
 
 
 def rows_for(device: str, only: Sequence[str]) -> list[Row]:
-    """Which rows are measured: all but those whose name does not hold a word of ``only``."""
+    """All rows or, where ``only`` names some, ours, the yardstick's and those."""
     rows = [Row(YARDSTICK, True), *(Row(name, True) for name in VARIANTS)]
     if torch.device(device).type == "cpu":
         rows = [Row(YARDSTICK, False), rows[0], rows[1], Row(OURS, False), *rows[2:]]
