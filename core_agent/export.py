@@ -1,0 +1,180 @@
+"""The trained agent as an ONNX file: one step function, run without PyTorch.
+
+    from core_agent.export import OnnxAgent, export_onnx
+
+    export_onnx(model, "agent.onnx")
+    agent = OnnxAgent("agent.onnx")                       # needs onnxruntime and numpy alone
+    action, state = agent.predict(observation, state, episode_start)
+
+The function takes the observation of each environment, the state that the last step left and
+which environments begin an episode; it gives the actions, within the bounds of the environment,
+and the next state. It computes what ``model.predict(…, deterministic=True)`` computes, in float32.
+
+=====================  ==================  =====================================================
+input                  shape               what
+=====================  ==================  =====================================================
+``observation``, or    ``(n, ...)``        as the agent sees it: images channels first, uint8;
+the keys of a Dict                         whatever ``VecNormalize`` did is still to be done
+``deter``, ``stoch``,  ``(n, ...)``        float32, as the last step gave them; zeros at first
+``previous_action``
+``episode_start``      ``(n,)``            bool
+=====================  ==================  =====================================================
+
+The outputs are ``action``, ``next_deter``, ``next_stoch`` and ``next_previous_action``.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import nn
+
+from core_agent.encoders import SINGLE_KEY, as_dict_space
+from core_agent.layers import set_compute_dtype
+from core_agent.policies import RecurrentPolicy
+from core_agent.types import ActingState
+from core_agent.validation import check
+
+STATE_NAMES = ("deter", "stoch", "previous_action")
+START_NAME = "episode_start"
+
+
+class StepFunction(nn.Module):
+    """One step of a deterministic agent, as tensors in and tensors out.
+
+    :param policy: the trained networks; a float32 copy on the CPU is made of what acting needs
+    """
+
+    low: torch.Tensor
+    high: torch.Tensor
+
+    def __init__(self, policy: RecurrentPolicy) -> None:
+        super().__init__()
+        self.policy = copy.deepcopy(policy).cpu().eval()
+        self.policy.sample_when_deterministic = False
+        set_compute_dtype(self.policy, None)
+        self.names = tuple(as_dict_space(policy.observation_space))
+        self.is_dict = isinstance(policy.observation_space, spaces.Dict)
+        space = policy.action_space
+        assert isinstance(space, spaces.Box)
+        self.register_buffer("low", torch.as_tensor(space.low))
+        self.register_buffer("high", torch.as_tensor(space.high))
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Observations in the order of ``names``, the three parts of the state, the starts."""
+        n_entries = len(self.names)
+        entries = dict(zip(self.names, inputs))
+        state, episode_start = ActingState(*inputs[n_entries:-1]), inputs[-1]
+        observation = entries if self.is_dict else inputs[0]
+        result = self.policy.act(observation, state, episode_start, deterministic=True)
+        scaled = result.action.reshape(-1, *self.low.shape)
+        action = self.low + 0.5 * (scaled + 1.0) * (self.high - self.low)
+        return torch.clamp(action, self.low, self.high).to(self.low.dtype), *result
+
+
+def example_inputs(policy: RecurrentPolicy, n_envs: int = 2) -> tuple[torch.Tensor, ...]:
+    """Inputs of :class:`StepFunction` of the right shapes and types, all zero."""
+    observations = []
+    for space in as_dict_space(policy.observation_space).values():
+        assert space.shape is not None
+        observations.append(torch.from_numpy(np.zeros((n_envs, *space.shape), space.dtype)))
+    state = (part.cpu() for part in policy.initial_state(n_envs))
+    return *observations, *state, torch.ones(n_envs, dtype=torch.bool)
+
+
+def export_onnx(model: BaseAlgorithm, path: str | Path) -> Path:
+    """Write the agent's step function as an ONNX file, for any number of environments.
+
+    :param model: CoRe or RecurrentSAC
+    :param path: file to write
+    :return: the path
+    :raises ValueError: for another algorithm's model
+    :raises ModuleNotFoundError: without onnx and onnxscript, saying how to install them
+    """
+    policy = model.policy
+    check(
+        isinstance(policy, RecurrentPolicy),
+        "model",
+        "have a recurrent policy (CoRe or RecurrentSAC)",
+        type(model).__name__,
+    )
+    assert isinstance(policy, RecurrentPolicy)
+    _need("onnx"), _need("onnxscript")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    function = StepFunction(policy).eval()
+    batch = torch.export.Dim("n")
+    inputs = example_inputs(policy)
+    with warnings.catch_warnings(), torch.no_grad():
+        # The exporter warns of its own parts.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            function,
+            inputs,
+            str(path),
+            input_names=[*function.names, *STATE_NAMES, START_NAME],
+            output_names=["action", *(f"next_{name}" for name in STATE_NAMES)],
+            dynamic_shapes=(tuple({0: batch} for _ in inputs),),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    return path
+
+
+def _need(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{package} cannot be imported ({error}); install it with: pip install {package}"
+        ) from error
+
+
+class OnnxAgent:
+    """An exported agent, called as a model is.
+
+    :param path: what :func:`export_onnx` wrote
+    :raises ModuleNotFoundError: without onnxruntime
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.session = _need("onnxruntime").InferenceSession(
+            str(path), providers=["CPUExecutionProvider"]
+        )
+        inputs = self.session.get_inputs()
+        self.names = [entry.name for entry in inputs][: -len(STATE_NAMES) - 1]
+        self.state_dims = [entry.shape[1] for entry in inputs[len(self.names) : -1]]
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Deterministic actions and the state to pass to the next call.
+
+        :param observation: ``(n, ...)``, or by key; images channels first
+        :param state: what the last call returned; ``None`` starts anew
+        :param episode_start: ``(n,)`` bool: environments to start anew
+        """
+        entries = observation if isinstance(observation, dict) else {SINGLE_KEY: observation}
+        n_envs = len(entries[self.names[0]])
+        if state is None:
+            state = tuple(np.zeros((n_envs, dim), np.float32) for dim in self.state_dims)
+            episode_start = np.ones(n_envs, dtype=bool)
+        elif episode_start is None:
+            episode_start = np.zeros(n_envs, dtype=bool)
+        feed = {name: entries[name] for name in self.names}
+        feed.update(zip(STATE_NAMES, state))
+        feed[START_NAME] = np.asarray(episode_start, dtype=bool)
+        action, *next_state = self.session.run(None, feed)
+        return action, tuple(next_state)
