@@ -59,6 +59,19 @@ def test_latent_rollout(tmp_path):
     assert path.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_evaluate_and_record(model_path, tmp_path):
+    video = tmp_path / "episode.mp4"
+    env_id = "DCS-cartpole-swingup-easy-dynamic"
+    assert load("evaluate_and_record").main(model_path, env_id, 1, video) > 0
+    assert video.stat().st_size > 10_000
+
+
+def test_callback():
+    callback = load("callback").main(600, "debug", threshold=1e9, every=100)
+    assert callback.num_timesteps == 100
+    assert 0 < callback.error < 1e9
+
+
 def test_every_example_is_run_here():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
