@@ -62,7 +62,7 @@ def run_demo(
     folder: Path,
     seed: int = 0,
     total_timesteps: int = 10_000,
-    time_limit: float = 720.0,
+    time_limit: float = 750.0,
     env_id: str = ENV_ID,
     preset_name: str = "small",
     n_random: int = N_RANDOM_EPISODES,
