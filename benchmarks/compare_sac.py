@@ -9,6 +9,9 @@ update per step, batch 256), and as many seconds of training as the demo took.
 
 from __future__ import annotations
 
+# Ahead of Stable-Baselines3, whose import of the old gym would print a notice.
+import core_agent  # isort: skip  # noqa: F401
+
 import argparse
 import json
 from pathlib import Path
@@ -24,7 +27,7 @@ from stable_baselines3.common.vec_env import VecFrameStack
 
 import distracting_envs  # noqa: F401  (registers the ids)
 from core_agent.callbacks import EpisodeReturns, TimeLimitCallback
-from core_agent.plotting import running_mean
+from core_agent.plotting import STYLE, running_mean
 from core_agent.presets import get_preset
 
 N_STACK = 3
@@ -54,8 +57,7 @@ def train_sac(env_id: str, seconds: float, seed: int) -> dict:
 
 
 def plot(path: Path, demo: dict, sac: dict) -> None:
-    style = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         by_steps, by_time = figure.subplots(1, 2, sharey=True)
         for name, run, color in (("CoRe", demo, "#1f5f99"), ("SAC (SB3)", sac, "#c8553d")):

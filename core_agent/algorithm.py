@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import pathlib
 import time
+import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any, ClassVar, TypeVar
 
@@ -17,6 +20,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import (
     GymEnv,
     MaybeCallback,
@@ -32,6 +36,7 @@ from core_agent.buffers import SequenceReplayBuffer
 from core_agent.encoders import as_dict_space, is_image
 from core_agent.hardware import PRECISIONS, Precision, compute_dtype, keep_freed_memory
 from core_agent.layers import set_compute_dtype
+from core_agent.safe_loading import loads_safely, restricted_load, safe_data
 from core_agent.types import SequenceBatch
 from core_agent.validation import (
     check,
@@ -316,7 +321,82 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             for group in optimizer.param_groups:
                 group["lr"] = scale * group["initial_lr"]
 
-    # ---- saving ----
+    # ---- saving and loading ----
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Save the model as SB3 does; warn of a learning rate that :meth:`load` would refuse."""
+        if callable(self.learning_rate) and not loads_safely(self.learning_rate):
+            warnings.warn(
+                "learning_rate is a function of your own: load() will refuse it unless given "
+                "custom_objects={'learning_rate': ..., 'lr_schedule': ...} or trusted=True. "
+                "Stable-Baselines3's LinearSchedule loads as it is.",
+                stacklevel=2,
+            )
+        super().save(path, exclude, include)
+
+    @classmethod
+    def load(
+        cls: type[SelfAlgorithm],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        trusted: bool = False,
+        **kwargs: Any,
+    ) -> SelfAlgorithm:
+        """Load a model, without running anything that the file brings along.
+
+        The arguments are those of SB3's ``load``, and
+
+        :param trusted: unpickle whatever the file holds, as SB3 does
+        :raises UnsafeFileError: if the file asks for names that loading does not allow; a kind of
+            ``ValueError``
+        """
+        if not trusted:
+            replaced = custom_objects or {}
+            custom_objects = {**safe_data(path, set(replaced)), **replaced}
+        return super().load(
+            path, env, device, custom_objects, print_system_info, force_reset, **kwargs
+        )
+
+    def load_replay_buffer(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        truncate_last_traj: bool = True,
+        trusted: bool = False,
+    ) -> None:
+        """Load a replay buffer, without running anything that the file brings along.
+
+        :param path: what ``save_replay_buffer`` wrote
+        :param truncate_last_traj: for SB3's interface
+        :param trusted: unpickle whatever the file holds, as SB3 does
+        :raises UnsafeFileError: if the file asks for names that loading does not allow
+        """
+        if trusted:
+            super().load_replay_buffer(path, truncate_last_traj)
+            return
+        file = open_path(path, "r", verbose=self.verbose, suffix="pkl")
+        try:
+            way_out = "pass trusted=True if you know where the file comes from"
+            buffer = restricted_load(file, "the replay buffer", way_out)
+        finally:
+            if isinstance(path, (str, pathlib.Path)):
+                file.close()
+        check(
+            isinstance(buffer, SequenceReplayBuffer),
+            "path",
+            "be a replay buffer of this package",
+            type(buffer).__name__,
+        )
+        self.replay_buffer = buffer
+        self.replay_buffer.device = self.device
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *(f"policy.{name}" for name in self.optimizer_names)], []

@@ -90,11 +90,17 @@ class Episode:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        # In main memory: whoever loads this may have no GPU.
-        state["_frames"] = {key: frames.clone().cpu() for key, frames in self.frames.items()}
+        # As arrays in main memory: they unpickle without torch's help, and without a GPU.
+        state["_frames"] = {
+            key: frames.clone().cpu().numpy() for key, frames in self.frames.items()
+        }
         state["_actions"] = np.resize(self._actions, (self.n_steps + 1, self._actions.shape[1]))
         state["_rewards"] = np.resize(self._rewards, self.n_steps + 1)
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._frames = {key: torch.from_numpy(frames) for key, frames in state["_frames"].items()}
 
 
 class SequenceReplayBuffer(ReplayBuffer):

@@ -171,6 +171,38 @@ def record(
     Console().print(f"Return {result.episode_return:.1f}; video: {output}")
 
 
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Folders with TensorBoard logs.")],
+    output: Annotated[Path, typer.Option(help="The picture.")] = Path("learning_curves.png"),
+    tag: Annotated[str, typer.Option(help="What to draw.")] = "rollout/ep_rew_mean",
+) -> None:
+    """Draw a logged value of several runs, by default the training return, as one picture."""
+    from core_agent.plotting import plot_runs, read_scalars
+
+    curves = {str(run): read_scalars(run, tag) for run in runs}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    plot_runs(output, tag, curves)
+    Console().print(f"{tag} of {len(curves)} run(s): {output}")
+
+
+@app.command()
+def doctor() -> None:
+    """Tell what works on this machine, and what to type where something does not."""
+    from core_agent.doctor import examine, is_healthy
+
+    console = Console()
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        mark = "[green]works[/]" if finding.works else "[red]fails[/]"
+        console.print(f"{mark}  {finding.subject}: {finding.detail}", highlight=False)
+        if not finding.works:
+            console.print(f"       to mend it: {finding.remedy}", highlight=False, soft_wrap=True)
+    if not is_healthy(findings):
+        raise typer.Exit(1)
+
+
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 

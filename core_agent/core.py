@@ -9,13 +9,12 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from torch.nn.utils import clip_grad_norm_
 
 from core_agent.algorithm import Metrics
 from core_agent.hardware import Precision
 from core_agent.latent import OpenModel
 from core_agent.losses import NEGATIVES, Negatives
-from core_agent.recurrent_sac import RecurrentSAC
+from core_agent.recurrent_sac import RecurrentSAC, descend
 from core_agent.types import SequenceBatch
 from core_agent.validation import check, check_at_least, check_fraction, check_positive
 from core_agent.world_model import ModelLossOptions, ModelNoise
@@ -187,10 +186,7 @@ class CoRe(OpenModel, RecurrentSAC):
         if noise is None:
             noise = model.draw_noise(*batch.mask.shape)
         result = model.compute_losses(batch, noise, self.model_loss_options)
-        optimizer.zero_grad()
-        result.total.backward()
-        norm = clip_grad_norm_(model.parameters(), self.max_model_grad_norm)
-        optimizer.step()
+        norm = descend(result.total, optimizer, model.parameters(), self.max_model_grad_norm)
         return {
             "model_loss": result.total,
             "contrastive_loss": result.contrastive,

@@ -12,10 +12,12 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.utils import get_device
 from torch import nn
 
 from core_agent.distributions import SquashedGaussian
 from core_agent.layers import MLP, Activation, TwinMLP
+from core_agent.safe_loading import RESTRICTED_PICKLE, UnsafeFileError
 from core_agent.types import ActingState, Latent
 from core_agent.world_model import WorldModel
 
@@ -148,6 +150,33 @@ class RecurrentPolicy(BasePolicy):
             action_space=self.action_space,
             **self.constructor_kwargs,
         )
+
+    @classmethod
+    def load(
+        cls, path: str, device: torch.device | str = "auto", trusted: bool = False
+    ) -> RecurrentPolicy:
+        """Load a policy from what ``save`` wrote, without running anything in the file.
+
+        :param path: file
+        :param device: where to
+        :param trusted: unpickle whatever the file holds, as SB3 does
+        :raises UnsafeFileError: if the file asks for names that loading does not allow
+        """
+        if trusted:
+            return super().load(path, device)
+        device = get_device(device)
+        try:
+            saved = torch.load(
+                path, map_location=device, weights_only=False, pickle_module=RESTRICTED_PICKLE
+            )
+        except UnsafeFileError as error:
+            raise UnsafeFileError(
+                f"the policy was not loaded, as {error}; pass trusted=True if you know where the "
+                "file comes from"
+            ) from None
+        policy = cls(**saved["data"])
+        policy.load_state_dict(saved["state_dict"])
+        return policy.to(device)
 
     def initial_state(self, n_envs: int) -> ActingState:
         """The state before the first observation: zeros."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -28,11 +28,31 @@ from core_agent.validation import check, check_positive, is_number
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """Inside, gradients flow through ``module`` but its parameters get none."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     module.requires_grad_(False)
     try:
         yield
     finally:
-        module.requires_grad_(True)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def descend(
+    loss: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
+    clipped: Iterable[nn.Parameter],
+    max_norm: float,
+) -> torch.Tensor:
+    """One step of ``optimizer`` on ``loss``; the norm of the clipped gradients before clipping.
+
+    A loss that nothing trainable leads to, as of frozen parts, leaves everything as it is.
+    """
+    optimizer.zero_grad()
+    if loss.requires_grad:
+        loss.backward()
+    norm = clip_grad_norm_(clipped, max_norm)
+    optimizer.step()
+    return norm
 
 
 class RecurrentSAC(OpenLatent, SequenceOffPolicyAlgorithm):
@@ -277,11 +297,9 @@ class RecurrentSAC(OpenLatent, SequenceOffPolicyAlgorithm):
         return masked_mean(errors, batch.transition_mask)
 
     def update_critic(self, batch: SequenceBatch, latents: torch.Tensor) -> Metrics:
-        loss = self.critic_loss(batch, latents)
-        self.policy.critic_optimizer.zero_grad()
-        loss.backward()
-        norm = clip_grad_norm_(self.policy.critic.parameters(), self.max_critic_grad_norm)
-        self.policy.critic_optimizer.step()
+        policy, loss = self.policy, self.critic_loss(batch, latents)
+        clipped = policy.critic.parameters()
+        norm = descend(loss, policy.critic_optimizer, clipped, self.max_critic_grad_norm)
         return {"critic_loss": loss, "critic_grad_norm": norm}
 
     def actor_loss(
@@ -301,10 +319,8 @@ class RecurrentSAC(OpenLatent, SequenceOffPolicyAlgorithm):
     ) -> tuple[Metrics, torch.Tensor]:
         with frozen(self.policy.critic):
             loss, log_prob = self.actor_loss(batch, latents)
-            self.policy.actor_optimizer.zero_grad()
-            loss.backward()
-        norm = clip_grad_norm_(self.policy.actor.parameters(), self.max_actor_grad_norm)
-        self.policy.actor_optimizer.step()
+            clipped = self.policy.actor.parameters()
+            norm = descend(loss, self.policy.actor_optimizer, clipped, self.max_actor_grad_norm)
         return {"actor_loss": loss, "actor_grad_norm": norm}, log_prob.detach()
 
     def update_ent_coef(self, batch: SequenceBatch, log_prob: torch.Tensor) -> Metrics:
@@ -312,10 +328,8 @@ class RecurrentSAC(OpenLatent, SequenceOffPolicyAlgorithm):
         log_ent_coef = self.policy.log_ent_coef
         mean_log_prob = masked_mean(log_prob, batch.transition_mask)
         loss = -log_ent_coef.exp() * (mean_log_prob + self._target_entropy)
-        self.policy.ent_coef_optimizer.zero_grad()
-        loss.backward()
-        clip_grad_norm_([log_ent_coef], self.max_ent_coef_grad_norm)
-        self.policy.ent_coef_optimizer.step()
+        optimizer = self.policy.ent_coef_optimizer
+        descend(loss, optimizer, [log_ent_coef], self.max_ent_coef_grad_norm)
         with torch.no_grad():
             log_ent_coef.clamp_(max=self.max_log_ent_coef)
             ent_coef = log_ent_coef.exp()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from core_agent.policies import RecurrentPolicy
 from core_agent.types import SequenceBatch
 
 TINY_MODEL: dict[str, Any] = dict(
@@ -109,3 +110,7 @@ def random_batch(
         terminated=torch.zeros(shape),
         mask=torch.ones(n_steps, n_sequences),
     )
+
+
+class OwnPolicy(RecurrentPolicy):
+    """A user's subclass."""

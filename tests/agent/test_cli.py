@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from core_agent import cli
+from core_agent import cli, doctor
 from core_agent.demo import run_demo
 
 runner = CliRunner()
@@ -96,3 +96,37 @@ def test_a_mistake_of_the_users_is_one_line(arguments, message, monkeypatch, cap
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_plot_draws_what_was_logged(demo, tmp_path):
+    folder, _ = demo
+    picture = tmp_path / "curves.png"
+    result = runner.invoke(cli.app, ["plot", str(folder), "--output", str(picture)])
+    assert result.exit_code == 0, result.output
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_plot_names_the_tags_there_are(demo):
+    folder, _ = demo
+    expected = r"tag must be one of \[.*'train/model_loss'.*got 'nothing'"
+    with pytest.raises(ValueError, match=expected):
+        cli.plot([folder], tag="nothing")
+    with pytest.raises(ValueError, match="runs must be folders with TensorBoard logs"):
+        cli.plot([folder / "model.zip"])
+
+
+def test_doctor_finds_this_machine_healthy():
+    result = runner.invoke(cli.app, ["doctor"])
+    assert result.exit_code == 0, result.output
+    for subject in ("Python", "torch", "OpenGL, egl", "GPU", "precision", "videos"):
+        assert subject in result.output
+
+
+def test_doctor_says_what_to_type(monkeypatch):
+    monkeypatch.setattr(doctor, "RENDER", "raise SystemExit('no libEGL')")
+    monkeypatch.setattr(doctor, "PACKAGES", ("no-such-package",))
+    result = runner.invoke(cli.app, ["doctor"])
+    assert result.exit_code == 1
+    assert "pip install no-such-package" in result.output
+    assert "apt-get install -y libegl1" in result.output
+    assert "no libEGL" in result.output

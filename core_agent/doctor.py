@@ -1,0 +1,129 @@
+"""What works on this machine, and what to type where something does not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+
+from core_agent.hardware import has_fast_bfloat16
+
+PACKAGES = (
+    "torch",
+    "stable-baselines3",
+    "gymnasium",
+    "mujoco",
+    "dm-control",
+    "shimmy",
+    "distracting-control",
+    "tensorboard",
+)
+RENDER = """
+import mujoco
+model = mujoco.MjModel.from_xml_string(
+    "<mujoco><worldbody><light pos='0 0 3'/><geom size='1'/></worldbody></mujoco>"
+)
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+with mujoco.Renderer(model, 32, 32) as renderer:
+    renderer.update_scene(data)
+    assert renderer.render().any()
+"""
+GL_REMEDY = (
+    "sudo apt-get update && sudo apt-get install -y libegl1 libgl1 libgl1-mesa-dri libosmesa6"
+)
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at."""
+
+    subject: str
+    works: bool
+    detail: str
+    remedy: str = ""
+    """What to type, where it does not work."""
+
+
+def check_python() -> Finding:
+    """The interpreter and the system."""
+    works = sys.version_info >= (3, 10)
+    detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return Finding("Python", works, detail, "install Python 3.10 or later")
+
+
+def check_packages() -> Iterator[Finding]:
+    """The packages that the agents and environments stand on."""
+    for name in PACKAGES:
+        try:
+            yield Finding(name, True, importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, False, "not installed", f"pip install {name}")
+
+
+def check_rendering(backend: str) -> Finding:
+    """Whether MuJoCo renders with ``MUJOCO_GL=backend``; in a process of its own."""
+    result = subprocess.run(
+        [sys.executable, "-c", RENDER],
+        env={**os.environ, "MUJOCO_GL": backend},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    works = result.returncode == 0
+    last_line = (result.stderr.strip().splitlines() or ["crashed"])[-1]
+    chosen = " (in use)" if os.environ.get("MUJOCO_GL") == backend else ""
+    return Finding(
+        f"OpenGL, {backend}{chosen}", works, "renders" if works else last_line, GL_REMEDY
+    )
+
+
+def check_gpu() -> Finding:
+    """The GPU that ``device="auto"`` takes, if there is one."""
+    if torch.cuda.is_available():
+        return Finding("GPU", True, torch.cuda.get_device_name())
+    return Finding("GPU", True, 'none: device="auto" is the CPU; preset("small") is made for it')
+
+
+def check_precision() -> Finding:
+    """What ``precision="auto"`` comes to."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = "bfloat16" if has_fast_bfloat16(device) else "float32"
+    return Finding("precision", True, f'"auto" computes in {dtype} on {device.type}')
+
+
+def check_videos() -> Finding:
+    """Which background videos the environments show."""
+    from distracting_envs.videos import resolve_video_path
+
+    try:
+        path = resolve_video_path(None)
+    except ValueError as error:
+        return Finding("videos", False, str(error), "unset DCS_VIDEOS or correct it")
+    if path is None:
+        detail = "built-in clips; for the paper's DAVIS: core-agent videos download"
+        return Finding("videos", True, detail)
+    return Finding("videos", True, str(path))
+
+
+def examine() -> Iterator[Finding]:
+    """Look at everything, one finding after the other."""
+    yield check_python()
+    yield from check_packages()
+    for backend in ("egl", "osmesa"):
+        yield check_rendering(backend)
+    others: tuple[Callable[[], Finding], ...] = (check_gpu, check_precision, check_videos)
+    for check_one in others:
+        yield check_one()
+
+
+def is_healthy(findings: list[Finding]) -> bool:
+    """Whether everything needed works: one way of rendering is enough."""
+    rendering = [finding for finding in findings if finding.subject.startswith("OpenGL")]
+    others = [finding for finding in findings if finding not in rendering]
+    return all(finding.works for finding in others) and any(f.works for f in rendering)

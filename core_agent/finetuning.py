@@ -1,0 +1,73 @@
+"""Going on from a saved model: some parts kept as they are, some begun afresh.
+
+    model = CoRe.load("easy.zip", env=harder_env)
+    refresh(model, "actor", "critic")            # new weights for actor and critics
+    freeze(model, "world_model.encoder")         # the encoder keeps what it has learned
+    model.learn(50_000)
+
+Parts are the names of modules of ``model.policy``, with dots, for example ``"world_model"``,
+``"world_model.encoder"``, ``"world_model.rssm"``, ``"actor"`` and ``"critic"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from core_agent.recurrent_sac import RecurrentSAC
+from core_agent.validation import check
+
+
+def _modules(model: RecurrentSAC, parts: tuple[str, ...]) -> Iterator[nn.Module]:
+    modules = dict(model.policy.named_modules())
+    names = sorted(name for name in modules if name and name.count(".") <= 1)
+    check(bool(parts), "parts", "name at least one module of model.policy", parts, str(names))
+    for part in parts:
+        check(
+            part in modules and bool(part), "parts", "be modules of model.policy", part, str(names)
+        )
+        yield modules[part]
+
+
+def freeze(model: RecurrentSAC, *parts: str) -> None:
+    """Keep the weights of some parts as they are, from now on.
+
+    The setting belongs to the model in memory: say it again after loading.
+
+    :param model: the model
+    :param parts: names of modules of ``model.policy``
+    :raises ValueError: for an unknown part
+    """
+    for module in list(_modules(model, parts)):
+        module.requires_grad_(False)
+
+
+def unfreeze(model: RecurrentSAC, *parts: str) -> None:
+    """Train some parts again; arguments and errors as for :func:`freeze`."""
+    for module in list(_modules(model, parts)):
+        module.requires_grad_(True)
+    model.policy.critic_target.requires_grad_(False)
+
+
+def refresh(model: RecurrentSAC, *parts: str) -> None:
+    """Give some parts the weights that a new model starts with, and forget their optimiser state.
+
+    The target critics follow a fresh critic.
+
+    :param model: the model
+    :param parts: names of modules of ``model.policy``
+    :raises ValueError: for an unknown part
+    """
+    policy = model.policy
+    modules = list(_modules(model, parts))
+    fresh = type(policy)(**policy._get_constructor_parameters()).to(policy.device)
+    fresh_modules = dict(fresh.named_modules())
+    for part, module in zip(parts, modules):
+        module.load_state_dict(fresh_modules[part].state_dict())
+        for parameter in module.parameters():
+            for optimizer in model.optimizers:
+                optimizer.state.pop(parameter, None)
+    critic = set(policy.critic.parameters())
+    if any(critic & set(module.parameters()) for module in modules):
+        policy.critic_target.load_state_dict(policy.critic.state_dict())
