@@ -23,7 +23,7 @@ from core_agent.core import CoRe
 from core_agent.evaluation import play, summarize
 from core_agent.plotting import plot_learning_curve
 from core_agent.presets import get_preset, preset
-from core_agent.video import side_by_side, write_mp4
+from core_agent.video import captioned, side_by_side, write_mp4
 
 ENV_ID = "DCS-cheetah-run-easy-dynamic"
 N_RANDOM_EPISODES = 5
@@ -131,7 +131,10 @@ def run_demo(
     )
     write_mp4(
         folder / "trained_and_random.mp4",
-        side_by_side(trained_video, random_video),
+        side_by_side(
+            captioned(trained_video, f"CoRe after {model.num_timesteps} steps"),
+            captioned(random_video, "random actions"),
+        ),
         FRAMES_PER_SECOND,
     )
     env.close()

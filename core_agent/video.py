@@ -8,7 +8,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -28,6 +28,17 @@ def write_mp4(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> Non
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
+
+
+def captioned(frames: Sequence[np.ndarray], text: str) -> list[np.ndarray]:
+    """Copies of frames ``(H, W, 3)``, uint8, with a line of text in the upper left corner."""
+    result = []
+    for frame in frames:
+        image = Image.fromarray(frame)
+        draw = ImageDraw.Draw(image)
+        draw.text((8, 6), text, font_size=16, fill="white", stroke_width=2, stroke_fill="black")
+        result.append(np.asarray(image))
+    return result
 
 
 def side_by_side(left: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -21,7 +21,7 @@ from core_agent.callbacks import (
 )
 from core_agent.evaluation import EpisodeResult, play, summarize
 from core_agent.plotting import plot_learning_curve, running_mean
-from core_agent.video import encode_gif, log_video, side_by_side, write_mp4
+from core_agent.video import captioned, encode_gif, log_video, side_by_side, write_mp4
 from tests.agent.fakes import TINY, FakeEnv
 
 
@@ -48,6 +48,14 @@ def test_side_by_side_freezes_the_shorter_video():
     assert joined[0].shape == (16, 48, 3)
     assert joined[3][0, 0, 0] == 1
     assert joined[3][0, -1, 0] == 103
+
+
+def test_captions_leave_the_original_alone():
+    original = [np.full((40, 120, 3), 90, np.uint8)]
+    (marked,) = captioned(original, "CoRe")
+    assert marked.shape == (40, 120, 3)
+    assert (marked == 255).any()
+    assert (original[0] == 90).all()
 
 
 def test_videos_reach_tensorboard(tmp_path):
