@@ -72,7 +72,8 @@ def crop_sizes(
 class ObservationEncoder(nn.Module):
     """Images through a CNN each, everything else through one MLP; features are concatenated.
 
-    :param observation_space: any space of SB3's, images channels first
+    :param observation_space: any space of SB3's, images channels first; images of bytes are divided
+        by 255, others taken as they are
     :param crop_size: see :func:`crop_sizes`
     :param feature_dim: features of each image
     :param vector_dims: layers of the MLP for vectors, an activation after each
@@ -103,6 +104,7 @@ class ObservationEncoder(nn.Module):
                     cnn_channels,
                     cnn_strides,
                     gating,
+                    max_value=255.0 if self.spaces[key].dtype == np.uint8 else 1.0,
                 )
                 for key, size in self.crop_sizes.items()
             }

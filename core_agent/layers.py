@@ -217,6 +217,7 @@ class ImageEncoder(nn.Module):
     :param cnn_channels: channels of each convolution
     :param cnn_strides: stride of each convolution
     :param gating: multiply the image with a learned soft mask first
+    :param max_value: of the images: 255 for bytes, 1 for images that are scaled already
     :raises ValueError: if the image is too small for that many convolutions
     """
 
@@ -230,8 +231,10 @@ class ImageEncoder(nn.Module):
         cnn_channels: Sequence[int] = (32, 32, 32, 32),
         cnn_strides: Sequence[int] = (2, 1, 1, 1),
         gating: bool = False,
+        max_value: float = 255.0,
     ) -> None:
         super().__init__()
+        self.max_value = max_value
         self.mixed_precision = True
         self.compute_dtype: torch.dtype | None = None
         check(
@@ -261,7 +264,7 @@ class ImageEncoder(nn.Module):
         self.norm = nn.LayerNorm(feature_dim, elementwise_affine=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """``(N, C, H, W)``, values 0 to 255, to ``(N, feature_dim)`` of the parameters' type."""
+        """``(N, C, H, W)``, 0 to ``max_value``, to ``(N, feature_dim)`` of the parameters' type."""
         x = self.prepare(images)
         if self.gate is not None:
             x = x * self.gate(x)
@@ -274,7 +277,7 @@ class ImageEncoder(nn.Module):
         return self.norm(features.to(self.linear.weight.dtype))
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        """``(N, C, H, W)`` with values 0 to 255 to channels-last values 0 to 1."""
+        """``(N, C, H, W)``, 0 to ``max_value``, to channels-last values 0 to 1."""
         dtype = self.compute_dtype or self.linear.weight.dtype
         x = images.to(dtype, memory_format=torch.channels_last)
-        return x / 255.0
+        return x if self.max_value == 1.0 else x / self.max_value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -35,6 +36,25 @@ def frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+def initial_ent_coef(ent_coef: float | str) -> float | None:
+    """The temperature to start with; ``None`` leaves it to the policy.
+
+    :raises ValueError: for anything but ``"auto"``, ``"auto_0.1"`` or a number > 0
+    """
+    value: Any = ent_coef
+    if isinstance(ent_coef, str):
+        if ent_coef == "auto":
+            return None
+        prefix, _, number = ent_coef.partition("_")
+        try:
+            value = float(number) if prefix == "auto" else None
+        except ValueError:
+            value = None
+    rule = "be 'auto', 'auto_' and a number > 0, or a number > 0"
+    check(is_number(value) and value > 0, "ent_coef", rule, ent_coef)
+    return float(value)
 
 
 def descend(
@@ -80,6 +100,8 @@ class RecurrentSAC(OpenLatent, SequenceOffPolicyAlgorithm):
     :param update_ratio: updates per agent step
     :param critic_learning_rate: of the critics
     :param actor_learning_rate: of the actor
+    :param ent_coef: entropy temperature: ``"auto"`` learns it, ``"auto_0.1"`` from 0.1 on; a number
+        fixes it
     :param ent_coef_learning_rate: of the entropy temperature
     :param target_entropy: in nats; ``"auto"``: minus the number of actions
     :param max_log_ent_coef: upper bound of the log temperature
@@ -134,6 +156,7 @@ class RecurrentSAC(OpenLatent, SequenceOffPolicyAlgorithm):
         update_ratio: float = 0.5,
         critic_learning_rate: float = 1e-3,
         actor_learning_rate: float = 1e-3,
+        ent_coef: float | str = "auto",
         ent_coef_learning_rate: float = 1e-3,
         target_entropy: float | str = "auto",
         max_log_ent_coef: float = 3.0,
@@ -154,6 +177,7 @@ class RecurrentSAC(OpenLatent, SequenceOffPolicyAlgorithm):
         check_positive("critic_learning_rate", critic_learning_rate)
         check_positive("actor_learning_rate", actor_learning_rate)
         check_positive("ent_coef_learning_rate", ent_coef_learning_rate)
+        initial_ent_coef(ent_coef)
         check(
             target_entropy == "auto" or is_number(target_entropy),
             "target_entropy",
@@ -188,6 +212,7 @@ class RecurrentSAC(OpenLatent, SequenceOffPolicyAlgorithm):
         )
         self.critic_learning_rate = critic_learning_rate
         self.actor_learning_rate = actor_learning_rate
+        self.ent_coef = ent_coef
         self.ent_coef_learning_rate = ent_coef_learning_rate
         self.target_entropy = target_entropy
         self.max_log_ent_coef = max_log_ent_coef
@@ -196,6 +221,9 @@ class RecurrentSAC(OpenLatent, SequenceOffPolicyAlgorithm):
             self._setup_model()
 
     def _make_optimizers(self) -> None:
+        initial = initial_ent_coef(self.ent_coef)
+        if initial is not None:
+            self.policy.log_ent_coef.data.fill_(math.log(initial))
         policy, model_rate = self.policy, self.base_learning_rate
         groups = [dict(params=list(policy.critic.parameters()), lr=self.critic_learning_rate)]
         if self.train_model_with_critic:
@@ -327,6 +355,8 @@ class RecurrentSAC(OpenLatent, SequenceOffPolicyAlgorithm):
         """Move the temperature towards the target entropy; ``log_prob`` ``(T - 1, B)``."""
         log_ent_coef = self.policy.log_ent_coef
         mean_log_prob = masked_mean(log_prob, batch.transition_mask)
+        if not isinstance(self.ent_coef, str):
+            return {"ent_coef": log_ent_coef.detach().exp(), "policy_entropy": -mean_log_prob}
         loss = -log_ent_coef.exp() * (mean_log_prob + self._target_entropy)
         optimizer = self.policy.ent_coef_optimizer
         descend(loss, optimizer, [log_ent_coef], self.max_ent_coef_grad_norm)

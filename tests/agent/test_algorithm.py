@@ -398,6 +398,30 @@ def test_the_temperature_moves_towards_the_target_entropy_and_is_bounded():
     assert model.policy.log_ent_coef.item() == 3.0
 
 
+@pytest.mark.parametrize(("ent_coef", "start"), [(0.5, 0.5), ("auto_0.25", 0.25), ("auto", 0.1003)])
+def test_the_temperature_is_learned_or_fixed(ent_coef, start):
+    model = RecurrentSAC("CnnPolicy", FakeEnv(), **TINY, ent_coef=ent_coef)
+    assert model.policy.log_ent_coef.exp().item() == pytest.approx(start, rel=1e-3)
+    model.learn(18)
+    changed = model.policy.log_ent_coef.exp().item() != pytest.approx(start, rel=1e-4)
+    assert changed == isinstance(ent_coef, str)
+    file = io.BytesIO()
+    model.save(file)
+    file.seek(0)
+    loaded = RecurrentSAC.load(file)
+    assert torch.equal(loaded.policy.log_ent_coef, model.policy.log_ent_coef)
+
+
+def test_images_that_are_scaled_already_are_taken_as_they_are():
+    space = spaces.Box(0.0, 1.0, (3, 8, 8), np.float32)
+    scaled = CoRe("CnnPolicy", FakeEnv(space), **TINY)
+    encoder = scaled.policy.world_model.encoder.image_encoders["observation"]
+    images = torch.rand(2, 3, 7, 7)
+    assert torch.equal(encoder.prepare(images), images)
+    scaled.learn(18)
+    assert scaled._n_updates > 0
+
+
 # ---- ids, defaults and bad arguments ----
 
 
@@ -452,6 +476,9 @@ def test_discrete_actions_are_refused_at_once():
         ("contrastive_from", "both", "be one of"),
         ("negatives", "none", "be one of"),
         ("precision", "float16", "be one of"),
+        ("ent_coef", "auto_0", "be 'auto', 'auto_' and a number > 0"),
+        ("ent_coef", "automatic", "be 'auto', 'auto_' and a number > 0"),
+        ("ent_coef", -1.0, "be 'auto', 'auto_' and a number > 0"),
         ("target_entropy", "low", "be a number or 'auto'"),
         ("gradient_steps", -2, "be a whole number >= -1"),
     ],
