@@ -110,7 +110,7 @@ def assert_windows_hold_consecutive_frames(buffer: SequenceReplayBuffer) -> None
 def test_is_an_off_policy_algorithm_with_sacs_common_arguments(algorithm):
     assert issubclass(algorithm, OffPolicyAlgorithm)
     ours = inspect.signature(algorithm.__init__).parameters
-    ignored = {"ent_coef", "target_update_interval", "optimize_memory_usage", "n_steps"}
+    ignored = {"target_update_interval", "optimize_memory_usage", "n_steps"}
     theirs = {
         name
         for name in inspect.signature(SAC.__init__).parameters
@@ -133,6 +133,7 @@ ARGUMENTS: dict[str, Any] = dict(
     update_ratio=0.25,
     critic_learning_rate=2e-3,
     actor_learning_rate=3e-3,
+    ent_coef="auto_0.2",
     ent_coef_learning_rate=4e-3,
     target_entropy=-1.5,
     max_log_ent_coef=1.0,
