@@ -11,6 +11,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from core_agent.validation import check
+
 if TYPE_CHECKING:
     import gymnasium as gym
 
@@ -55,6 +57,42 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
     return result
 
 
+ZOO_ONLY = ("n_envs", "normalize", "frame_stack", "env_wrapper", "callback")
+
+
+def read_config(path: Path | None, env_id: str) -> dict[str, Any]:
+    """Constructor arguments, and ``n_timesteps``, out of a YAML file in rl-zoo's format.
+
+    :param path: the file; ``None``: no arguments
+    :param env_id: whose entry is read
+    :raises ValueError: if there is no such file or entry, or an entry needs rl-zoo itself
+    """
+    if path is None:
+        return {}
+    check(path.is_file(), "--config", "be a YAML file", str(path))
+    entries = yaml.safe_load(path.read_text()) or {}
+    known = sorted(entries) if isinstance(entries, dict) else entries
+    check(
+        isinstance(entries, dict) and isinstance(entries.get(env_id), dict),
+        "--config",
+        f"have an entry for {env_id}",
+        str(path),
+        f"it has {known}",
+    )
+    arguments = {key: value for key, value in entries[env_id].items() if key != "policy"}
+    needs_zoo = sorted(set(arguments) & set(ZOO_ONLY))
+    check(
+        not needs_zoo,
+        "--config",
+        "hold constructor arguments and n_timesteps",
+        needs_zoo,
+        "python -m core_agent.zoo takes rl-zoo's other settings",
+    )
+    if isinstance(arguments.get("train_freq"), list):
+        arguments["train_freq"] = tuple(arguments["train_freq"])
+    return arguments
+
+
 def make_environment(env_id: str, preset: str, split: str, settings: list[str] | None) -> gym.Env:
     """An environment that renders; a DCS one as the preset wants it, on the split's videos."""
     from core_agent.algorithm import make_env
@@ -90,6 +128,9 @@ def train(
         int | None, typer.Option(min=1, help="Agent steps; by default 500,000 simulator steps.")
     ] = None,
     seed: Seed = 0,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML in rl-zoo's format, such as configs/core.yml.")
+    ] = None,
     settings: Settings = None,
     env_settings: EnvSettings = None,
     validate_every: Annotated[
@@ -103,7 +144,9 @@ def train(
     from core_agent import preset as preset_arguments
     from core_agent.callbacks import RichProgressCallback, ValidationCallback
 
-    arguments = preset_arguments(preset, **parse_settings(settings))
+    configured = {**read_config(config, env_id), **parse_settings(settings)}
+    configured_steps = configured.pop("n_timesteps", None)
+    arguments = preset_arguments(preset, **configured)
     env = make_environment(env_id, preset, "train", env_settings)
     model = CoRe("auto", env, seed=seed, tensorboard_log=str(folder / "tensorboard"), **arguments)
     callbacks: list[BaseCallback] = [RichProgressCallback()]
@@ -112,7 +155,7 @@ def train(
         callbacks.append(ValidationCallback(validation_env, validate_every, seed=seed))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        model.learn(steps, callback=callbacks, log_interval=1)
+        model.learn(steps or configured_steps, callback=callbacks, log_interval=1)
     finally:
         model.save(folder / "model")
         errors.print(f"Saved {folder / 'model.zip'}")

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from core_agent import cli, doctor
+from core_agent import CoRe, cli, doctor
 from core_agent.demo import run_demo
+from core_agent.zoo import CONFIGS
 
 runner = CliRunner()
 
@@ -64,9 +65,29 @@ def test_train_leaves_a_model_that_loads(tmp_path):
     more = ["--folder", str(tmp_path), "--set", "kl_coef=0.5", "--validate-every", "0"]
     result = runner.invoke(cli.app, [*arguments, *more])
     assert result.exit_code == 0, result.output
-    from core_agent import CoRe
-
     assert CoRe.load(tmp_path / "model").kl_coef == 0.5
+
+
+def test_train_takes_a_configuration_and_settings_on_top(tmp_path):
+    config = tmp_path / "config.yml"
+    config.write_text(
+        "DCS-cartpole-swingup-clean:\n"
+        "  policy: CnnPolicy\n  n_timesteps: 125\n  kl_coef: 0.25\n  gamma: 0.9\n"
+        "  train_freq: [1, episode]\n"
+    )
+    arguments = ["train", "DCS-cartpole-swingup-clean", "--preset", "debug", "--config"]
+    more = ["--folder", str(tmp_path), "--set", "gamma=0.5", "--validate-every", "0"]
+    result = runner.invoke(cli.app, [*arguments, str(config), *more])
+    assert result.exit_code == 0, result.output
+    model = CoRe.load(tmp_path / "model")
+    assert (model.kl_coef, model.gamma, model.num_timesteps) == (0.25, 0.5, 125)
+
+
+@pytest.mark.parametrize("env_id", ["DCS-cheetah-run-easy-static", "DCS-walker-walk-clean"])
+def test_the_packaged_configurations_can_be_read(env_id):
+    arguments = cli.read_config(CONFIGS / "core.yml", env_id)
+    assert arguments["n_timesteps"] in (125_000, 250_000)
+    assert arguments["train_freq"] == (1, "episode")
 
 
 def test_settings_are_read_as_yaml_and_nest():
@@ -85,6 +106,8 @@ def test_settings_are_read_as_yaml_and_nest():
         (["train", "Pendulum-v1", "--preset", "tiny"], "preset must be one of"),
         (["train", "Pendulum-v1", "--set", "gamma=2", "--preset", "debug"], "gamma must lie in"),
         (["train", "Pendulum-v1", "--set", "gama=0.9"], "gama"),
+        (["train", "Pendulum-v1", "--config", "missing.yml"], "--config must be a YAML file"),
+        (["train", "No-v1", "--config", str(CONFIGS / "core.yml")], "must have an entry for No-v1"),
         (["evaluate", "missing.zip", "Pendulum-v1"], "model_path must be a saved model"),
     ],
 )
