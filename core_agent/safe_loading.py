@@ -26,6 +26,8 @@ from stable_baselines3.common.save_util import open_path
 
 _SB3 = "stable_baselines3.common"
 ALLOWED: dict[str, frozenset[str]] = {
+    # What protocol 2 writes for bytes.
+    "_codecs": frozenset({"encode"}),
     "builtins": frozenset({"set", "frozenset", "slice", "complex", "range"}),
     "collections": frozenset({"OrderedDict", "deque"}),
     "core_agent.buffers": frozenset({"Episode", "SequenceReplayBuffer"}),
