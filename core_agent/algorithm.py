@@ -537,12 +537,6 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         which loses the step at which a callback stops.
         """
         self.policy.set_training_mode(False)
-        if (
-            action_noise is not None
-            and env.num_envs > 1
-            and not isinstance(action_noise, VectorizedActionNoise)
-        ):
-            action_noise = VectorizedActionNoise(action_noise, env.num_envs)
         n_steps = 0
         n_episodes = np.zeros(env.num_envs, dtype=int)
         callback.on_rollout_start()
@@ -667,8 +661,3 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self.logger.record("time/simulator_steps", self.num_timesteps * self.action_repeat)
         self.logger.record("time/updates_per_second", self._updates_per_second)
         super().dump_logs()
-
-    @property
-    def has_images(self) -> bool:
-        """Whether the agent sees images."""
-        return any(is_image(space) for space in as_dict_space(self.observation_space).values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Literal
 
 import gymnasium as gym
 import numpy as np
@@ -16,7 +17,7 @@ from rich.progress import (
 )
 from stable_baselines3.common.callbacks import BaseCallback
 
-from core_agent.evaluation import play, summarize
+from core_agent.evaluation import EpisodeResult, play, summarize
 from core_agent.validation import check_integer, check_positive
 from core_agent.video import log_video
 
@@ -145,11 +146,12 @@ class ValidationCallback(BaseCallback):
             self.validate()
         return True
 
-    def validate(self) -> None:
-        """Play and log now."""
-        episodes = play(self.env, self.model, 1, self.deterministic, self.seed, record=self.video)
-        if self.n_episodes > 1:
-            episodes += play(self.env, self.model, self.n_episodes - 1, self.deterministic)
+    def validate(self) -> list[EpisodeResult]:
+        """Play and log now; the episodes, the first with its frames if a video is wanted."""
+        record: bool | Literal["first"] = "first" if self.video else False
+        episodes = play(
+            self.env, self.model, self.n_episodes, self.deterministic, self.seed, record
+        )
         statistics = summarize(episodes)
         self.results.append((self.num_timesteps, statistics.mean, statistics.standard_error))
         self.logger.record("validation/return", statistics.mean)
@@ -158,6 +160,7 @@ class ValidationCallback(BaseCallback):
             # Every other frame at half size: TensorBoard shows GIFs, which are large.
             frames = [frame[::2, ::2] for frame in episodes[0].frames[::2]]
             log_video(self.logger, "validation/video", frames, 15, self.num_timesteps)
+        return episodes
 
 
 class TimeLimitCallback(BaseCallback):

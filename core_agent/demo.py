@@ -90,10 +90,7 @@ def run_demo(
 
     console.print(f"[bold]{env_id}[/], seed {seed}: how far do random actions get?")
     random_training = summarize(play(env, None, n_random, seed=seed))
-    random_episodes = play(validation_env, None, 1, seed=seed, record=True)
-    random_video = random_episodes[0].frames
-    if n_random > 1:
-        random_episodes += play(validation_env, None, n_random - 1)
+    random_episodes = play(validation_env, None, n_random, seed=seed, record="first")
     random_validation = summarize(random_episodes)
     console.print(f"Random actions return {random_training.mean:.0f} per episode.")
 
@@ -116,9 +113,8 @@ def run_demo(
     training_seconds = time.perf_counter() - learning_started
 
     console.print("Validating on videos that were not seen in training …")
-    validation.validate()
+    validation_episodes = validation.validate()
     model.logger.dump(model.num_timesteps)
-    trained_video = play(validation_env, model, 1, seed=seed, record=True)[0].frames
     model.save(folder / "model")
     steps, _, returns = zip(*training.episodes)
     plot_learning_curve(
@@ -132,8 +128,8 @@ def run_demo(
     write_mp4(
         folder / "trained_and_random.mp4",
         side_by_side(
-            captioned(trained_video, f"CoRe after {model.num_timesteps} steps"),
-            captioned(random_video, "random actions"),
+            captioned(validation_episodes[0].frames, f"CoRe after {model.num_timesteps} steps"),
+            captioned(random_episodes[0].frames, "random actions"),
         ),
         FRAMES_PER_SECOND,
     )

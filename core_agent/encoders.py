@@ -35,6 +35,11 @@ def as_dict(observation: Observation) -> dict[str, torch.Tensor]:
     return observation if isinstance(observation, dict) else {SINGLE_KEY: observation}
 
 
+def any_entry(observation: Observation) -> torch.Tensor:
+    """One tensor of an observation, to read the leading dimensions from, which all share."""
+    return next(iter(as_dict(observation).values()))
+
+
 def is_image(space: spaces.Space) -> bool:
     """Whether observations of ``space`` are images: three axes, channels first."""
     return isinstance(space, spaces.Box) and len(space.shape) == 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -34,7 +34,7 @@ def play(
     n_episodes: int = 1,
     deterministic: bool = True,
     seed: int | None = None,
-    record: bool = False,
+    record: bool | Literal["first"] = False,
 ) -> list[EpisodeResult]:
     """Play episodes in one environment, carrying the model's recurrent state.
 
@@ -43,7 +43,7 @@ def play(
     :param n_episodes: number of episodes
     :param deterministic: passed to ``model.predict``
     :param seed: of the first reset and of random actions
-    :param record: keep the rendered frames
+    :param record: keep the rendered frames of every episode, or of the ``"first"`` alone
     :raises ValueError: for fewer than one episode
     """
     check_integer("n_episodes", n_episodes, 1)
@@ -52,7 +52,8 @@ def play(
     for episode in range(n_episodes):
         observation, _ = env.reset(seed=seed if episode == 0 else None)
         state = None
-        frames = [np.asarray(env.render())] if record else []
+        recorded = record is True or (record == "first" and episode == 0)
+        frames = [np.asarray(env.render())] if recorded else []
         total, n_steps, over = 0.0, 0, False
         while not over:
             if model is None:
@@ -62,7 +63,7 @@ def play(
                 action, state = model.predict(observation, state, start, deterministic)
             observation, reward, terminated, truncated, _ = env.step(action)
             total, n_steps, over = total + float(reward), n_steps + 1, terminated or truncated
-            if record:
+            if recorded:
                 frames.append(np.asarray(env.render()))
         results.append(EpisodeResult(total, n_steps, frames))
     return results

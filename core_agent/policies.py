@@ -16,6 +16,7 @@ from stable_baselines3.common.utils import get_device
 from torch import nn
 
 from core_agent.distributions import SquashedGaussian
+from core_agent.encoders import any_entry
 from core_agent.layers import MLP, Activation, TwinMLP
 from core_agent.safe_loading import RESTRICTED_PICKLE, UnsafeFileError
 from core_agent.types import ActingState, Latent
@@ -233,8 +234,7 @@ class RecurrentPolicy(BasePolicy):
         return ActingState(latent.deter, latent.stoch, action)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
-        first = next(iter(observation.values())) if isinstance(observation, dict) else observation
-        n_envs = len(first)
+        n_envs = len(any_entry(observation))
         starts = torch.ones(n_envs, dtype=torch.bool, device=self.device)
         return self.act(observation, self.initial_state(n_envs), starts, deterministic).action
 
@@ -262,10 +262,7 @@ class RecurrentPolicy(BasePolicy):
             )
         self._notice_forgotten_state(state, episode_start)
         observations, vectorized = self.obs_to_tensor(observation)
-        first = (
-            next(iter(observations.values())) if isinstance(observations, dict) else observations
-        )
-        n_envs = len(first)
+        n_envs = len(any_entry(observations))
         with torch.no_grad():
             acting_state, starts = self._unpack_state(state, episode_start, n_envs)
             next_state = self.act(observations, acting_state, starts, deterministic)

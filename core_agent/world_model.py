@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from core_agent import losses
-from core_agent.encoders import ObservationEncoder
+from core_agent.encoders import ObservationEncoder, any_entry
 from core_agent.layers import MLP
 from core_agent.rssm import RSSM
 from core_agent.types import Gaussian, Observation, Rollout, SequenceBatch
@@ -131,10 +131,8 @@ class WorldModel(nn.Module):
 
     def encode(self, observations: Observation) -> torch.Tensor:
         """Features ``(T, B, F)`` of cropped observations ``(T, B, ...)``."""
-        first = (
-            next(iter(observations.values())) if isinstance(observations, dict) else observations
-        )
-        return self.encoder(flatten_time(observations)).unflatten(0, first.shape[:2])
+        leading = any_entry(observations).shape[:2]
+        return self.encoder(flatten_time(observations)).unflatten(0, leading)
 
     def observe(
         self, features: torch.Tensor, actions: torch.Tensor, noise: torch.Tensor

@@ -76,6 +76,11 @@ def test_play_returns_whole_episodes():
     assert [len(r.frames) for r in results] == [6, 6]
 
 
+def test_the_first_episode_alone_can_be_recorded():
+    results = play(FakeEnv(length=5), None, 3, seed=0, record="first")
+    assert [len(r.frames) for r in results] == [6, 0, 0]
+
+
 def test_random_play_is_reproducible_and_needs_no_model():
     first, second = (play(FakeEnv(), None, 2, seed=3) for _ in range(2))
     assert [r.episode_return for r in first] == [r.episode_return for r in second]
