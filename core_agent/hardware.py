@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
@@ -53,3 +55,19 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+@contextmanager
+def memory_advice(batch_size: int, sequence_length: int) -> Iterator[None]:
+    """Inside, a GPU that runs out of memory says which setting to lower.
+
+    :raises torch.OutOfMemoryError: in place of PyTorch's own
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f"the GPU's memory is full: lower batch_size (it is {batch_size}) or sequence_length "
+            f"(it is {sequence_length}), keep the frames in main memory with "
+            "replay_buffer_kwargs=dict(storage_device='cpu'), or give precision='bfloat16'"
+        ) from error
