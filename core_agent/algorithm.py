@@ -31,6 +31,7 @@ from stable_baselines3.common.type_aliases import (
 )
 from stable_baselines3.common.utils import should_collect_more_steps
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from core_agent.buffers import SequenceReplayBuffer
 from core_agent.checkpoint import CheckpointFolder, resume
@@ -693,8 +694,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             actions, buffer_actions = self._sample_action(
                 learning_starts, action_noise, env.num_envs
             )
-            new_obs, rewards, dones, infos = env.step(actions)
-            self._refuse_non_finite(new_obs, rewards, infos)
+            new_obs, rewards, dones, infos = self._step_environments(env, actions)
             self.num_timesteps += env.num_envs
             n_steps += 1
             self._rollout_steps = n_steps
@@ -720,6 +720,17 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._rollout_steps, self._rollout_episodes = 0, [0] * env.num_envs
         return RolloutReturn(n_steps * env.num_envs, sum(n_episodes), continue_training=True)
 
+    def _step_environments(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
+        """Step the environments; after a fault of theirs, have them reset before they go on.
+
+        :raises NonFiniteError: if they give what is no number
+        """
+        last_obs, self._last_obs = self._last_obs, None
+        step = env.step(actions)
+        self._refuse_non_finite(step[0], step[1], step[3])
+        self._last_obs = last_obs
+        return step
+
     def _refuse_non_finite(
         self, observations: Any, rewards: np.ndarray, infos: list[dict[str, Any]]
     ) -> None:
@@ -735,8 +746,6 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                     culprit = found[0], index
         if culprit is None:
             return
-        # What these environments hold now is not to be gone on from.
-        self._last_obs = None
         raise NonFiniteError(
             f"the {culprit[0]} of environment {culprit[1]} must be finite, got NaN or infinity at "
             f"step {self.num_timesteps + 1}; mend the environment, then go on with "

@@ -140,6 +140,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
             train(tmp_path, 24, resume=True)
 
 
+@pytest.mark.filterwarnings("ignore:.* is passed over")
 def test_a_run_without_a_whole_checkpoint_begins_anew(tmp_path):
     train(tmp_path, 12)
     for path in tmp_path.rglob("manifest.json"):
@@ -203,6 +204,21 @@ def test_what_is_no_number_stops_the_run_and_the_last_good_state_is_kept(
     assert resumed.num_timesteps >= 60
     model.learn(12, reset_num_timesteps=False)
     assert model.num_timesteps >= 32, "the model itself goes on as well"
+
+
+def test_an_environment_that_raises_costs_nothing_but_its_episode(tmp_path):
+    class Broken(SavableEnv):
+        def step(self, action):
+            if self.step_count == 4 and len(self.actions) > 20:
+                raise OSError("the robot is gone")
+            return super().step(action)
+
+    model = RecurrentSAC("auto", Broken(), **TINY)
+    with pytest.raises(OSError, match="the robot is gone"):
+        model.learn(60, callback=ExactCheckpointCallback(tmp_path, 0))
+    with pytest.warns(UserWarning, match="they are reset"):
+        resumed = RecurrentSAC.resume(tmp_path, SavableEnv())
+    assert resumed.num_timesteps == resumed.replay_buffer.size() == 22
 
 
 def test_a_key_of_a_dict_observation_is_named():
