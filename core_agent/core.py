@@ -14,7 +14,8 @@ from core_agent.algorithm import Metrics
 from core_agent.hardware import Precision
 from core_agent.latent import OpenModel
 from core_agent.losses import NEGATIVES, Negatives
-from core_agent.recurrent_sac import RecurrentSAC, descend
+from core_agent.optimization import descend
+from core_agent.recurrent_sac import RecurrentSAC
 from core_agent.types import SequenceBatch
 from core_agent.validation import check, check_at_least, check_fraction, check_positive
 from core_agent.world_model import ModelLossOptions, ModelNoise
