@@ -50,7 +50,7 @@ class FrameStackPolicy(StatefulPolicy):
     :param observation_space: images (channels first), vectors or a ``Dict`` of both
     :param action_space: Box with finite bounds
     :param lr_schedule: for SB3's interface; the algorithm makes the optimisers
-    :param frame_stack: frames in a stack
+    :param n_stack: frames in a stack
     :param critic_dims: hidden layers of each critic
     :param activation: of actor and critics
     :param encoder_kwargs: go to :class:`~core_agent.encoders.ObservationEncoder`
@@ -62,15 +62,15 @@ class FrameStackPolicy(StatefulPolicy):
         observation_space: spaces.Space,
         action_space: spaces.Space,
         lr_schedule: Schedule | None = None,
-        frame_stack: int = 3,
+        n_stack: int = 3,
         critic_dims: Sequence[int] = (1024, 1024),
         activation: Activation = "relu",
         **encoder_kwargs: Any,
     ) -> None:
-        own = dict(frame_stack=frame_stack, critic_dims=critic_dims, activation=activation)
+        own = dict(n_stack=n_stack, critic_dims=critic_dims, activation=activation)
         super().__init__(observation_space, action_space, {**own, **encoder_kwargs})
-        self.frame_stack = frame_stack
-        stacked = stacked_space(observation_space, frame_stack)
+        self.n_stack = n_stack
+        stacked = stacked_space(observation_space, n_stack)
         self.encoder = ObservationEncoder(stacked, **encoder_kwargs)
         self.encoder_target = ObservationEncoder(stacked, **encoder_kwargs)
         self.encoder_target.load_state_dict(self.encoder.state_dict())
@@ -103,8 +103,8 @@ class FrameStackPolicy(StatefulPolicy):
         """
         entries, following = as_dict(observation), []
         for key, stack in zip(self.encoder.spaces, stacks):
-            filled = stack_frames([entries[key]] * self.frame_stack)
-            width = filled.shape[1] // self.frame_stack
+            filled = stack_frames([entries[key]] * self.n_stack)
+            width = filled.shape[1] // self.n_stack
             moved = torch.cat([stack[:, width:], filled[:, :width]], dim=1)
             starts = episode_start.view(-1, *[1] * (filled.ndim - 1))
             following.append(torch.where(starts, filled, moved))
@@ -121,7 +121,7 @@ class FrameStackPolicy(StatefulPolicy):
 
     def first_look(self, observation: PyTorchObs) -> Observation:
         entries = as_dict(observation)
-        stacks = (stack_frames([entries[key]] * self.frame_stack) for key in self.encoder.spaces)
+        stacks = (stack_frames([entries[key]] * self.n_stack) for key in self.encoder.spaces)
         return self._centered(tuple(stacks))
 
     def carry(
@@ -145,7 +145,7 @@ class FrameStackPolicy(StatefulPolicy):
 class FrameStackAlgorithm(SequenceOffPolicyAlgorithm):
     """Off-policy learning from single transitions between stacks of frames.
 
-    :param frame_stack: frames in a stack
+    :param n_stack: frames in a stack
     :param encoder_tau: rate of the target encoder's moving average
     :param target_update_freq: updates between two of the moving averages
     :param arguments: those of :class:`~core_agent.algorithm.SequenceOffPolicyAlgorithm`
@@ -155,18 +155,18 @@ class FrameStackAlgorithm(SequenceOffPolicyAlgorithm):
     policy: FrameStackPolicy
 
     def __init__(
-        self, *, frame_stack: int, encoder_tau: float, target_update_freq: int, **arguments: Any
+        self, *, n_stack: int, encoder_tau: float, target_update_freq: int, **arguments: Any
     ) -> None:
-        check_integer("frame_stack", frame_stack, 1)
+        check_integer("n_stack", n_stack, 1)
         check_fraction("encoder_tau", encoder_tau)
         check_integer("target_update_freq", target_update_freq, 1)
         super().__init__(**arguments)
-        self.frame_stack = frame_stack
+        self.n_stack = n_stack
         self.encoder_tau = encoder_tau
         self.target_update_freq = target_update_freq
 
     def _policy_arguments(self) -> dict[str, Any]:
-        return {**super()._policy_arguments(), "frame_stack": self.frame_stack}
+        return {**super()._policy_arguments(), "n_stack": self.n_stack}
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         result = super()._setup_learn(*args, **kwargs)
@@ -198,7 +198,7 @@ class FrameStackAlgorithm(SequenceOffPolicyAlgorithm):
     def _sample_batch(self, batch_size: int) -> TransitionBatch:
         assert self.replay_buffer is not None
         normalizer = self._vec_normalize_env
-        return self.replay_buffer.sample_stacks(batch_size, self.frame_stack, normalizer)
+        return self.replay_buffer.sample_stacks(batch_size, self.n_stack, normalizer)
 
     def augment(self, observation: Observation) -> Observation:
         """The stacks ``(B, ...)`` with each image cropped at a random place of its own."""

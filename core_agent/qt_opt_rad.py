@@ -126,7 +126,7 @@ class QTOptRAD(FrameStackAlgorithm):
         buffer_size: int = 100_000,
         learning_starts: int = 1_000,
         batch_size: int = 512,
-        frame_stack: int = 3,
+        n_stack: int = 3,
         tau: float = 0.01,
         encoder_tau: float = 0.05,
         gamma: float = 0.99,

@@ -76,7 +76,7 @@ class SACRAD(FrameStackAlgorithm, SoftActorCritic):
     :param buffer_size: agent steps that are kept, each frame once
     :param learning_starts: uniformly random agent steps before learning
     :param batch_size: transitions in a batch
-    :param frame_stack: frames in a stack
+    :param n_stack: frames in a stack
     :param tau: rate of the target critics' moving average
     :param encoder_tau: rate of the target encoder's moving average
     :param gamma: discount per agent step
@@ -123,7 +123,7 @@ class SACRAD(FrameStackAlgorithm, SoftActorCritic):
         buffer_size: int = 100_000,
         learning_starts: int = 1_000,
         batch_size: int = 512,
-        frame_stack: int = 3,
+        n_stack: int = 3,
         tau: float = 0.01,
         encoder_tau: float = 0.05,
         gamma: float = 0.99,
