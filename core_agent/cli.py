@@ -30,6 +30,11 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="A constructor argument as key=value (YAML); may be repeated."),
 ]
+PRESET_HELP = (
+    "paper, release, small (CPUs), debug (seconds), or an ablation such as core-gating; "
+    "several joined with +, as in small+core-gating."
+)
+Presets = Annotated[str, typer.Option(help=PRESET_HELP)]
 EnvSettings = Annotated[
     list[str] | None,
     typer.Option("--env-set", help="An argument of the environment as key=value (YAML)."),
@@ -121,9 +126,10 @@ def demo(
 def train(
     env_id: EnvId,
     folder: Annotated[Path, typer.Option(help="Where everything is left.")] = Path("runs/train"),
-    preset: Annotated[
-        str, typer.Option(help="paper, release, small (CPUs) or debug (seconds).")
-    ] = "paper",
+    agent: Annotated[
+        str, typer.Option(help="core, recurrent_sac, sacrad, curl, qtopt_rad or qtopt_drq.")
+    ] = "core",
+    preset: Presets = "paper",
     steps: Annotated[
         int | None, typer.Option(min=1, help="Agent steps; by default 500,000 simulator steps.")
     ] = None,
@@ -137,19 +143,25 @@ def train(
         int, typer.Option(min=0, help="Agent steps between validations; 0: none.")
     ] = 10_000,
 ) -> None:
-    """Train CoRe and leave the model, its log and validations in a folder."""
+    """Train an agent and leave the model, its log and validations in a folder."""
     from stable_baselines3.common.callbacks import BaseCallback
 
-    from core_agent import CoRe
     from core_agent import preset as preset_arguments
+    from core_agent.agents import get_agent
     from core_agent.callbacks import RichProgressCallback, ValidationCallback
+    from core_agent.gating import GatingCallback
 
+    agent_class = get_agent(agent)
     configured = {**read_config(config, env_id), **parse_settings(settings)}
     configured_steps = configured.pop("n_timesteps", None)
-    arguments = preset_arguments(preset, **configured)
+    arguments = preset_arguments(preset, agent, **configured)
     env = make_environment(env_id, preset, "train", env_settings)
-    model = CoRe("auto", env, seed=seed, tensorboard_log=str(folder / "tensorboard"), **arguments)
-    callbacks: list[BaseCallback] = [RichProgressCallback()]
+    log = str(folder / "tensorboard")
+    model = agent_class(policy="auto", env=env, seed=seed, tensorboard_log=log, **arguments)
+    loss = "train/model_loss" if agent == "core" else "train/critic_loss"
+    callbacks: list[BaseCallback] = [RichProgressCallback(loss_key=loss)]
+    if model.policy_kwargs.get("gating"):
+        callbacks.append(GatingCallback())
     if validate_every:
         validation_env = make_environment(env_id, preset, "val", env_settings)
         callbacks.append(ValidationCallback(validation_env, validate_every, seed=seed))
@@ -173,12 +185,12 @@ def evaluate(
     stochastic: Annotated[bool, typer.Option(help="Sample actions.")] = False,
 ) -> None:
     """Play whole episodes with a saved model and print the mean return."""
-    from core_agent import CoRe
+    from core_agent import load_agent
     from core_agent.evaluation import play, summarize
 
     path = existing(model_path)
     env = make_environment(env_id, preset, split, env_settings)
-    model = CoRe.load(path)
+    model = load_agent(path)
     results = play(env, model, episodes, not stochastic, seed)
     statistics = summarize(results)
     random_return = summarize(play(env, None, episodes, seed=seed)).mean
@@ -202,13 +214,13 @@ def record(
     env_settings: EnvSettings = None,
 ) -> None:
     """Write a video of one episode."""
-    from core_agent import CoRe
+    from core_agent import load_agent
     from core_agent.evaluation import play
     from core_agent.video import write_mp4
 
     path = existing(model_path)
     env = make_environment(env_id, preset, split, env_settings)
-    result = play(env, CoRe.load(path), 1, seed=seed, record=True)[0]
+    result = play(env, load_agent(path), 1, seed=seed, record=True)[0]
     output.parent.mkdir(parents=True, exist_ok=True)
     write_mp4(output, result.frames, 15)
     Console().print(f"Return {result.episode_return:.1f}; video: {output}")
