@@ -127,6 +127,7 @@ def train_run(
     run: Run,
     folder: Path,
     total_timesteps: int | None = None,
+    simulator_steps: int = PAPER_SIMULATOR_STEPS,
     resume: bool = False,
     checkpoint_every: int = 10_000,
     validate_every: int = 10_000,
@@ -138,7 +139,8 @@ def train_run(
 
     :param run: what to learn
     :param folder: made if missing
-    :param total_timesteps: agent steps; by default 500,000 simulator steps
+    :param total_timesteps: agent steps; by default as many as ``simulator_steps`` take
+    :param simulator_steps: see ``total_timesteps``
     :param resume: go on from the newest whole checkpoint in the folder, if there is one
     :param checkpoint_every: agent steps between two checkpoints; 0: at the end alone
     :param validate_every: agent steps between two validations; 0: none
@@ -167,13 +169,14 @@ def train_run(
         if model is None:
             model = resume_model(run, env, folder)
         resumed_at = model.num_timesteps or None
-        total = total_timesteps or PAPER_SIMULATOR_STEPS // model.action_repeat
+        total = total_timesteps or -(-simulator_steps // model.action_repeat)
         if model.num_timesteps >= total and not model._is_unfinished:
             return Outcome(model.num_timesteps, resumed_at, None)
         if resumed_at is None:
             (folder / "run.json").write_text(json.dumps(asdict(run), indent=1))
         exact = ExactCheckpointCallback(checkpoints, checkpoint_every)
-        all_callbacks: list[BaseCallback] = [exact, *(callbacks or [])]
+        # The last checkpoint comes after what others have to do at the end.
+        all_callbacks: list[BaseCallback] = [*(callbacks or []), exact]
         if progress:
             loss = "train/model_loss" if run.agent == "core" else "train/critic_loss"
             all_callbacks.append(RichProgressCallback(loss_key=loss))

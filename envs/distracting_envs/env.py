@@ -171,7 +171,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         EzPickle.__init__(self, **arguments)
         self.render_mode = render_mode
         agent_seconds = self._base.control_timestep() * action_repeat
-        self.metadata = {**type(self).metadata, "render_fps": round(1 / agent_seconds)}
+        self.metadata = {**type(self).metadata, "render_fps": max(1, round(1 / agent_seconds))}
         self.domain_name = domain
         self.task_name = task
         self.render_quality = render_quality

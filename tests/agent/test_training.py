@@ -56,7 +56,15 @@ class KillSelf(BaseCallback):
 
 
 def train(folder, steps: int = 40, *callbacks, run: Run = RUN, resume: bool = False):
-    return train_run(run, folder, steps, resume, 10, 0, list(callbacks))
+    return train_run(
+        run,
+        folder,
+        steps,
+        resume=resume,
+        checkpoint_every=10,
+        validate_every=0,
+        callbacks=list(callbacks),
+    )
 
 
 def parameters(folder) -> dict[str, torch.Tensor]:
