@@ -8,7 +8,7 @@
 PYTHON      ?= python3
 VENV        ?= .venv
 TORCH       ?= torch==2.13.0
-TEST_EXTRAS ?= dev,zoo,export,cluster
+TEST_EXTRAS ?= dev,zoo,export,cluster,docs
 DEMO_ARGS   ?=
 PYTEST_ARGS ?=
 
@@ -75,7 +75,7 @@ export CHECK_GL
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup venv gl gl-first demo test test-all torture lint format build constraints clean distclean
+.PHONY: help setup venv gl gl-first demo test test-all torture lint format build docs constraints clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -115,6 +115,9 @@ build: $(VENV)/.dev ## wheel and source archive in dist/, checked
 	@$(BIN)/python -W ignore -m build --no-isolation . > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 	@$(BIN)/twine check --strict dist/*
 
+docs: $(VENV)/.dev ## the documentation as a website in site/; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 gl: ## check that MuJoCo can render; as root on Debian, install what it takes
 	@python=$(PYTHON); if [ -x $(BIN)/python ]; then python=$(BIN)/python; fi; \
 	if error=$$($$python -c "$$CHECK_GL" 2>&1); then printf '%s\n' "$$error" | tail -n 1; exit 0; fi; \
@@ -140,7 +143,7 @@ constraints: $(VENV)/.dev ## write constraints.txt anew (needs uv: pip install u
 	@mv $(VENV)/new.txt constraints.txt
 
 clean: ## remove what builds and tests leave
-	@rm -rf build dist core_agent.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf build dist site core_agent.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## remove the virtual environment as well
