@@ -1,0 +1,350 @@
+"""Every block of code in the documentation is run or checked, page by page.
+
+The Python blocks of a page are executed one after the other, as a reader would, in an empty folder.
+Blocks for the shell go through bash, where every program is written down instead of run; then the
+program must exist and take the options. A comment ahead of a block says what its test does more::
+
+    <!-- test: run; 2_000 => 60; "small" => "debug" -->
+
+``a => b`` puts one text in the place of another, which must be there, to make the block tiny.
+``run`` runs the commands of a block for the shell after all, in their turn among the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import typer.main
+import yaml
+from typer.testing import CliRunner
+
+from core_agent import CoRe, cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "envs" / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+BLOCK = re.compile(
+    r"(?:^<!-- test: (?P<remark>[^\n]*) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    re.M | re.S,
+)
+LANGUAGES = {"bash", "math", "python", "yaml"}
+ELSEWHERE = {"mkdir", "sbatch", "squeue", "srun", "sudo", "tar", "tensorboard"}
+"""Programs that are not of this project and are not looked at."""
+WRITE_DOWN = """
+command_not_found_handle() { printf '%s\\037' "$@" >> "$COMMANDS"; printf '\\036' >> "$COMMANDS"; }
+"""
+MAKE_TARGETS = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.M)
+
+EXTRAS = re.findall(
+    r"^(\w+) = \[",
+    (ROOT / "pyproject.toml")
+    .read_text()
+    .split("[project.optional-dependencies]")[1]
+    .split("\n[")[0],
+    re.M,
+)
+
+
+class Block(NamedTuple):
+    """A fenced block and what the comment ahead of it says."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+    replacements: tuple[tuple[str, str], ...] = ()
+    runs: bool = False
+
+    def made_tiny(self) -> str:
+        """The text with its replacements."""
+        text = self.text
+        for old, new in self.replacements:
+            assert old in text, f"{self.page}:{self.line}: {old!r} is not in the block"
+            text = text.replace(old, new)
+        return text
+
+
+def read_blocks(page: Path) -> list[Block]:
+    """The fenced blocks of a page."""
+    markdown = page.read_text()
+    blocks = []
+    for match in BLOCK.finditer(markdown):
+        remarks = [remark.strip() for remark in (match["remark"] or "").split(";")]
+        pairs = [tuple(remark.split(" => ")) for remark in remarks if " => " in remark]
+        unknown = [remark for remark in remarks if remark not in ("", "run") and "=>" not in remark]
+        assert not unknown, f"{page}: {unknown}"
+        line = markdown[: match.start("text")].count("\n")
+        language, text = match["language"], match["text"]
+        blocks.append(Block(page, line, language, text, tuple(pairs), "run" in remarks))  # type: ignore[arg-type]
+    return blocks
+
+
+def listed(text: str, folder: Path) -> list[list[str]]:
+    """The commands of a block for the shell, as bash gives them to programs, with none run."""
+    home = folder / "home"
+    activate = home / "core-agent" / ".venv" / "bin" / "activate"
+    activate.parent.mkdir(parents=True, exist_ok=True)
+    activate.touch()
+    commands = folder / "commands"
+    commands.write_text("")
+    slurm = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_JOB_ID": "70", "SLURM_CPUS_PER_TASK": "4"}
+    result = subprocess.run(
+        [shutil.which("bash") or "bash", "-c", WRITE_DOWN + text],
+        env={"PATH": str(folder / "empty"), "HOME": str(home), "COMMANDS": str(commands), **slurm},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0 and not result.stderr, result.stderr
+    entries = commands.read_text().split("\036")[:-1]
+    return [entry.split("\037")[:-1] for entry in entries]
+
+
+def without_launcher(command: list[str]) -> list[str]:
+    """The command that ``srun`` starts."""
+    return command[1:] if command[0] == "srun" else command
+
+
+def all_commands(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Where each command of the documentation stands, and the command."""
+    for page in PAGES:
+        for block in read_blocks(page):
+            if block.language == "bash":
+                for command in listed(block.text, folder):
+                    yield f"{page.name}:{block.line}", without_launcher(command)
+
+
+# ---- do these programs take these options? ----
+
+
+def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every ``argparse`` program end as soon as it knows its options, with exit code 0."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_leave(self, args=None, namespace=None):
+        parse(self, args, namespace)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_leave)
+
+
+def check_core_agent(arguments: list[str]) -> None:
+    name, *rest = arguments
+    if name in ("gallery", "videos"):
+        assert CliRunner().invoke(cli.app, arguments).exit_code == 0
+        return
+    command = typer.main.get_command(cli.app).commands[name]  # type: ignore[attr-defined]
+    command.make_context(name, rest).close()
+
+
+def start_module(arguments: list[str]) -> None:
+    importlib.import_module(arguments[1]).main(arguments[2:])
+
+
+def start_script(arguments: list[str]) -> None:
+    sys.argv[:] = arguments
+    runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
+
+
+def check_python(arguments: list[str]) -> None:
+    """``python -m module …`` and ``python script.py …``; rl-zoo has a test of its own."""
+    if arguments[:2] == ["-m", "core_agent.zoo"]:
+        return
+    start = start_module if arguments[0] == "-m" else start_script
+    with pytest.raises(SystemExit, match="^0$"):
+        start(arguments)
+
+
+def check_make(arguments: list[str]) -> None:
+    assert set(arguments) <= set(MAKE_TARGETS)
+
+
+def check_pip(arguments: list[str]) -> None:
+    """Extras exist, and so do files of constraints."""
+    for extras in re.findall(r"(?:\.|core-agent)\[([\w,]+)\]", " ".join(arguments)):
+        assert set(extras.split(",")) <= set(EXTRAS)
+    for option, value in zip(arguments, arguments[1:]):
+        assert option != "-c" or (ROOT / value).is_file()
+
+
+def check_ray(arguments: list[str]) -> None:
+    if importlib.util.find_spec("ray") is not None:
+        command = importlib.import_module("ray.scripts.scripts").cli.commands[arguments[0]]
+        command.make_context(arguments[0], arguments[1:]).close()
+
+
+CHECKS: dict[str, Callable[[list[str]], None]] = {
+    "core-agent": check_core_agent,
+    "make": check_make,
+    "pip": check_pip,
+    "python": check_python,
+    "ray": check_ray,
+}
+
+
+def test_commands_exist_and_take_their_options(tmp_path, monkeypatch):
+    parse_only(monkeypatch)
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    for place, (program, *arguments) in all_commands(tmp_path):
+        if program not in ELSEWHERE:
+            assert program in CHECKS, f"{place}: {program} is a program that no test knows"
+            try:
+                CHECKS[program](arguments)
+            except BaseException as error:
+                pytest.fail(f"{place}: {program} {arguments} is refused: {error!r}")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("rl_zoo3") is None, reason="needs rl_zoo3")
+def test_commands_of_rl_zoo_take_their_options(tmp_path):
+    prefix = ["python", "-m", "core_agent.zoo"]
+    commands = [rest for _, [*rest] in all_commands(tmp_path) if rest[:3] == prefix]
+    assert commands
+    # rl-zoo patches Gymnasium when it is imported: it is kept out of this process.
+    programme = (
+        "import json, sys, pytest; from tests.test_docs import parse_only; "
+        "from core_agent.zoo import main; parse_only(pytest.MonkeyPatch())\n"
+        "for arguments in json.loads(sys.argv[1]):\n"
+        "    try: main(arguments)\n"
+        "    except SystemExit as ending: assert ending.code == 0, arguments"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", programme, json.dumps([command[3:] for command in commands])],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'envs'}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+# ---- do these blocks run? ----
+
+RUNNABLE = [
+    page
+    for page in PAGES
+    if any(block.language == "python" or block.runs for block in read_blocks(page))
+]
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
+    work, aside = tmp_path / "work", tmp_path / "aside"
+    work.mkdir(), aside.mkdir()
+    monkeypatch.chdir(work)
+    variables = {"__name__": "__main__"}
+    for block in read_blocks(page):
+        if block.language == "python":
+            place = "\n" * block.line + block.made_tiny()
+            exec(compile(place, str(page), "exec"), variables)
+        elif block.runs:
+            for program, *arguments in listed(block.made_tiny(), aside):
+                assert program == "core-agent"
+                result = CliRunner().invoke(cli.app, arguments)
+                assert result.exit_code == 0, f"{arguments}: {result.output} {result.exception!r}"
+
+
+def test_configurations_name_arguments_of_the_agent(tmp_path):
+    blocks = [block for page in PAGES for block in read_blocks(page) if block.language == "yaml"]
+    assert blocks
+    for block in blocks:
+        path = tmp_path / "my.yml"
+        path.write_text(block.text)
+        for env_id in yaml.safe_load(block.text):
+            arguments = cli.read_config(path, env_id)
+            del arguments["n_timesteps"]
+            inspect.signature(CoRe).bind_partial(**arguments)
+
+
+def test_every_block_is_of_a_kind_that_is_tested():
+    for page in PAGES:
+        for block in read_blocks(page):
+            assert block.language in LANGUAGES, f"{page}:{block.line}"
+        assert page.read_text().count("\n```") == 2 * len(read_blocks(page)), page
+
+
+def test_a_replacement_that_is_not_there_is_noticed(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- test: 5 => 6 -->\n```python\nx = 4\n```\n")
+    with pytest.raises(AssertionError, match="'5' is not in the block"):
+        read_blocks(page)[0].made_tiny()
+
+
+def test_commands_are_written_down_as_bash_splits_them(tmp_path):
+    text = "source home/core-agent/.venv/bin/activate\nX=1 a 'b c' \\\n  $SLURM_ARRAY_TASK_ID\nd\n"
+    assert listed(text, tmp_path) == [["a", "b c", "3"], ["d"]]
+
+
+# ---- the website ----
+
+
+class Loaded(HTMLParser):
+    """The addresses that a browser loads by itself, in ``urls``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.urls: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        if tag in ("script", "img", "iframe", "source", "video"):
+            self.urls.append(given.get("src") or "")
+        if tag == "link" and given.get("rel") not in ("canonical", "next", "prev"):
+            self.urls.append(given.get("href") or "")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    pytest.importorskip("mkdocs")
+    folder = tmp_path_factory.mktemp("site")
+    # In a process of its own: MkDocs' libraries warn of their own parts.
+    result = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_the_website_loads_nothing_from_elsewhere(site):
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > len(list(ROOT.glob("docs/**/*.md")))
+    for page in pages:
+        loaded = Loaded()
+        loaded.feed(page.read_text())
+        assert loaded.urls
+        assert not [url for url in loaded.urls if url.startswith(("http", "//"))], page
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"(?:@import|url\()\s*['\"]?(?:https?:)?//", sheet.read_text()), sheet
+
+
+def test_the_website_takes_the_environments_options_from_their_readme(site):
+    assert "memory_cache_gb" in (site / "environments.html").read_text()
+
+
+def test_references_in_docstrings_become_links(site):
+    html = (site / "api" / "agents.html").read_text()
+    assert not re.findall(r":(?:class|meth|func|data|mod):", html)
+    assert 'href="#core_agent.RecurrentSAC"' in html
+
+
+def test_formulas_and_the_drawing_are_in_the_page(site):
+    html = (site / "concepts.html").read_text()
+    n_formulas = (ROOT / "docs" / "concepts.md").read_text().count("```math")
+    assert html.count('class="formula" role="img"') == n_formulas
+    assert '<div class="drawing" role="img" aria-label="How one step of CoRe works"><svg' in html
