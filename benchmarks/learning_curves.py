@@ -4,10 +4,10 @@
     python benchmarks/learning_curves.py --agents core curl --seeds 0 --env DCS-cheetah-run-clean
 
 The default task takes no simulator: in a 64-pixel picture a white dot must be driven onto a green
-one in the middle; 50 steps, the return is at most 50. Each agent has the ``small`` preset and as many agent steps
-as the others; a run that takes longer than ``--minutes`` ends early, and says so. Lines are means
-over seeds of the return, averaged over the last 10 episodes. The figures are written after every
-run.
+one in the middle; 50 steps, the return is at most 50. Each agent has the ``small`` preset and as
+many agent steps as the others; a run that takes longer than ``--minutes`` ends early, and says so.
+Lines are means over seeds of the return, averaged over the last 10 episodes. The figures are
+written after every run.
 """
 
 from __future__ import annotations

@@ -81,6 +81,12 @@ class FrameStackPolicy(StatefulPolicy):
     def observation_encoder(self) -> ObservationEncoder:
         return self.encoder
 
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        if not isinstance(self.observation_space, spaces.Dict):
+            return ("stack",)
+        return tuple(f"stack_{key}" for key in self.encoder.spaces)
+
     def targets(self) -> dict[nn.Module, nn.Module]:
         return {**super().targets(), self.encoder_target: self.encoder}
 
