@@ -75,7 +75,7 @@ export CHECK_GL
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup venv gl gl-first demo test test-all lint format build constraints clean distclean
+.PHONY: help setup venv gl gl-first demo test test-all torture lint format build constraints clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -94,6 +94,12 @@ test: gl-first $(VENV)/.dev gl ## set up, then run the tests
 
 test-all: gl-first $(VENV)/.dev gl ## the tests that take minutes as well
 	@$(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
+
+torture: gl-first $(VENV)/.dev gl ## kill, fill and corrupt runs and see what survives (about 20 minutes)
+	@$(BIN)/python benchmarks/survival.py kills
+	@$(BIN)/python benchmarks/survival.py flips
+	@[ "$$(id -u)" != 0 ] || $(BIN)/python benchmarks/survival.py disk
+	@$(BIN)/python benchmarks/survival.py soak --picture runs/soak.png
 
 lint: $(VENV)/.dev ## ruff and mypy
 	@$(BIN)/ruff check .

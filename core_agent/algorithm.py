@@ -9,7 +9,7 @@ import time
 import warnings
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from typing import Any, ClassVar, TypeVar
 
@@ -34,15 +34,25 @@ from stable_baselines3.common.type_aliases import (
 )
 from stable_baselines3.common.utils import should_collect_more_steps
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from core_agent.buffers import SequenceReplayBuffer
+from core_agent.checkpoint import CheckpointFolder, resume
 from core_agent.encoders import as_dict_space, is_image
-from core_agent.hardware import PRECISIONS, Precision, compute_dtype, keep_freed_memory
+from core_agent.hardware import (
+    PRECISIONS,
+    Precision,
+    compute_dtype,
+    keep_freed_memory,
+    memory_advice,
+)
 from core_agent.layers import set_compute_dtype
 from core_agent.optimization import descend
 from core_agent.policies import StatefulPolicy
+from core_agent.resumable import make_resumable
 from core_agent.safe_loading import loads_safely, restricted_load, safe_data
 from core_agent.validation import (
+    NonFiniteError,
     check,
     check_at_least,
     check_fraction,
@@ -133,6 +143,26 @@ def transposed_to(space: spaces.Space, observations: np.ndarray) -> np.ndarray:
     return transposed
 
 
+def as_batch(observation: Any) -> Any:
+    """One observation as a batch of one."""
+    if isinstance(observation, dict):
+        return {key: np.asarray(value)[None] for key, value in observation.items()}
+    return np.asarray(observation)[None]
+
+
+def find_non_finite(name: str, values: Any) -> tuple[str, int] | None:
+    """The name and the environment of the first value ``(n_envs, ...)`` that is no finite number.
+
+    :param values: an array, or a dict of them, whose key is added to the name
+    """
+    if isinstance(values, dict):
+        found = (find_non_finite(f"{name} {key!r}", value) for key, value in values.items())
+        return next((each for each in found if each is not None), None)
+    if values.dtype.kind != "f" or np.isfinite(values).all():
+        return None
+    return name, int(np.argwhere(~np.isfinite(values))[0][0])
+
+
 class MetricMeans:
     """Means of the metrics of many updates, without waiting for the device at each."""
 
@@ -165,6 +195,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {}
     optimizer_names: ClassVar[tuple[str, ...]] = ()
     """Attributes of the policy that hold its optimisers, for saving."""
+    memory_settings: ClassVar[tuple[str, ...]] = ("batch_size",)
+    """Arguments that the memory of an update grows with."""
     max_critic_grad_norm: ClassVar[float] = math.inf
     policy: StatefulPolicy
     replay_buffer: SequenceReplayBuffer | None
@@ -255,6 +287,14 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._updates_per_second = 0.0
         # Saved, so that a file tells which agent it holds.
         self.agent_class = type(self).__name__
+        # How far the rollout and the updates in progress have come, for going on in their midst.
+        self._rollout_steps = 0
+        self._rollout_episodes: list[int] = []
+        self._updates_due = 0
+        self._awaiting: list[Callable[[], bool]] = []
+        self._endings: list[Callable[[BaseException | None], None]] = []
+        self._stopping = False
+        self._checkpoints: CheckpointFolder | None = None
 
     @staticmethod
     def _policy_for(space: spaces.Space) -> str:
@@ -409,6 +449,60 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self.replay_buffer = buffer
         self.replay_buffer.device = self.device
 
+    def checkpoint(self, folder: str | pathlib.Path) -> pathlib.Path:
+        """Write everything from which the run follows; :meth:`resume` goes on from it.
+
+        In ``folder`` are the model as :meth:`save` writes it, random states, the state of the
+        environments and the replay buffer, of which only what is new since the last checkpoint is
+        written. The last two checkpoints are kept. While :meth:`learn` runs, let
+        :class:`~core_agent.callbacks.ExactCheckpointCallback` call this at the right moments.
+
+        :param folder: made if missing; one for each run
+        :return: the checkpoint's own folder in it
+        :raises OSError: if it cannot be written; the checkpoints there are left as they are
+        :raises ValueError: if a parameter is not finite
+        """
+        if self._checkpoints is None or self._checkpoints.path != pathlib.Path(folder):
+            self._checkpoints = CheckpointFolder(folder)
+        return self._checkpoints.write(self)
+
+    @classmethod
+    def resume(
+        cls: type[SelfAlgorithm],
+        folder: str | pathlib.Path,
+        env: GymEnv | str,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        trusted: bool = False,
+    ) -> SelfAlgorithm:
+        """The model as it was at the newest whole checkpoint in ``folder``, replay and all.
+
+        ``learn(total_timesteps - model.num_timesteps, reset_num_timesteps=False)`` then does what
+        the run would have done without stopping: on a CPU the same actions and parameters, bit for
+        bit, if the environments can save and set their state (``get_state``, ``set_state``; those
+        of ``distracting_envs`` do), or if the checkpoint was written at an episode's start. See
+        :mod:`core_agent.resumable`.
+
+        :param folder: what was given to :meth:`checkpoint`
+        :param env: made and wrapped as it was; or an id
+        :param device: where to
+        :param custom_objects: as in :meth:`load`
+        :param trusted: as in :meth:`load`
+        :raises NoCheckpointError: if nothing there is whole; a kind of ``ValueError``
+        :raises ValueError: for another algorithm's checkpoint or other environments
+        """
+        made = make_env(env) if isinstance(env, str) else env
+        return resume(cls, folder, made, device, custom_objects, trusted)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [
+            *super()._excluded_save_params(),
+            "_awaiting",
+            "_endings",
+            "_stopping",
+            "_checkpoints",
+        ]
+
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *(f"policy.{name}" for name in self.optimizer_names)], []
 
@@ -453,18 +547,30 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             "pass env= to the constructor or to load(), or call set_env()",
         )
         assert self.env is not None and self.replay_buffer is not None
-        if reset_num_timesteps or self._last_obs is None:
+        n_envs = self.env.num_envs
+        make_resumable(self.env)
+        going_on = not reset_num_timesteps and self._last_obs is not None
+        if not going_on:
             # The environments are about to be reset: what runs there ends here.
             self.replay_buffer.end_episodes()
             self._last_states = None
-        if self.replay_buffer.n_envs != self.env.num_envs:
-            self.replay_buffer.set_n_envs(self.env.num_envs)
+            self._rollout_steps, self._rollout_episodes = 0, [0] * n_envs
+        if reset_num_timesteps:
+            self._updates_due = 0
+        if self.replay_buffer.n_envs != n_envs:
+            self.replay_buffer.set_n_envs(n_envs)
         noise = self.action_noise
-        if isinstance(noise, VectorizedActionNoise) and noise.n_envs != self.env.num_envs:
-            self.action_noise = VectorizedActionNoise(noise.base_noise, self.env.num_envs)
-        return super()._setup_learn(
+        if isinstance(noise, VectorizedActionNoise) and noise.n_envs != n_envs:
+            noise = VectorizedActionNoise(noise.base_noise, n_envs)
+        elif noise is not None and n_envs > 1 and not isinstance(noise, VectorizedActionNoise):
+            noise = VectorizedActionNoise(noise, n_envs)
+        # SB3 would reset the noise, also in the middle of an episode.
+        self.action_noise = None if going_on else noise
+        result = super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
+        self.action_noise = noise
+        return result
 
     def learn(
         self: SelfAlgorithm,
@@ -496,7 +602,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 "for example learn(100_000)",
             )
             total_timesteps = PAPER_SIMULATOR_STEPS // self.action_repeat
-        check_integer("total_timesteps", total_timesteps, 1)
+        # 0 finishes what a run was doing when it was stopped.
+        lowest = 0 if self._is_unfinished and not reset_num_timesteps else 1
+        check_integer("total_timesteps", total_timesteps, lowest)
         if log_interval is not None:
             check_integer("log_interval", log_interval, 1)
         total_timesteps, callback = self._setup_learn(
@@ -507,24 +615,69 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             progress_bar,
         )
         callback.on_training_start(locals(), globals())
-        assert self.env is not None and isinstance(self.train_freq, TrainFreq)
-        while self.num_timesteps < total_timesteps:
-            rollout = self.collect_rollouts(
-                self.env,
-                callback,
-                self.train_freq,
-                self.replay_buffer,
-                self.action_noise,
-                self.learning_starts,
-                log_interval,
-            )
-            if not rollout.continue_training:
-                break
-            gradient_steps = self._gradient_steps_after(rollout.episode_timesteps)
-            if self.num_timesteps > self.learning_starts and gradient_steps > 0:
-                self.train(gradient_steps, self.batch_size)
-        callback.on_training_end()
+        error: BaseException | None = None
+        try:
+            with memory_advice(**{name: getattr(self, name) for name in self.memory_settings}):
+                self._alternate(total_timesteps, callback, log_interval)
+            callback.on_training_end()
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            endings, self._endings, self._awaiting = self._endings, [], []
+            for ending in reversed(endings):
+                ending(error)
         return self
+
+    def _alternate(
+        self, total_timesteps: int, callback: BaseCallback, log_interval: int | None
+    ) -> None:
+        """Collect and update in turn, going on where an earlier call was stopped."""
+        assert self.env is not None and isinstance(self.train_freq, TrainFreq)
+        self._stopping = False
+        while not self._stopping and (self.num_timesteps < total_timesteps or self._is_unfinished):
+            if not self._updates_due:
+                rollout = self.collect_rollouts(
+                    self.env,
+                    callback,
+                    self.train_freq,
+                    self.replay_buffer,
+                    self.action_noise,
+                    self.learning_starts,
+                    log_interval,
+                )
+                if not rollout.continue_training:
+                    break
+                if self.num_timesteps > self.learning_starts:
+                    self._updates_due = self._gradient_steps_after(rollout.episode_timesteps)
+            self._reach_safe_point()
+            if self._updates_due and not self._stopping:
+                self.train(self._updates_due, self.batch_size)
+        self._stopping = False
+
+    @property
+    def _is_unfinished(self) -> bool:
+        """Whether :meth:`learn` was stopped within a rollout or the updates after it."""
+        return self._rollout_steps > 0 or self._updates_due > 0
+
+    def at_next_safe_point(self, action: Callable[[], bool]) -> None:
+        """Have ``action`` called once, between two steps or updates of :meth:`learn`.
+
+        Everything is in place there: the step is stored, the update is complete. Callbacks and
+        signal handlers, which run in the middle of things, ask for a checkpoint in this way.
+
+        :param action: its ``False`` ends :meth:`learn`
+        """
+        self._awaiting.append(action)
+
+    def when_learning_ends(self, action: Callable[[BaseException | None], None]) -> None:
+        """Have ``action`` called when :meth:`learn` ends, with the error that ends it, if any."""
+        self._endings.append(action)
+
+    def _reach_safe_point(self) -> None:
+        while self._awaiting:
+            if not self._awaiting.pop(0)():
+                self._stopping = True
 
     def _gradient_steps_after(self, n_steps: int) -> int:
         """Updates after ``n_steps`` agent steps of all environments together."""
@@ -545,19 +698,19 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         """Step the environments ``train_freq`` times, or until each has ended that many episodes.
 
         As SB3's, which allows one environment alone where ``train_freq`` counts episodes, and
-        which loses the step at which a callback stops.
+        which loses the step at which a callback stops. A rollout that was stopped goes on.
         """
         self.policy.set_training_mode(False)
-        n_steps = 0
-        n_episodes = np.zeros(env.num_envs, dtype=int)
+        n_steps, n_episodes = self._rollout_steps, self._rollout_episodes
         callback.on_rollout_start()
-        while should_collect_more_steps(train_freq, n_steps, int(n_episodes.min())):
+        while should_collect_more_steps(train_freq, n_steps, min(n_episodes)):
             actions, buffer_actions = self._sample_action(
                 learning_starts, action_noise, env.num_envs
             )
-            new_obs, rewards, dones, infos = env.step(actions)
+            new_obs, rewards, dones, infos = self._step_environments(env, actions)
             self.num_timesteps += env.num_envs
             n_steps += 1
+            self._rollout_steps = n_steps
             callback.update_locals(locals())
             continue_training = callback.on_step()
             self._update_info_buffer(infos, dones)
@@ -571,12 +724,47 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                     action_noise.reset(**({"indices": [index]} if env.num_envs > 1 else {}))
                 if log_interval is not None and self._episode_num % log_interval == 0:
                     self.dump_logs()
-            if not continue_training:
+            self._reach_safe_point()
+            if not continue_training or self._stopping:
                 return RolloutReturn(
-                    n_steps * env.num_envs, int(n_episodes.sum()), continue_training=False
+                    n_steps * env.num_envs, sum(n_episodes), continue_training=False
                 )
         callback.on_rollout_end()
-        return RolloutReturn(n_steps * env.num_envs, int(n_episodes.sum()), continue_training=True)
+        self._rollout_steps, self._rollout_episodes = 0, [0] * env.num_envs
+        return RolloutReturn(n_steps * env.num_envs, sum(n_episodes), continue_training=True)
+
+    def _step_environments(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
+        """Step the environments; after a fault of theirs, have them reset before they go on.
+
+        :raises NonFiniteError: if they give what is no number
+        """
+        last_obs, self._last_obs = self._last_obs, None
+        step = env.step(actions)
+        self._refuse_non_finite(step[0], step[1], step[3])
+        self._last_obs = last_obs
+        return step
+
+    def _refuse_non_finite(
+        self, observations: Any, rewards: np.ndarray, infos: list[dict[str, Any]]
+    ) -> None:
+        """Make sure that a step brought numbers, before anything learns from it.
+
+        :raises NonFiniteError: naming the environment, and the key of a ``Dict`` observation
+        """
+        culprit = find_non_finite("observation", observations) or find_non_finite("reward", rewards)
+        for index, info in enumerate(infos):
+            if culprit is None and "terminal_observation" in info:
+                last = as_batch(info["terminal_observation"])
+                if (found := find_non_finite("terminal observation", last)) is not None:
+                    culprit = found[0], index
+        if culprit is None:
+            return
+        raise NonFiniteError(
+            f"the {culprit[0]} of environment {culprit[1]} must be finite, got NaN or infinity at "
+            f"step {self.num_timesteps + 1}; mend the environment, then go on with "
+            "learn(reset_num_timesteps=False) or from the last checkpoint: nothing was learned "
+            "from this step"
+        )
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -669,12 +857,16 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._update_learning_rate(self.optimizers)
         means = MetricMeans()
         started = time.perf_counter()
-        for _ in range(gradient_steps):
+        self._updates_due = max(gradient_steps, 0)
+        while self._updates_due and not self._stopping:
             means.add(self.update(self._sample_batch(batch_size)))
             self._n_updates += 1
+            self._updates_due -= 1
+            self._reach_safe_point()
         for name, value in means.compute().items():
             self.logger.record(f"train/{name}", value)
-        self._updates_per_second = gradient_steps / (time.perf_counter() - started)
+        n_updates = gradient_steps - self._updates_due
+        self._updates_per_second = n_updates / (time.perf_counter() - started)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     @abstractmethod

@@ -28,11 +28,17 @@ class Episode:
     :param first: first observation by key; images as ``(H, W, C)``
     :param action_dim: number of actions
     :param device: where frames are kept; everything else lies in main memory
+    :param serial: number of the episode within its buffer
     """
 
     def __init__(
-        self, first: dict[str, torch.Tensor], action_dim: int, device: torch.device
+        self,
+        first: dict[str, torch.Tensor],
+        action_dim: int,
+        device: torch.device,
+        serial: int = 0,
     ) -> None:
+        self.serial = serial
         self._frames = {
             key: torch.empty((FIRST_ALLOCATION, *frame.shape), dtype=frame.dtype, device=device)
             for key, frame in first.items()
@@ -42,6 +48,32 @@ class Episode:
         self.n_steps = 0
         self.terminated = False
         self._put_frame(first)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        frames: dict[str, np.ndarray],
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        terminated: bool,
+        device: torch.device,
+        serial: int,
+    ) -> Episode:
+        """An episode of ``n`` steps.
+
+        :param frames: ``(n + 1, ...)`` by key
+        :param actions: ``(n, A)``
+        :param rewards: ``(n,)``
+        """
+        tensors = {key: torch.from_numpy(value).to(device) for key, value in frames.items()}
+        first = {key: value[0] for key, value in tensors.items()}
+        episode = cls(first, actions.shape[1], device, serial)
+        n_frames = len(rewards) + 1
+        episode._frames = tensors
+        episode._actions = np.resize(actions, (n_frames, actions.shape[1]))
+        episode._rewards = np.resize(rewards, n_frames)
+        episode.n_steps, episode.terminated = len(rewards), terminated
+        return episode
 
     def _put_frame(self, frame: dict[str, torch.Tensor]) -> None:
         for key, value in frame.items():
@@ -163,6 +195,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.crop_sizes = crop_sizes(observation_space, crop_size)
         self.generator = np.random.default_rng(seed)
         self.storage_device = self._choose_storage(storage_device)
+        self.n_episodes_begun = 0
         self.max_episode_steps = max(sequence_length, buffer_size // (8 * n_envs))
         self.reset()
 
@@ -225,9 +258,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         for env in range(self.n_envs):
             episode = self.running[env]
             if episode is None:
-                episode = Episode(self._split(obs, env), self.action_dim, self.storage_device)
-                self.running[env] = episode
-                self.episodes.append(episode)
+                episode = self._begin(env, self._split(obs, env))
             episode.append(self._split(next_obs, env), actions[env], float(reward[env]))
             self.n_steps += 1
             if done[env]:
@@ -237,6 +268,13 @@ class SequenceReplayBuffer(ReplayBuffer):
                 self._continue_as_new(env, episode)
         self._evict()
 
+    def _begin(self, env: int, first: dict[str, torch.Tensor]) -> Episode:
+        episode = Episode(first, self.action_dim, self.storage_device, self.n_episodes_begun)
+        self.n_episodes_begun += 1
+        self.running[env] = episode
+        self.episodes.append(episode)
+        return episode
+
     def _finish(self, env: int, terminated: bool) -> None:
         episode = self.running[env]
         assert episode is not None
@@ -245,9 +283,7 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     def _continue_as_new(self, env: int, episode: Episode) -> None:
         self._finish(env, terminated=False)
-        successor = Episode(episode.last_frame, self.action_dim, self.storage_device)
-        self.running[env] = successor
-        self.episodes.append(successor)
+        self._begin(env, episode.last_frame)
 
     def _evict(self) -> None:
         while self.n_steps > self.buffer_size and len(self.episodes) > self.n_envs:

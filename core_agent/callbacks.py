@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import signal
+import threading
 import time
-from typing import Literal
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -18,8 +23,12 @@ from rich.progress import (
 from stable_baselines3.common.callbacks import BaseCallback
 
 from core_agent.evaluation import EpisodeResult, play, summarize
-from core_agent.validation import check_integer, check_positive
+from core_agent.resumable import get_env_state
+from core_agent.validation import NonFiniteError, check_integer, check_positive
 from core_agent.video import log_video
+
+if TYPE_CHECKING:
+    from core_agent.algorithm import SequenceOffPolicyAlgorithm
 
 
 class RichProgressCallback(BaseCallback):
@@ -138,11 +147,11 @@ class ValidationCallback(BaseCallback):
         """``(agent steps, mean return, standard error)`` of each validation."""
 
     def _on_training_start(self) -> None:
-        self._next = self.model.num_timesteps + self.every
+        self._next = next_multiple(self.every, self.model.num_timesteps)
 
     def _on_step(self) -> bool:
         if self.num_timesteps >= self._next:
-            self._next += self.every
+            self._next = next_multiple(self.every, self.num_timesteps)
             self.validate()
         return True
 
@@ -161,6 +170,109 @@ class ValidationCallback(BaseCallback):
             frames = [frame[::2, ::2] for frame in episodes[0].frames[::2]]
             log_video(self.logger, "validation/video", frames, 15, self.num_timesteps)
         return episodes
+
+
+class ExactCheckpointCallback(BaseCallback):
+    """Writes checkpoints that the run can go on from exactly, now and then and when it must stop.
+
+    One is written every so many agent steps, at the end, when the process is asked to stop
+    (SIGTERM, SIGINT) and, of the last good state, when an environment fails or something has become
+    NaN or infinite. A checkpoint that cannot be written, as on a full disk, is told by a warning
+    and tried again; training goes on. Environments that cannot save their state are checkpointed
+    when an episode begins, if that comes within ``every`` steps.
+
+    :param folder: see :meth:`~core_agent.algorithm.SequenceOffPolicyAlgorithm.checkpoint`
+    :param every: agent steps between two checkpoints; 0: none but at the end
+    :param signals: stop :meth:`learn` with a checkpoint at SIGTERM and SIGINT; a second signal acts
+        as without this callback
+    :param verbose: 1 says when a checkpoint is written
+    """
+
+    def __init__(
+        self, folder: str | Path, every: int = 10_000, signals: bool = True, verbose: int = 0
+    ) -> None:
+        super().__init__(verbose)
+        check_integer("every", every, 0)
+        self.folder, self.every, self.signals = Path(folder), every, signals
+        self.received: int | None = None
+        """The signal that ended the run."""
+        self.written: list[tuple[int, int]] = []
+        """Agent steps and updates at each checkpoint."""
+
+    model: SequenceOffPolicyAlgorithm
+
+    def _on_training_start(self) -> None:
+        self.received = None
+        self._next = next_multiple(self.every, self.model.num_timesteps)
+        self.model.when_learning_ends(self._on_learning_end)
+        self._handlers: dict[int, Any] = {}
+        if self.signals and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                # Whoever has a signal ignored, as nohup does, means it.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self._next:
+            self.model.at_next_safe_point(self._write_if_exact)
+        return True
+
+    def _on_training_end(self) -> None:
+        if not self.written or self.written[-1] != self._progress():
+            self.write()
+
+    def _progress(self) -> tuple[int, int]:
+        return self.model.num_timesteps, self.model._n_updates
+
+    def _write_if_exact(self) -> bool:
+        """Write, unless the environments are within an episode that they could not go on from."""
+        assert self.model.env is not None
+        overdue = self.model.num_timesteps >= self._next + self.every
+        if overdue or get_env_state(self.model.env)["exact"]:
+            self.write()
+            self._next = next_multiple(self.every, self.model.num_timesteps)
+        return True
+
+    def write(self) -> None:
+        """Write a checkpoint; log why if that fails."""
+        try:
+            path = self.model.checkpoint(self.folder)
+        except (OSError, ValueError) as error:
+            last = f"the one of step {self.written[-1][0]}" if self.written else "none of this run"
+            warnings.warn(
+                f"the checkpoint at step {self.model.num_timesteps} was not written: {error}; "
+                f"earlier ones ({last}) are as they were",
+                stacklevel=2,
+            )
+            return
+        self.written.append(self._progress())
+        if self.verbose:
+            print(f"step {self.model.num_timesteps}: wrote {path}", flush=True)  # noqa: T201
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self.received = number
+        self._restore_handlers()
+        self.model.at_next_safe_point(self._stop)
+
+    def _stop(self) -> bool:
+        """Nothing is written here: :meth:`_on_training_end` follows."""
+        return False
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def _on_learning_end(self, error: BaseException | None) -> None:
+        self._restore_handlers()
+        failed_env = error is not None and self.model._last_obs is None
+        if failed_env or isinstance(error, NonFiniteError):
+            self.write()
+
+
+def next_multiple(every: int, step: int) -> float:
+    """The first multiple of ``every`` beyond ``step``; infinity for 0."""
+    return (step // every + 1) * every if every else math.inf
 
 
 class TimeLimitCallback(BaseCallback):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -13,8 +14,13 @@ from rich.table import Table
 
 from core_agent.validation import check
 
-if TYPE_CHECKING:
-    import gymnasium as gym
+
+class Resume(str, Enum):
+    """Whether ``train`` goes on with what its folder holds."""
+
+    never = "never"
+    auto = "auto"
+
 
 app = typer.Typer(
     help="CoRe: robot control from distracting pixels.", no_args_is_help=True, add_completion=True
@@ -98,17 +104,6 @@ def read_config(path: Path | None, env_id: str) -> dict[str, Any]:
     return arguments
 
 
-def make_environment(env_id: str, preset: str, split: str, settings: list[str] | None) -> gym.Env:
-    """An environment that renders; a DCS one as the preset wants it, on the split's videos."""
-    from core_agent.algorithm import make_env
-    from core_agent.presets import get_preset
-
-    arguments = parse_settings(settings)
-    if env_id.startswith("DCS-"):
-        arguments = {**get_preset(preset).env_arguments, "split": split, **arguments}
-    return make_env(env_id, **arguments)
-
-
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where everything is left.")] = Path("runs/demo"),
@@ -142,35 +137,38 @@ def train(
     validate_every: Annotated[
         int, typer.Option(min=0, help="Agent steps between validations; 0: none.")
     ] = 10_000,
+    checkpoint_every: Annotated[
+        int, typer.Option(min=0, help="Agent steps between checkpoints; 0: at the end alone.")
+    ] = 10_000,
+    resume: Annotated[
+        Resume, typer.Option(help="auto: go on from the folder's newest whole checkpoint.")
+    ] = Resume.never,
 ) -> None:
-    """Train an agent and leave the model, its log and validations in a folder."""
-    from stable_baselines3.common.callbacks import BaseCallback
+    """Train an agent and leave the model, its log, validations and checkpoints in a folder.
 
-    from core_agent import preset as preset_arguments
-    from core_agent.agents import get_agent
-    from core_agent.callbacks import RichProgressCallback, ValidationCallback
-    from core_agent.gating import GatingCallback
+    SIGTERM and SIGINT (Ctrl-C) write a checkpoint first.
+    """
+    from core_agent.training import Run, train_run
 
-    agent_class = get_agent(agent)
-    configured = {**read_config(config, env_id), **parse_settings(settings)}
-    configured_steps = configured.pop("n_timesteps", None)
-    arguments = preset_arguments(preset, agent, **configured)
-    env = make_environment(env_id, preset, "train", env_settings)
-    log = str(folder / "tensorboard")
-    model = agent_class(policy="auto", env=env, seed=seed, tensorboard_log=log, **arguments)
-    loss = "train/model_loss" if agent == "core" else "train/critic_loss"
-    callbacks: list[BaseCallback] = [RichProgressCallback(loss_key=loss)]
-    if model.policy_kwargs.get("gating"):
-        callbacks.append(GatingCallback())
-    if validate_every:
-        validation_env = make_environment(env_id, preset, "val", env_settings)
-        callbacks.append(ValidationCallback(validation_env, validate_every, seed=seed))
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        model.learn(steps or configured_steps, callback=callbacks, log_interval=1)
-    finally:
-        model.save(folder / "model")
-        errors.print(f"Saved {folder / 'model.zip'}")
+    arguments = {**read_config(config, env_id), **parse_settings(settings)}
+    configured_steps = arguments.pop("n_timesteps", None)
+    run = Run(env_id, preset, seed, arguments, parse_settings(env_settings), agent)
+    outcome = train_run(
+        run,
+        folder,
+        steps or configured_steps,
+        resume is Resume.auto,
+        checkpoint_every,
+        validate_every,
+    )
+    if outcome.interrupted_by is not None:
+        errors.print(
+            f"Stopped by {outcome.interrupted_by.name} at step {outcome.agent_steps}; the same "
+            "command with --resume auto goes on.",
+            soft_wrap=True,
+        )
+        raise typer.Exit(128 + outcome.interrupted_by)
+    errors.print(f"{outcome.agent_steps} agent steps; the model is {folder / 'model.zip'}")
 
 
 @app.command()
@@ -187,9 +185,10 @@ def evaluate(
     """Play whole episodes with a saved model and print the mean return."""
     from core_agent import load_agent
     from core_agent.evaluation import play, summarize
+    from core_agent.training import make_environment
 
     path = existing(model_path)
-    env = make_environment(env_id, preset, split, env_settings)
+    env = make_environment(env_id, preset, split, parse_settings(env_settings))
     model = load_agent(path)
     results = play(env, model, episodes, not stochastic, seed)
     statistics = summarize(results)
@@ -216,10 +215,11 @@ def record(
     """Write a video of one episode."""
     from core_agent import load_agent
     from core_agent.evaluation import play
+    from core_agent.training import make_environment
     from core_agent.video import write_mp4
 
     path = existing(model_path)
-    env = make_environment(env_id, preset, split, env_settings)
+    env = make_environment(env_id, preset, split, parse_settings(env_settings))
     result = play(env, load_agent(path), 1, seed=seed, record=True)[0]
     output.parent.mkdir(parents=True, exist_ok=True)
     write_mp4(output, result.frames, 15)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -158,6 +158,7 @@ class FrameStackAlgorithm(SequenceOffPolicyAlgorithm):
     :raises ValueError: for a bad argument, naming it and its rule
     """
 
+    memory_settings: ClassVar[tuple[str, ...]] = ("batch_size", "n_stack")
     policy: FrameStackPolicy
 
     def __init__(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
@@ -53,3 +55,20 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+@contextmanager
+def memory_advice(**settings: int) -> Iterator[None]:
+    """Inside, a GPU that runs out of memory says which setting to lower.
+
+    :param settings: what the memory of an update grows with
+    :raises torch.OutOfMemoryError: in place of PyTorch's own
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        lower = " or ".join(f"{name} (it is {value})" for name, value in settings.items())
+        raise torch.OutOfMemoryError(
+            f"the GPU's memory is full: lower {lower}, keep the frames in main memory with "
+            "replay_buffer_kwargs=dict(storage_device='cpu'), or give precision='bfloat16'"
+        ) from error

@@ -6,6 +6,10 @@ import math
 from typing import Any
 
 
+class NonFiniteError(ValueError):
+    """Something that learning rests on has become NaN or infinite."""
+
+
 def check(condition: bool, name: str, rule: str, value: Any, way_out: str = "") -> None:
     """Make sure that an argument follows its rule.
 

@@ -101,6 +101,18 @@ class FakeEnv(gym.Env):
         return np.zeros((16, 16, 3), np.uint8)
 
 
+class SavableEnv(FakeEnv):
+    """One that can be brought back to any step."""
+
+    def get_state(self) -> dict[str, Any]:
+        random = self.np_random.bit_generator.state
+        return {"step_count": self.step_count, "random": random}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.step_count = state["step_count"]
+        self.np_random.bit_generator.state = state["random"]
+
+
 def random_batch(
     n_steps: int = 4,
     n_sequences: int = 3,

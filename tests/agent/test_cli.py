@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
 from rich.console import Console
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from core_agent import CoRe, QTOptDrQ, cli, doctor, load_agent
 from core_agent.demo import run_demo
+from core_agent.training import Outcome
 from core_agent.zoo import CONFIGS
 
 runner = CliRunner()
@@ -187,3 +189,23 @@ def test_doctor_says_what_to_type(monkeypatch):
     assert "pip install no-such-package" in result.output
     assert "apt-get install -y libegl1" in result.output
     assert "no libEGL" in result.output
+
+
+def test_a_training_that_a_signal_stopped_says_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "core_agent.training.train_run", lambda *_: Outcome(70, None, signal.SIGTERM)
+    )
+    result = runner.invoke(cli.app, ["train", "DCS-reacher-easy-clean", "--folder", str(tmp_path)])
+    assert result.exit_code == 128 + 15
+    assert "Stopped by SIGTERM at step 70; the same command with --resume auto" in result.output
+
+
+def test_train_goes_on_where_it_ended(tmp_path):
+    command = ["train", "DCS-cartpole-swingup-clean", "--preset", "debug", "--folder"]
+    command += [str(tmp_path), "--validate-every", "0", "--env-set", "action_repeat=100"]
+    assert runner.invoke(cli.app, [*command, "--steps", "30"]).exit_code == 0
+    refused = runner.invoke(cli.app, [*command, "--steps", "60"])
+    assert "folder must hold no checkpoints" in str(refused.exception)
+    result = runner.invoke(cli.app, [*command, "--steps", "60", "--resume", "auto"])
+    assert result.exit_code == 0, result.output
+    assert CoRe.load(tmp_path / "model").num_timesteps == 60

@@ -1,0 +1,197 @@
+"""Training as a run in a folder: begun, stopped, gone on with, and never begun twice.
+
+A folder holds::
+
+    run.json         what the run is
+    model.zip        the model when training ended or was interrupted
+    checkpoints/     from which the run goes on, see core_agent.checkpoint
+    tensorboard/     the log
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from stable_baselines3.common.callbacks import BaseCallback
+
+from core_agent.agents import get_agent
+from core_agent.algorithm import PAPER_SIMULATOR_STEPS, SequenceOffPolicyAlgorithm, make_env
+from core_agent.callbacks import (
+    ExactCheckpointCallback,
+    RichProgressCallback,
+    ValidationCallback,
+)
+from core_agent.checkpoint import NoCheckpointError
+from core_agent.gating import GatingCallback
+from core_agent.presets import get_preset
+from core_agent.presets import preset as preset_arguments
+from core_agent.validation import check
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that decides what a run learns."""
+
+    env_id: str
+    preset: str = "paper"
+    seed: int = 0
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Of the algorithm, on top of the preset's."""
+    env_arguments: dict[str, Any] = field(default_factory=dict)
+    """Of the environment, on top of the preset's."""
+    agent: str = "core"
+    """Name of the agent, see :data:`core_agent.agents.AGENTS`."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How :func:`train_run` ended."""
+
+    agent_steps: int
+    resumed_at: int | None
+    """Agent steps at the checkpoint that the run went on from; ``None``: it began."""
+    interrupted_by: signal.Signals | None
+    """The signal that ended it early."""
+
+
+def make_environment(
+    env_id: str, preset: str, split: str, arguments: dict[str, Any] | None = None
+) -> gym.Env:
+    """An environment that renders; a DCS one as the preset wants it, on the split's videos.
+
+    :param arguments: of the environment, on top of the preset's
+    """
+    arguments = arguments or {}
+    if env_id.startswith("DCS-"):
+        arguments = {**get_preset(preset).env_arguments, "split": split, **arguments}
+    return make_env(env_id, **arguments)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process trains in ``folder``. A process that dies lets go of it.
+
+    :raises ValueError: if another one does
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"folder must belong to one run at a time, got {str(folder)!r}, where another "
+                "process is training; wait for it, or give another folder"
+            ) from None
+        yield
+
+
+def check_same_run(path: Path, run: Run) -> None:
+    """Make sure that the folder's run is the one that is asked for.
+
+    :param path: of the folder's ``run.json``
+    :raises ValueError: naming what differs
+    """
+    check(path.is_file(), "folder", "hold run.json beside its checkpoints", str(path.parent))
+    begun = json.loads(path.read_text())
+    for name, value in json.loads(json.dumps(asdict(run))).items():
+        check(
+            begun.get(name) == value,
+            name,
+            f"be {begun.get(name)!r}, as when the run in {str(path.parent)!r} began",
+            value,
+            "give another folder to begin another run",
+        )
+
+
+def train_run(
+    run: Run,
+    folder: Path,
+    total_timesteps: int | None = None,
+    resume: bool = False,
+    checkpoint_every: int = 10_000,
+    validate_every: int = 10_000,
+    callbacks: list[BaseCallback] | None = None,
+) -> Outcome:
+    """Train in a folder; go on with what was begun there.
+
+    :param run: what to learn
+    :param folder: made if missing
+    :param total_timesteps: agent steps; by default 500,000 simulator steps
+    :param resume: go on from the newest whole checkpoint in the folder, if there is one
+    :param checkpoint_every: agent steps between two checkpoints; 0: at the end alone
+    :param validate_every: agent steps between two validations; 0: none
+    :param callbacks: further ones
+    :raises ValueError: if the folder holds checkpoints that are not to be gone on from, or those
+        of another run, or if another process trains there; for a bad argument
+    """
+    checkpoints = folder / "checkpoints"
+    begun = any(checkpoints.glob("checkpoint-*"))
+    check(
+        resume or not begun,
+        "folder",
+        "hold no checkpoints when a run begins",
+        str(folder),
+        "go on with that run (--resume auto) or give another folder",
+    )
+    if begun:
+        check_same_run(folder / "run.json", run)
+    get_agent(run.agent)
+    env = make_environment(run.env_id, run.preset, "train", run.env_arguments)
+    model = None if begun else new_model(run, env, folder)
+    with locked(folder):
+        if model is None:
+            model = resume_model(run, env, folder)
+        resumed_at = model.num_timesteps or None
+        total = total_timesteps or PAPER_SIMULATOR_STEPS // model.action_repeat
+        if model.num_timesteps >= total and not model._is_unfinished:
+            return Outcome(model.num_timesteps, resumed_at, None)
+        if resumed_at is None:
+            (folder / "run.json").write_text(json.dumps(asdict(run), indent=1))
+        exact = ExactCheckpointCallback(checkpoints, checkpoint_every)
+        loss = "train/model_loss" if run.agent == "core" else "train/critic_loss"
+        all_callbacks = [RichProgressCallback(loss_key=loss), exact, *(callbacks or [])]
+        if model.policy_kwargs.get("gating"):
+            all_callbacks.append(GatingCallback())
+        if validate_every:
+            other = make_environment(run.env_id, run.preset, "val", run.env_arguments)
+            all_callbacks.append(ValidationCallback(other, validate_every, seed=run.seed))
+        try:
+            model.learn(
+                max(total - model.num_timesteps, 0),
+                callback=all_callbacks,
+                log_interval=1,
+                reset_num_timesteps=resumed_at is None,
+            )
+        finally:
+            model.save(folder / "model")
+        received = None if exact.received is None else signal.Signals(exact.received)
+        return Outcome(model.num_timesteps, resumed_at, received)
+
+
+def new_model(run: Run, env: gym.Env, folder: Path) -> SequenceOffPolicyAlgorithm:
+    """The model at the beginning of a run."""
+    return get_agent(run.agent)(
+        policy="auto",
+        env=env,
+        seed=run.seed,
+        tensorboard_log=str(folder / "tensorboard"),
+        **preset_arguments(run.preset, run.agent, **run.arguments),
+    )
+
+
+def resume_model(run: Run, env: gym.Env, folder: Path) -> SequenceOffPolicyAlgorithm:
+    """The model at the newest whole checkpoint; a new one if none is whole."""
+    try:
+        return get_agent(run.agent).resume(folder / "checkpoints", env)
+    except NoCheckpointError:
+        warnings.warn(f"no checkpoint in {folder} is whole: the run begins anew", stacklevel=2)
+        return new_model(run, env, folder)
