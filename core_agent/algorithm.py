@@ -285,8 +285,6 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self.precision: Precision = precision
         self._last_states: tuple[np.ndarray, ...] | None = None
         self._updates_per_second = 0.0
-        # Saved, so that a file tells which agent it holds.
-        self.agent_class = type(self).__name__
         # How far the rollout and the updates in progress have come, for going on in their midst.
         self._rollout_steps = 0
         self._rollout_episodes: list[int] = []
@@ -295,6 +293,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._endings: list[Callable[[BaseException | None], None]] = []
         self._stopping = False
         self._checkpoints: CheckpointFolder | None = None
+        # Saved, so that a file tells which agent it holds.
+        self.agent_class = type(self).__name__
 
     @staticmethod
     def _policy_for(space: spaces.Space) -> str:
@@ -881,7 +881,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         """One step of the critics' optimiser, their gradients clipped."""
         policy = self.policy
         clipped = policy.critic.parameters()
-        norm = descend(loss, policy.critic_optimizer, clipped, self.max_critic_grad_norm)
+        norm = descend(
+            {"critic_loss": loss}, policy.critic_optimizer, clipped, self.max_critic_grad_norm
+        )
         return {"critic_loss": loss, "critic_grad_norm": norm}
 
     def dump_logs(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -144,7 +145,7 @@ def train(
         Resume, typer.Option(help="auto: go on from the folder's newest whole checkpoint.")
     ] = Resume.never,
 ) -> None:
-    """Train an agent and leave the model, its log, validations and checkpoints in a folder.
+    """Train an agent; leave the model, its log, validations and checkpoints in a folder.
 
     SIGTERM and SIGINT (Ctrl-C) write a checkpoint first.
     """
@@ -152,7 +153,7 @@ def train(
 
     arguments = {**read_config(config, env_id), **parse_settings(settings)}
     configured_steps = arguments.pop("n_timesteps", None)
-    run = Run(env_id, preset, seed, arguments, parse_settings(env_settings), agent)
+    run = Run(env_id, agent, preset, seed, arguments, parse_settings(env_settings))
     outcome = train_run(
         run,
         folder,
@@ -188,11 +189,9 @@ def evaluate(
     from core_agent.training import make_environment
 
     path = existing(model_path)
-    env = make_environment(env_id, preset, split, parse_settings(env_settings))
-    model = load_agent(path)
-    results = play(env, model, episodes, not stochastic, seed)
-    statistics = summarize(results)
-    random_return = summarize(play(env, None, episodes, seed=seed)).mean
+    with closing(make_environment(env_id, preset, split, parse_settings(env_settings))) as env:
+        statistics = summarize(play(env, load_agent(path), episodes, not stochastic, seed))
+        random_return = summarize(play(env, None, episodes, seed=seed)).mean
     table = Table(title=f"{env_id}, {split} videos, {episodes} episodes")
     for column in ("mean return", "standard error", "random actions"):
         table.add_column(column, justify="right")
@@ -219,8 +218,8 @@ def record(
     from core_agent.video import write_mp4
 
     path = existing(model_path)
-    env = make_environment(env_id, preset, split, parse_settings(env_settings))
-    result = play(env, load_agent(path), 1, seed=seed, record=True)[0]
+    with closing(make_environment(env_id, preset, split, parse_settings(env_settings))) as env:
+        result = play(env, load_agent(path), 1, seed=seed, record=True)[0]
     output.parent.mkdir(parents=True, exist_ok=True)
     write_mp4(output, result.frames, 15)
     Console().print(f"Return {result.episode_return:.1f}; video: {output}")

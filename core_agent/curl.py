@@ -86,7 +86,9 @@ class CURL(SACRAD):
         """One step of encoder and similarity on the contrastive loss."""
         result, optimizer = self.contrastive_loss(batch), self.policy.contrastive_optimizer
         clipped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = descend(result.loss, optimizer, clipped, self.max_contrastive_grad_norm)
+        norm = descend(
+            {"contrastive_loss": result.loss}, optimizer, clipped, self.max_contrastive_grad_norm
+        )
         return {
             "contrastive_loss": result.loss,
             "contrastive_accuracy": result.accuracy,

@@ -61,7 +61,7 @@ def keep_freed_memory() -> bool:
 def memory_advice(**settings: int) -> Iterator[None]:
     """Inside, a GPU that runs out of memory says which setting to lower.
 
-    :param settings: what the memory of an update grows with
+    :param settings: those that help, with their values
     :raises torch.OutOfMemoryError: in place of PyTorch's own
     """
     try:

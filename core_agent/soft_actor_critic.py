@@ -159,7 +159,9 @@ class SoftActorCritic(SequenceOffPolicyAlgorithm):
         with frozen(self.policy.critic):
             loss, log_prob = self.actor_loss(batch, states)
             clipped = self.policy.actor.parameters()
-            norm = descend(loss, self.policy.actor_optimizer, clipped, self.max_actor_grad_norm)
+            norm = descend(
+                {"actor_loss": loss}, self.policy.actor_optimizer, clipped, self.max_actor_grad_norm
+            )
         return {"actor_loss": loss, "actor_grad_norm": norm}, log_prob.detach()
 
     def update_ent_coef(self, batch: Batch, log_prob: torch.Tensor) -> Metrics:
@@ -170,7 +172,7 @@ class SoftActorCritic(SequenceOffPolicyAlgorithm):
             return {"ent_coef": log_ent_coef.detach().exp(), "policy_entropy": -mean_log_prob}
         loss = -log_ent_coef.exp() * (mean_log_prob + self._target_entropy)
         optimizer = self.policy.ent_coef_optimizer
-        descend(loss, optimizer, [log_ent_coef], self.max_ent_coef_grad_norm)
+        descend({"ent_coef_loss": loss}, optimizer, [log_ent_coef], self.max_ent_coef_grad_norm)
         with torch.no_grad():
             log_ent_coef.clamp_(max=self.max_log_ent_coef)
             ent_coef = log_ent_coef.exp()

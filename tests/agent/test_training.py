@@ -234,6 +234,35 @@ def test_a_key_of_a_dict_observation_is_named():
         RecurrentSAC("auto", Env(BOTH), **TINY).learn(10)
 
 
+@pytest.mark.parametrize(
+    ("broken", "culprit"),
+    [
+        ("reward_head", "model_loss, reward_loss"),
+        ("decoder", "model_loss, contrastive_loss"),
+        ("critic", "critic_loss"),
+        ("actor", "critic_loss"),
+    ],
+)
+def test_a_loss_that_is_no_number_is_named_before_it_changes_anything(broken, culprit):
+    model = CoRe("auto", SavableEnv(), **TINY)
+    model.learn(12)
+    part = getattr(model.policy, broken, None) or getattr(model.policy.world_model, broken)
+    last = list(part.parameters())[-1]
+    with torch.no_grad():
+        last.fill_(torch.nan)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    with pytest.raises(NonFiniteError, match=f"^{culprit}, gradient of .* must be finite"):
+        model.train(1, 3)
+    optimizer = "optimizer" if culprit.startswith("model") else None
+    changed = {
+        name
+        for name, value in model.policy.state_dict().items()
+        if not torch.equal(value.nan_to_num(7.0), before[name].nan_to_num(7.0))
+    }
+    assert optimizer is None or not changed
+    assert not any(name.startswith(("critic", "actor")) for name in changed)
+
+
 def test_a_full_gpu_says_what_to_lower(monkeypatch):
     def update(model, batch):
         raise torch.OutOfMemoryError("CUDA out of memory")
