@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--agents", nargs="+", choices=tuple(AGENTS), default=list(AGENTS))
     parser.add_argument("--env", default=DOTS, help="'dots' or an id; default: %(default)s")
     parser.add_argument("--preset", default="small", help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=2_000, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=1_500, help="default: %(default)s")
     parser.add_argument("--learning-starts", type=int, default=500, help="default: %(default)s")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--minutes", type=float, default=5.0, help="of training in a run at most")
