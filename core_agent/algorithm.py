@@ -195,6 +195,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {}
     optimizer_names: ClassVar[tuple[str, ...]] = ()
     """Attributes of the policy that hold its optimisers, for saving."""
+    memory_settings: ClassVar[tuple[str, ...]] = ("batch_size",)
+    """Arguments that the memory of an update grows with."""
     max_critic_grad_norm: ClassVar[float] = math.inf
     policy: StatefulPolicy
     replay_buffer: SequenceReplayBuffer | None
@@ -615,10 +617,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         callback.on_training_start(locals(), globals())
         error: BaseException | None = None
         try:
-            sizes = {
-                n: getattr(self, n) for n in ("batch_size", "sequence_length") if hasattr(self, n)
-            }
-            with memory_advice(**sizes):
+            with memory_advice(**{name: getattr(self, name) for name in self.memory_settings}):
                 self._alternate(total_timesteps, callback, log_interval)
             callback.on_training_end()
         except BaseException as raised:

@@ -365,8 +365,8 @@ class SequenceReplayBuffer(ReplayBuffer):
     ) -> TransitionBatch:
         """Draw ``batch_size`` transitions uniformly, with stacks of the last ``n_frames`` frames.
 
-        A stack never reaches into another episode: at a start the first frame stands in for those
-        that are missing. Images are not cropped.
+        A stack never reaches into another episode: at a start, also where a long episode was cut,
+        the first frame stands in for those that are missing. Images are not cropped.
 
         :param batch_size: number of transitions, ``B``
         :param n_frames: frames in a stack

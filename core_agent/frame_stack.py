@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -81,6 +81,12 @@ class FrameStackPolicy(StatefulPolicy):
     def observation_encoder(self) -> ObservationEncoder:
         return self.encoder
 
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        if not isinstance(self.observation_space, spaces.Dict):
+            return ("stack",)
+        return tuple(f"stack_{key}" for key in self.encoder.spaces)
+
     def targets(self) -> dict[nn.Module, nn.Module]:
         return {**super().targets(), self.encoder_target: self.encoder}
 
@@ -152,6 +158,7 @@ class FrameStackAlgorithm(SequenceOffPolicyAlgorithm):
     :raises ValueError: for a bad argument, naming it and its rule
     """
 
+    memory_settings: ClassVar[tuple[str, ...]] = ("batch_size", "n_stack")
     policy: FrameStackPolicy
 
     def __init__(

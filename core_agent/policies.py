@@ -145,6 +145,11 @@ class StatefulPolicy(BasePolicy):
     def observation_encoder(self) -> ObservationEncoder:
         """What turns observations into features."""
 
+    @property
+    @abstractmethod
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the parts of the state."""
+
     @abstractmethod
     def first_look(self, observation: PyTorchObs) -> Observation:
         """What the encoder reads of observations ``(n, ...)`` that begin an episode."""
@@ -352,6 +357,10 @@ class RecurrentPolicy(ActorPolicy):
     @property
     def observation_encoder(self) -> ObservationEncoder:
         return self.world_model.encoder
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        return ("deter", "stoch", "previous_action")
 
     def first_look(self, observation: PyTorchObs) -> Observation:
         return self.world_model.encoder.center_crop(observation)

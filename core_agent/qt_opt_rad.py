@@ -84,7 +84,7 @@ class QTOptPolicy(FrameStackPolicy):
 
     def choose_actions(self, features: torch.Tensor, deterministic: bool) -> torch.Tensor:
         if deterministic:
-            noise = self.fixed_noise.expand(-1, len(features), -1, -1)
+            noise = self.fixed_noise.expand(-1, features.shape[0], -1, -1)
             return self.best_actions(self.critic, features, noise)
         actions = self.best_actions(self.critic, features, self.draw_noise(len(features)))
         noisy = actions + self.exploration_noise * torch.randn_like(actions)

@@ -75,6 +75,7 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(
         POLICY_ALIASES, RecurrentPolicy
     )
+    memory_settings: ClassVar[tuple[str, ...]] = ("batch_size", "sequence_length")
     max_critic_grad_norm: ClassVar[float] = 100.0
     max_actor_grad_norm: ClassVar[float] = 10.0
     max_ent_coef_grad_norm: ClassVar[float] = 1.0

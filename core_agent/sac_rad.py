@@ -63,10 +63,10 @@ class SACRAD(FrameStackAlgorithm, SoftActorCritic):
     https://arxiv.org/abs/2004.14990; the defaults are its values. The 'SAC + RAD' of Table 5,
     arXiv:2112.01163. It needs no images; vectors are stacked, not augmented.
 
-    Deviations from the paper: the encoder is CoRe's (nothing learned in its layer norm, no tanh
-    after it) and one for actor and critics, while the paper's actor has a last layer of its own;
-    CoRe's actor, whose mean is bounded softly; transitions of whole episodes, each frame stored
-    once. The paper's learning rate for the cheetah, 2e-4, is in ``configs/sacrad.yml``.
+    Deviations from the paper: the encoder is CoRe's, with nothing learned in its layer norm, and
+    one for actor and critics, while the paper's actor has a last layer of its own; the actor is
+    CoRe's, its mean softly bounded. ``configs/sacrad.yml`` has the paper's learning rate for the
+    cheetah.
 
     :param policy: ``"CnnPolicy"``, ``"MlpPolicy"`` or ``"MultiInputPolicy"``, or a policy class;
         with ``env=None`` it may be the id of an environment instead
