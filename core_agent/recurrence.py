@@ -68,8 +68,13 @@ def _layers(tensors: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.T
     return list(zip(tensors[::2], tensors[1::2]))
 
 
-def _elu_backward(grad: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
-    return torch.ops.aten.elu_backward(grad, 1.0, 1.0, 1.0, True, result)
+def _steps(*tensors: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    """Each tensor's entries along the first axis, as views."""
+    return [tensor.unbind(0) for tensor in tensors]
+
+
+def _elu_slope(result: torch.Tensor) -> torch.Tensor:
+    return result.clamp(max=0.0).add_(1.0)
 
 
 def _layer_norm_backward(
@@ -117,7 +122,6 @@ class _Recurrence(torch.autograd.Function):
             return embed_part.new_empty(steps, batch, dim)
 
         deters, stochs = buffer(n_steps, deter_dim), buffer(n_steps, stoch_dim)
-        statistics = buffer(n_steps, 2 * stoch_dim)
         last = buffer(n_steps, 2 * stoch_dim)
         gru_hidden = [
             buffer(n_steps - 1, w.shape[0]) for w in (from_stoch, *(w for w, _ in gru_layers))
@@ -127,51 +131,64 @@ class _Recurrence(torch.autograd.Function):
         ]
         cell_in = buffer(n_steps - 1, cell.shape[1])
         gates_in = buffer(n_steps - 1, 3 * deter_dim)
-        reset, candidate, update, candidate_in = (buffer(n_steps - 1, deter_dim) for _ in range(4))
-        gate_stats, stat_stats = [], []
+        reset, candidate, update = (buffer(n_steps - 1, deter_dim) for _ in range(3))
+        statistics, gates, stat_moments, gate_moments = [], [], [], []
+
+        # Views are made once, not at every step: at small sizes they cost as much as the products.
+        deter_at, stoch_at, last_at, noise_at = _steps(deters, stochs, last, noise)
+        cell_in_at, gates_in_at, reset_at, candidate_at, update_at = _steps(
+            cell_in, gates_in, reset, candidate, update
+        )
+        gru_at, posterior_at = _steps(*gru_hidden), _steps(*posterior_hidden)
+        embed_at, action_at = _steps(embed_part, action_part)
+        stoch_in, deter_in, cell_t = from_stoch.t(), from_deter.t(), cell.t()
+        gru_rest = [(w.t(), b, h) for (w, b), h in zip(gru_layers, gru_at[1:])]
+        posterior_rest = [(w.t(), b, h) for (w, b), h in zip(posterior_layers, posterior_at[1:])]
+        last_weight, last_bias = last_layer[0].t(), last_layer[1]
+
         deters[0] = 0.0
         for t in range(n_steps):
             if t > 0:
-                x = torch.addmm(
-                    action_part[t - 1], stochs[t - 1], from_stoch.t(), out=gru_hidden[0][t - 1]
+                s = t - 1
+                x = F.elu_(torch.addmm(action_at[s], stoch_at[s], stoch_in, out=gru_at[0][s]))
+                for weight, bias, hidden in gru_rest:
+                    x = F.elu_(torch.addmm(bias, x, weight, out=hidden[s]))
+                torch.cat([x, deter_at[s]], dim=-1, out=cell_in_at[s])
+                torch.mm(cell_in_at[s], cell_t, out=gates_in_at[s])
+                normalized, *moments = torch.native_layer_norm(
+                    gates_in_at[s], [3 * deter_dim], cell_scale, cell_shift, LAYER_NORM_EPS
                 )
-                F.elu_(x)
-                for (weight, bias), hidden in zip(gru_layers, gru_hidden[1:]):
-                    x = F.elu_(torch.addmm(bias, x, weight.t(), out=hidden[t - 1]))
-                torch.cat([x, deters[t - 1]], dim=-1, out=cell_in[t - 1])
-                torch.mm(cell_in[t - 1], cell.t(), out=gates_in[t - 1])
-                gates, *moments = torch.native_layer_norm(
-                    gates_in[t - 1], [3 * deter_dim], cell_scale, cell_shift, LAYER_NORM_EPS
-                )
-                gate_stats.append(moments)
-                r, c, u = gates.chunk(3, dim=-1)
-                torch.sigmoid(r, out=reset[t - 1])
-                candidate_in[t - 1] = c
-                torch.mul(reset[t - 1], c, out=candidate[t - 1]).tanh_()
-                torch.sub(u, 1.0, out=update[t - 1]).sigmoid_()
-                torch.lerp(deters[t - 1], candidate[t - 1], update[t - 1], out=deters[t])
-            x = torch.addmm(embed_part[t], deters[t], from_deter.t(), out=posterior_hidden[0][t])
-            F.elu_(x)
-            for (weight, bias), hidden in zip(posterior_layers, posterior_hidden[1:]):
-                x = F.elu_(torch.addmm(bias, x, weight.t(), out=hidden[t]))
-            torch.addmm(last_layer[1], x, last_layer[0].t(), out=last[t])
+                gates.append(normalized)
+                gate_moments.append(moments)
+                r, c, u = normalized.chunk(3, dim=-1)
+                torch.sigmoid(r, out=reset_at[s])
+                torch.mul(reset_at[s], c, out=candidate_at[s]).tanh_()
+                torch.sub(u, 1.0, out=update_at[s]).sigmoid_()
+                torch.lerp(deter_at[s], candidate_at[s], update_at[s], out=deter_at[t])
+            x = F.elu_(torch.addmm(embed_at[t], deter_at[t], deter_in, out=posterior_at[0][t]))
+            for weight, bias, hidden in posterior_rest:
+                x = F.elu_(torch.addmm(bias, x, weight, out=hidden[t]))
+            torch.addmm(last_bias, x, last_weight, out=last_at[t])
             normalized, *moments = torch.native_layer_norm(
-                last[t], [2 * stoch_dim], stats_scale, stats_shift, LAYER_NORM_EPS
+                last_at[t], [2 * stoch_dim], stats_scale, stats_shift, LAYER_NORM_EPS
             )
-            stat_stats.append(moments)
-            statistics[t] = normalized
+            statistics.append(normalized)
+            stat_moments.append(moments)
             mean, log_std = normalized.chunk(2, dim=-1)
-            torch.addcmul(mean, log_std.clamp(*LOG_STD_RANGE).exp_(), noise[t], out=stochs[t])
+            std = log_std.clamp(*LOG_STD_RANGE).exp_()
+            torch.addcmul(mean, std, noise_at[t], out=stoch_at[t])
 
         ctx.n_gru, ctx.n_posterior = n_gru, len(posterior_layers)
-        moments = [torch.stack(m) for pairs in (gate_stats, stat_stats) for m in zip(*pairs)]
-        if not gate_stats:
+        stats = torch.stack(statistics)
+        moments = [torch.stack(m) for pairs in (gate_moments, stat_moments) for m in zip(*pairs)]
+        if n_steps == 1:
             moments = [embed_part.new_empty(0, batch, 1) for _ in range(2)] + moments
+        candidate_in = torch.stack(gates).chunk(3, dim=-1)[1] if gates else candidate
         ctx.save_for_backward(
-            noise, deters, stochs, statistics, last, cell_in, gates_in, reset, candidate, update,
+            noise, deters, stochs, stats, last, cell_in, gates_in, reset, candidate, update,
             candidate_in, *moments, *gru_hidden, *posterior_hidden, *tensors,
         )  # fmt: skip
-        return deters, statistics, stochs
+        return deters, stats, stochs
 
     @staticmethod
     @once_differentiable
@@ -200,44 +217,64 @@ class _Recurrence(torch.autograd.Function):
         low, high = LOG_STD_RANGE
         inside = (log_std >= low) & (log_std <= high)
         sample_slope = torch.where(inside, log_std.clamp(low, high).exp() * noise, 0.0)
+        # What the loop multiplies gradients with is worked out for all steps at once.
+        candidate_slope = update * (1.0 - candidate.square())
+        reset_slope = candidate_in * reset * (1.0 - reset)
+        update_slope = (candidate - deters[:-1]) * update * (1.0 - update)
+        slopes = _steps(
+            sample_slope, candidate_slope, reset_slope, update_slope, reset, 1.0 - update
+        )
+        sample_at, candidate_at, reset_slope_at, update_at, reset_at, kept_at = slopes
+        gru_slopes = _steps(*(_elu_slope(hidden) for hidden in gru_hidden))
+        posterior_slopes = _steps(*(_elu_slope(hidden) for hidden in posterior_hidden))
+        gru_weights = [from_stoch, *(weight for weight, _ in gru_layers)]
+        posterior_weights = [from_deter, *(weight for weight, _ in posterior_layers)]
+
         grad_stats = grad_statistics.clone()
-        grad_last = torch.empty_like(last)
+        grad_last, grad_gates_in = torch.empty_like(last), torch.empty_like(gates_in)
+        grad_gates = torch.empty_like(gates_in)
         grad_posterior = [torch.empty_like(hidden) for hidden in posterior_hidden]
         grad_gru = [torch.empty_like(hidden) for hidden in gru_hidden]
-        grad_gates, grad_gates_in = torch.empty_like(gates_in), torch.empty_like(gates_in)
+        grad_stats_at, last_at, gates_in_at = _steps(grad_stats, last, gates_in)
+        grad_mean_at, grad_log_std_at = _steps(*grad_stats.chunk(2, dim=-1))
+        grad_gates_at, grad_gates_in_at, grad_last_at = _steps(grad_gates, grad_gates_in, grad_last)
+        grad_r_at, grad_c_at, grad_u_at = _steps(*grad_gates.chunk(3, dim=-1))
+        grad_posterior_at, grad_gru_at = _steps(*grad_posterior), _steps(*grad_gru)
+        grad_deter_at, grad_stoch_at = _steps(grad_deters, grad_stochs)
+        stat_mean_at, stat_rstd_at = _steps(stat_mean, stat_rstd)
+        gate_mean_at, gate_rstd_at = _steps(gate_mean, gate_rstd)
+
         carry_deter = torch.zeros_like(deters[0])
         carry_stoch = torch.zeros_like(stochs[0])
         for t in reversed(range(n_steps)):
-            grad_stoch = grad_stochs[t] + carry_stoch
-            grad_stats[t, :, :stoch_dim] += grad_stoch
-            grad_stats[t, :, stoch_dim:].addcmul_(grad_stoch, sample_slope[t])
-            grad_last[t] = _layer_norm_backward(
-                grad_stats[t], last[t], stat_mean[t], stat_rstd[t], stats_scale
+            grad_stoch = grad_stoch_at[t] + carry_stoch
+            grad_mean_at[t].add_(grad_stoch)
+            grad_log_std_at[t].addcmul_(grad_stoch, sample_at[t])
+            grad = _layer_norm_backward(
+                grad_stats_at[t], last_at[t], stat_mean_at[t], stat_rstd_at[t], stats_scale
             )
-            grad = grad_last[t] @ last_layer[0]
-            for index in range(len(posterior_layers), -1, -1):
-                grad_posterior[index][t] = _elu_backward(grad, posterior_hidden[index][t])
-                grad = grad_posterior[index][t] @ (
-                    posterior_layers[index - 1][0] if index > 0 else from_deter
-                )
-            grad_deter = grad_deters[t] + carry_deter + grad
+            grad_last_at[t].copy_(grad)
+            grad = grad @ last_layer[0]
+            for index in range(len(posterior_weights) - 1, -1, -1):
+                torch.mul(grad, posterior_slopes[index][t], out=grad_posterior_at[index][t])
+                grad = grad_posterior_at[index][t] @ posterior_weights[index]
+            grad_deter = grad_deter_at[t] + carry_deter + grad
             if t == 0:
                 break
             s = t - 1
-            r, c, u = reset[s], candidate[s], update[s]
-            grad_pre = grad_deter * u * (1.0 - c * c)
-            grad_r, grad_c, grad_u = grad_gates[s].chunk(3, dim=-1)
-            torch.mul(grad_pre * candidate_in[s], r * (1.0 - r), out=grad_r)
-            torch.mul(grad_pre, r, out=grad_c)
-            torch.mul(grad_deter * (c - deters[s]), u * (1.0 - u), out=grad_u)
-            grad_gates_in[s] = _layer_norm_backward(
-                grad_gates[s], gates_in[s], gate_mean[s], gate_rstd[s], cell_scale
+            grad_pre = grad_deter * candidate_at[s]
+            torch.mul(grad_pre, reset_slope_at[s], out=grad_r_at[s])
+            torch.mul(grad_pre, reset_at[s], out=grad_c_at[s])
+            torch.mul(grad_deter, update_at[s], out=grad_u_at[s])
+            grad = _layer_norm_backward(
+                grad_gates_at[s], gates_in_at[s], gate_mean_at[s], gate_rstd_at[s], cell_scale
             )
-            grad, carry_deter = (grad_gates_in[s] @ cell).split([gru_dim, deters.shape[-1]], dim=-1)
-            carry_deter = carry_deter + grad_deter * (1.0 - u)
-            for index in range(len(gru_layers), -1, -1):
-                grad_gru[index][s] = _elu_backward(grad, gru_hidden[index][s])
-                grad = grad_gru[index][s] @ (gru_layers[index - 1][0] if index > 0 else from_stoch)
+            grad_gates_in_at[s].copy_(grad)
+            grad, carry_deter = (grad @ cell).split([gru_dim, deters.shape[-1]], dim=-1)
+            carry_deter = torch.addcmul(carry_deter, grad_deter, kept_at[s])
+            for index in range(len(gru_weights) - 1, -1, -1):
+                torch.mul(grad, gru_slopes[index][s], out=grad_gru_at[index][s])
+                grad = grad_gru_at[index][s] @ gru_weights[index]
             carry_stoch = grad
 
         cell_scale_grads = _layer_norm_weight_grads(grad_gates, gates_in, gate_mean, gate_rstd)
