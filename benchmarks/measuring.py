@@ -70,7 +70,12 @@ class MadeUpEnv(gym.Env):
 
 
 def made_up_model(
-    preset_name: str, device: str, n_envs: int = 1, model_class: type[CoRe] = CoRe, **options: Any
+    preset_name: str,
+    device: str,
+    n_envs: int = 1,
+    model_class: type[CoRe] = CoRe,
+    n_episodes: int = FILLED_EPISODES,
+    **options: Any,
 ) -> CoRe:
     """CoRe on made-up frames of the preset's size, its replay buffer filled.
 
@@ -78,6 +83,7 @@ def made_up_model(
     :param device: ``"cpu"`` or ``"cuda"``
     :param n_envs: number of environments
     :param model_class: CoRe or a subclass
+    :param n_episodes: to fill the buffer with
     :param options: override the preset's arguments
     """
     image_size = get_preset(preset_name).env_arguments.get("image_size", IMAGE_SIZE)
@@ -85,11 +91,11 @@ def made_up_model(
     arguments = preset(preset_name, **options)
     model = model_class("CnnPolicy", env, seed=0, device=device, **arguments)
     model.set_logger(Logger(None, []))
-    fill(model)
+    fill(model, n_episodes)
     return model
 
 
-def fill(model: CoRe, n_episodes: int = FILLED_EPISODES) -> None:
+def fill(model: CoRe, n_episodes: int) -> None:
     """Store episodes of random actions."""
     env, buffer = model.get_env(), model.replay_buffer
     assert env is not None and buffer is not None
