@@ -4,6 +4,8 @@
 #   VENV=.venv               where the virtual environment goes
 #   DEMO_ARGS="--seed 1"     passed on to `core-agent demo`
 #   PYTEST_ARGS="-n 2"       passed on to pytest
+#   BUNDLE=bundle            where `make bundle` writes
+#   BUNDLE_ARGS="--python-version 3.12 --present freeze.txt"     passed on to scripts/bundle.py
 
 PYTHON      ?= python3
 VENV        ?= .venv
@@ -11,6 +13,8 @@ TORCH       ?= torch==2.13.0
 TEST_EXTRAS ?= dev,zoo,export,cluster
 DEMO_ARGS   ?=
 PYTEST_ARGS ?=
+BUNDLE      ?= bundle
+BUNDLE_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -c $(VENV)/constraints.txt
@@ -75,7 +79,7 @@ export CHECK_GL
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup venv gl gl-first demo test test-all torture lint format build constraints clean distclean
+.PHONY: help setup venv gl gl-first demo test test-all torture lint format build bundle constraints clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -114,6 +118,9 @@ build: $(VENV)/.dev ## wheel and source archive in dist/, checked
 	@rm -rf build dist
 	@$(BIN)/python -W ignore -m build --no-isolation . > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 	@$(BIN)/twine check --strict dist/*
+
+bundle: $(VENV)/.dev ## wheels, sources and an install script for a machine without a network
+	@$(BIN)/python scripts/bundle.py --output $(BUNDLE) $(BUNDLE_ARGS)
 
 gl: ## check that MuJoCo can render; as root on Debian, install what it takes
 	@python=$(PYTHON); if [ -x $(BIN)/python ]; then python=$(BIN)/python; fi; \

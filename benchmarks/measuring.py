@@ -72,7 +72,12 @@ class MadeUpEnv(gym.Env):
 
 
 def made_up_model(
-    preset_name: str, device: str, n_envs: int = 1, agent: str = "core", **options: Any
+    preset_name: str,
+    device: str,
+    n_envs: int = 1,
+    agent: str = "core",
+    n_episodes: int = FILLED_EPISODES,
+    **options: Any,
 ) -> Any:
     """An agent on made-up frames of the preset's size, its replay buffer filled.
 
@@ -80,6 +85,7 @@ def made_up_model(
     :param device: ``"cpu"`` or ``"cuda"``
     :param n_envs: number of environments
     :param agent: see :data:`core_agent.agents.AGENTS`
+    :param n_episodes: to fill the buffer with
     :param options: override the preset's arguments
     """
     image_size = get_preset(preset_name).env_arguments.get("image_size", IMAGE_SIZE)
@@ -87,11 +93,11 @@ def made_up_model(
     arguments = preset(preset_name, agent, **options)
     model = AGENTS[agent]("CnnPolicy", env, seed=0, device=device, **arguments)
     model.set_logger(Logger(None, []))
-    fill(model)
+    fill(model, n_episodes)
     return model
 
 
-def fill(model: SequenceOffPolicyAlgorithm, n_episodes: int = FILLED_EPISODES) -> None:
+def fill(model: SequenceOffPolicyAlgorithm, n_episodes: int) -> None:
     """Store episodes of random actions."""
     env, buffer = model.get_env(), model.replay_buffer
     assert env is not None and buffer is not None

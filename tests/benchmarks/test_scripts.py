@@ -9,6 +9,7 @@ import math
 import agents_update
 import learning_curves
 import measuring
+import memory
 import numpy as np
 import pytest
 import scaling
@@ -120,6 +121,19 @@ def test_scaling_measures_batches_lengths_and_environments(tmp_path, monkeypatch
     assert [row["n_envs"] for row in figures["environments"]] == [1, 2]
     assert all(row["agent_steps_per_second"] > 0 for row in figures["environments"])
     assert "agent steps/s" in capsys.readouterr().out
+
+
+def test_memory_counts_each_frame_once(tmp_path, capsys):
+    path = tmp_path / "memory.json"
+    options = ["--preset", "debug", "--steps", "1000", "--updates", "1", "--json", str(path)]
+    assert memory.main(options) == 0
+    figures = json.loads(path.read_text())
+    last = figures["readings"][-1]
+    assert last["steps"] == 1000
+    # Each episode of 125 steps has 126 frames.
+    assert last["frames"] == pytest.approx(8 * 126 * 64 * 64 * 3 / 1e9)
+    assert last["frames"] < last["resident"] < figures["peak"]
+    assert "peak of the process" in capsys.readouterr().out
 
 
 def test_spread_of_known_values():
