@@ -52,6 +52,20 @@ Metrics = Mapping[str, torch.Tensor]
 PAPER_SIMULATOR_STEPS = 500_000
 
 
+def unknown_id(env_id: str, error: Exception) -> ValueError:
+    """The error to raise for an id that Gymnasium does not know."""
+    return ValueError(
+        f"env must be the id of a registered environment, got {env_id!r}; import the package "
+        f"that registers it first, or give 'package:id' ({error})"
+    )
+
+
+def register_suite(env_id: str) -> None:
+    """Register the ids of the Distracting Control Suite if ``env_id`` is one of them."""
+    if env_id.startswith("DCS-"):
+        import distracting_envs  # noqa: F401
+
+
 def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     """A rendering environment from its id.
 
@@ -61,15 +75,11 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     :param kwargs: passed to the environment
     :raises ValueError: for an unknown id
     """
-    if env_id.startswith("DCS-"):
-        import distracting_envs  # noqa: F401  (registers the ids)
+    register_suite(env_id)
     try:
         return gym.make(env_id, **{"render_mode": "rgb_array", **kwargs})
     except (gym.error.UnregisteredEnv, gym.error.NamespaceNotFound) as error:
-        raise ValueError(
-            f"env must be the id of a registered environment, got {env_id!r}; import the package "
-            f"that registers it first, or give 'package:id' ({error})"
-        ) from error
+        raise unknown_id(env_id, error) from error
 
 
 def as_train_freq(train_freq: int | tuple[int, str] | TrainFreq) -> TrainFreq:

@@ -218,11 +218,17 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param action: ``(n_envs, A)`` in [-1, 1]
         :param reward: ``(n_envs,)``
         :param done: ``(n_envs,)``
-        :param infos: one for each environment
+        :param infos: one for each environment; ``"episode_lost"``: the step never happened, see
+            :class:`~core_agent.vec_env.SupervisedSubprocVecEnv`
         """
         actions = action.reshape(self.n_envs, self.action_dim)
         for env in range(self.n_envs):
             episode = self.running[env]
+            if infos[env].get("episode_lost", False):
+                # Its environment was restarted: the episode ends at its last step, not at this one.
+                if episode is not None:
+                    self._finish(env, terminated=False)
+                continue
             if episode is None:
                 episode = Episode(self._split(obs, env), self.action_dim, self.storage_device)
                 self.running[env] = episode
