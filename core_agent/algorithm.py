@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import pathlib
 import time
@@ -20,7 +21,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.type_aliases import (
     GymEnv,
     MaybeCallback,
@@ -29,14 +30,32 @@ from stable_baselines3.common.type_aliases import (
     TrainFreq,
     TrainFrequencyUnit,
 )
-from stable_baselines3.common.utils import should_collect_more_steps
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.utils import (
+    check_for_correct_spaces,
+    get_device,
+    should_collect_more_steps,
+)
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from core_agent.buffers import SequenceReplayBuffer
 from core_agent.encoders import as_dict_space, is_image
 from core_agent.hardware import PRECISIONS, Precision, compute_dtype, keep_freed_memory
+from core_agent.integrity import (
+    check_attributes,
+    check_optimizer_state,
+    check_replay,
+    check_state_dict,
+)
 from core_agent.layers import set_compute_dtype
-from core_agent.safe_loading import loads_safely, restricted_load, safe_data
+from core_agent.safe_loading import (
+    SavedModel,
+    loads_safely,
+    opened,
+    read_model,
+    read_parameters,
+    reading,
+    restricted_load,
+)
 from core_agent.types import SequenceBatch
 from core_agent.validation import (
     check,
@@ -274,12 +293,11 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self.set_random_seed(self.seed)
         if self.device.type == "cpu":
             keep_freed_memory()
-        crop_size = tuple(self.crop_size) if isinstance(self.crop_size, list) else self.crop_size
         if self.replay_buffer_class is None:
             self.replay_buffer_class = SequenceReplayBuffer
         if self.replay_buffer is None:
             buffer_kwargs = dict(
-                sequence_length=self.sequence_length, crop_size=crop_size, seed=self.seed
+                sequence_length=self.sequence_length, crop_size=self._crop_size, seed=self.seed
             )
             self.replay_buffer = self.replay_buffer_class(  # type: ignore[assignment]
                 self.buffer_size,
@@ -289,16 +307,24 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 n_envs=self.n_envs,
                 **{**buffer_kwargs, **self.replay_buffer_kwargs},
             )
-        policy_kwargs = {"crop_size": crop_size, **self.policy_kwargs}
-        self.policy = self.policy_class(
-            self.observation_space, self.action_space, self.lr_schedule, **policy_kwargs
-        ).to(self.device)
+        self.policy = self._make_policy().to(self.device)
         set_compute_dtype(self.policy, compute_dtype(self.precision, self.device))
         self._make_optimizers()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
         self.train_freq = as_train_freq(self.train_freq)  # type: ignore[assignment]
+
+    @property
+    def _crop_size(self) -> int | tuple[int, int] | None:
+        """``crop_size``, which is a list once it has been saved."""
+        return tuple(self.crop_size) if isinstance(self.crop_size, list) else self.crop_size
+
+    def _make_policy(self) -> BasePolicy:
+        policy_kwargs = {"crop_size": self._crop_size, **self.policy_kwargs}
+        return self.policy_class(
+            self.observation_space, self.action_space, self.lr_schedule, **policy_kwargs
+        )
 
     @abstractmethod
     def _make_optimizers(self) -> None:
@@ -366,15 +392,73 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         The arguments are those of SB3's ``load``, and
 
         :param trusted: unpickle whatever the file holds, as SB3 does
-        :raises UnsafeFileError: if the file asks for names that loading does not allow; a kind of
-            ``ValueError``
+        :raises UnsafeFileError: if the file asks for names that loading does not allow, or is not a
+            whole model of this class; a kind of ``ValueError``
+        :raises FileNotFoundError: if there is no file
+        :raises ValueError: for an environment or an argument that does not fit the model
         """
-        if not trusted:
-            replaced = custom_objects or {}
-            custom_objects = {**safe_data(path, set(replaced)), **replaced}
-        return super().load(
-            path, env, device, custom_objects, print_system_info, force_reset, **kwargs
-        )
+        if trusted:
+            return super().load(
+                path, env, device, custom_objects, print_system_info, force_reset, **kwargs
+            )
+        get_device(device)
+        what = "a saved model"
+        with opened(path, "zip"), reading(path, what):
+            saved = read_model(path, custom_objects or {})
+            cls._check_saved(saved)
+        cls._check_arguments({**saved.data, **kwargs})
+        if env is not None:
+            env = cls._fitting_env(env, saved.data)
+        unpickled = {key: saved.data[key] for key in saved.pickled}
+        with reading(path, what):
+            return super().load(
+                path,
+                env,
+                device,
+                {**unpickled, **(custom_objects or {})},
+                print_system_info,
+                force_reset,
+                **kwargs,
+            )
+
+    @classmethod
+    def _check_arguments(cls, data: Mapping[str, Any]) -> SequenceOffPolicyAlgorithm:
+        """A model without networks, of those attributes that are the constructor's arguments.
+
+        :raises ValueError: for a bad one
+        """
+        names = inspect.signature(cls).parameters.keys() & data.keys()
+        arguments = {name: data[name] for name in names}
+        fixed = dict(policy=data["policy_class"], env=None, device="cpu", _init_setup_model=False)
+        return cls(**{**arguments, **fixed})
+
+    @classmethod
+    def _check_saved(cls, saved: SavedModel) -> None:
+        """Make sure that a file holds a model of this class, before networks take memory.
+
+        :raises ValueError: if it does not
+        """
+        check_attributes(cls, saved.data)
+        probe = cls._check_arguments(saved.data)
+        probe.__dict__.update(saved.data)
+        names, found = set(probe._get_torch_save_params()[0]), set(saved.parameters)
+        check(found == names, "the file", f"hold the parameters of {sorted(names)}", sorted(found))
+        if not probe.policy_class.__module__.startswith("core_agent."):
+            return  # A policy of the user's may do what tensors without memory cannot.
+        with torch.device("meta"):
+            own = probe._make_policy().state_dict()
+        check_state_dict("policy", own, saved.parameters["policy"])
+
+    @classmethod
+    def _fitting_env(cls, env: GymEnv, data: Mapping[str, Any]) -> VecEnv:
+        """The environment, wrapped for a saved model.
+
+        :raises ValueError: if its spaces are not the model's
+        """
+        wrapped = cls._wrap_env(env, data["verbose"])
+        check_for_correct_spaces(wrapped, data["observation_space"], data["action_space"])
+        refuse_normalized_images(wrapped.observation_space, unwrap_vec_normalize(wrapped))
+        return wrapped
 
     def load_replay_buffer(
         self,
@@ -392,19 +476,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         if trusted:
             super().load_replay_buffer(path, truncate_last_traj)
             return
-        file = open_path(path, "r", verbose=self.verbose, suffix="pkl")
-        try:
-            way_out = "pass trusted=True if you know where the file comes from"
-            buffer = restricted_load(file, "the replay buffer", way_out)
-        finally:
-            if isinstance(path, (str, pathlib.Path)):
-                file.close()
-        check(
-            isinstance(buffer, SequenceReplayBuffer),
-            "path",
-            "be a replay buffer of this package",
-            type(buffer).__name__,
-        )
+        with opened(path, "pkl") as file, reading(path, "a saved replay buffer"):
+            buffer = restricted_load(file, "the replay buffer")
+            check_replay(buffer, self.observation_space, self.action_space)
         self.replay_buffer = buffer
         self.replay_buffer.device = self.device
 
@@ -417,15 +491,38 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         exact_match: bool = True,
         device: torch.device | str = "auto",
     ) -> None:
-        """Load networks and optimisers; learning rates and the like stay those of this model."""
+        """Load networks and optimisers; learning rates and the like stay those of this model.
+
+        :raises UnsafeFileError: if a file is no saved model
+        :raises ValueError: for parameters that do not fit this model, which is left as it is
+        """
+        parameters: Any = load_path_or_dict
+        if not isinstance(load_path_or_dict, dict):
+            with opened(load_path_or_dict, "zip"), reading(load_path_or_dict, "a saved model"):
+                parameters = read_parameters(load_path_or_dict)
+        self._check_parameters(parameters, exact_match)
         options = [
             [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
             for optimizer in self.optimizers
         ]
-        super().set_parameters(load_path_or_dict, exact_match, device)
+        super().set_parameters(parameters, exact_match, device)
         for optimizer, own in zip(self.optimizers, options):
             for group, kept in zip(optimizer.param_groups, own):
                 group.update(kept)
+
+    def _check_parameters(self, parameters: Mapping[str, Any], exact: bool) -> None:
+        """Make sure that state dicts by name, as SB3 has them, fit networks and optimisers.
+
+        :raises ValueError: if one does not
+        """
+        known = self._get_torch_save_params()[0]
+        for name, found in parameters.items():
+            check(name in known, "parameters", f"be of {known}", name)
+            own = recursive_getattr(self, name)
+            if isinstance(own, torch.optim.Optimizer):
+                check_optimizer_state(name, own, found)
+            else:
+                check_state_dict(name, own.state_dict(), found, exact)
 
     # ---- collection ----
 

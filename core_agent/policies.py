@@ -17,8 +17,9 @@ from torch import nn
 
 from core_agent.distributions import SquashedGaussian
 from core_agent.encoders import any_entry
+from core_agent.integrity import check_state_dict
 from core_agent.layers import MLP, Activation, TwinMLP
-from core_agent.safe_loading import RESTRICTED_PICKLE, UnsafeFileError
+from core_agent.safe_loading import RESTRICTED_PICKLE, check_archive, opened, reading
 from core_agent.types import ActingState, Latent
 from core_agent.world_model import WorldModel
 
@@ -161,22 +162,22 @@ class RecurrentPolicy(BasePolicy):
         :param path: file
         :param device: where to
         :param trusted: unpickle whatever the file holds, as SB3 does
-        :raises UnsafeFileError: if the file asks for names that loading does not allow
+        :raises UnsafeFileError: if the file asks for names that loading does not allow, or is no
+            saved policy
         """
         if trusted:
             return super().load(path, device)
         device = get_device(device)
-        try:
+        with opened(path, "pth") as file, reading(path, "a saved policy"):
+            check_archive(file)
             saved = torch.load(
-                path, map_location=device, weights_only=False, pickle_module=RESTRICTED_PICKLE
+                file, map_location=device, weights_only=False, pickle_module=RESTRICTED_PICKLE
             )
-        except UnsafeFileError as error:
-            raise UnsafeFileError(
-                f"the policy was not loaded, as {error}; pass trusted=True if you know where the "
-                "file comes from"
-            ) from None
-        policy = cls(**saved["data"])
-        policy.load_state_dict(saved["state_dict"])
+            with torch.device("meta"):
+                own = cls(**saved["data"]).state_dict()
+            check_state_dict("state_dict", own, saved["state_dict"])
+            policy = cls(**saved["data"])
+            policy.load_state_dict(saved["state_dict"])
         return policy.to(device)
 
     def initial_state(self, n_envs: int) -> ActingState:
