@@ -2,19 +2,23 @@
 
     python benchmarks/torture.py attacks
     python benchmarks/torture.py mutations --n 1000 --seed 0
+    python benchmarks/torture.py bad-inputs --n 100
 
-``attacks`` loads files that carry attacks, ``mutations`` files spoilt at random. Short forms of
-both are among the tests, with which they share what is under ``tests/agent``. The exit status is 1
-if something happened that must not.
+``attacks`` loads files that carry attacks, ``mutations`` files spoilt at random; ``bad-inputs``
+passes every public argument what does not belong there. Short forms are among the tests, with which
+they share what is under ``tests/agent``. The exit status is 1 if something happened that must not.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +28,21 @@ from measuring import columns, write_json
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.agent.attacks import ATTACKS, refusals
+from tests.agent.bad_input import pairs, registered, try_argument
 from tests.agent.mutations import FILES, fuzz
 
 Figures = dict[str, Any]
+
+
+@contextlib.contextmanager
+def working_in(folder: str) -> Iterator[None]:
+    """Inside, ``folder`` is the working folder (``contextlib.chdir`` of Python 3.11)."""
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def run_attacks(options: argparse.Namespace) -> Figures:
@@ -51,8 +67,25 @@ def run_mutations(options: argparse.Namespace) -> Figures:
     return {"mutants": options.n, "seed": options.seed, **rows, "failures": fuzzed.failures}
 
 
+def run_bad_inputs(options: argparse.Namespace) -> Figures:
+    """Bad values for every public argument: how many were tried, and which got no clear error."""
+    tried: Counter[str] = Counter()
+    failures: list[str] = []
+    with tempfile.TemporaryDirectory() as folder, working_in(folder), registered():
+        for name, argument in pairs():
+            n_tried, complaints = try_argument(name, argument, options.n)
+            tried[name] += n_tried
+            failures += complaints
+    n_arguments = Counter(name for name, _ in pairs())
+    cells = [[name, str(n_arguments[name]), str(tried[name])] for name in tried]
+    total = ["all", str(len(pairs())), str(sum(tried.values()))]
+    print(columns([["bad input to", "arguments", "values"], *cells, total]))
+    return {"values": dict(tried), "arguments": len(pairs()), "failures": failures}
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], Figures]] = {
     "attacks": run_attacks,
+    "bad-inputs": run_bad_inputs,
     "mutations": run_mutations,
 }
 
@@ -68,6 +101,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         if name == "mutations":
             sub_parser.add_argument("--n", type=int, default=1_000, help="mutants")
             sub_parser.add_argument("--seed", type=int, default=0)
+        if name == "bad-inputs":
+            sub_parser.add_argument("--n", type=int, default=100, help="values of each argument")
     return parser.parse_args(arguments)
 
 

@@ -32,12 +32,11 @@ from stable_baselines3.common.type_aliases import (
 )
 from stable_baselines3.common.utils import (
     check_for_correct_spaces,
-    get_device,
     should_collect_more_steps,
 )
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
-from core_agent.buffers import SequenceReplayBuffer
+from core_agent.buffers import BUFFER_CHECKS, SequenceReplayBuffer
 from core_agent.encoders import as_dict_space, is_image
 from core_agent.hardware import PRECISIONS, Precision, compute_dtype, keep_freed_memory
 from core_agent.integrity import (
@@ -47,6 +46,7 @@ from core_agent.integrity import (
     check_state_dict,
 )
 from core_agent.layers import set_compute_dtype
+from core_agent.policies import RecurrentPolicy
 from core_agent.safe_loading import (
     SavedModel,
     loads_safely,
@@ -58,11 +58,26 @@ from core_agent.safe_loading import (
 )
 from core_agent.types import SequenceBatch
 from core_agent.validation import (
+    argument_names,
+    as_seed,
     check,
     check_at_least,
+    check_boolean,
+    check_choice,
+    check_crop_size,
+    check_device,
+    check_each,
+    check_file,
     check_fraction,
     check_integer,
+    check_names,
+    check_options,
+    check_path,
     check_positive,
+    check_size,
+    check_text,
+    is_whole,
+    optional,
 )
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="SequenceOffPolicyAlgorithm")
@@ -97,7 +112,9 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     register_suite(env_id)
     try:
         return gym.make(env_id, **{"render_mode": "rgb_array", **kwargs})
-    except (gym.error.UnregisteredEnv, gym.error.NamespaceNotFound) as error:
+    except gym.error.DependencyNotInstalled:
+        raise
+    except (gym.error.Error, ModuleNotFoundError) as error:
         raise unknown_id(env_id, error) from error
 
 
@@ -110,10 +127,10 @@ def as_train_freq(train_freq: int | tuple[int, str] | TrainFreq) -> TrainFreq:
     pair: tuple[Any, ...] = (
         tuple(train_freq) if isinstance(train_freq, (tuple, list)) else (train_freq, "step")
     )
-    unit = pair[-1].value if isinstance(pair[-1], TrainFrequencyUnit) else pair[-1]
-    whole = isinstance(pair[0], int) and not isinstance(pair[0], bool) and pair[0] >= 1
+    unit = getattr(pair[-1], "value", pair[-1]) if pair else None
+    whole = len(pair) == 2 and is_whole(pair[0]) and pair[0] >= 1
     check(
-        len(pair) == 2 and whole and unit in units,
+        whole and isinstance(unit, str) and unit in units,
         "train_freq",
         "be a whole number >= 1 of steps, (n, 'step') or (n, 'episode')",
         train_freq,
@@ -155,6 +172,40 @@ def transposed_to(space: spaces.Space, observations: np.ndarray) -> np.ndarray:
         "wrap with VecFrameStack first and VecNormalize after it",
     )
     return transposed
+
+
+def check_buffer_class(buffer_class: Any, buffer_kwargs: Any) -> None:
+    """Make sure that a replay buffer can be made of this class with these arguments.
+
+    :raises ValueError: if it cannot
+    """
+    fits = isinstance(buffer_class, type) and issubclass(buffer_class, SequenceReplayBuffer)
+    check(
+        fits or buffer_class is None,
+        "replay_buffer_class",
+        "be a subclass of SequenceReplayBuffer, or None",
+        buffer_class,
+    )
+    check_options("replay_buffer_kwargs", buffer_kwargs)
+    known = argument_names(buffer_class or SequenceReplayBuffer)
+    unknown = sorted(set(buffer_kwargs or {}) - known)
+    rule = f"hold arguments of {(buffer_class or SequenceReplayBuffer).__name__}"
+    check(not unknown, "replay_buffer_kwargs", rule, unknown, f"they are {sorted(known)}")
+    check_each(buffer_kwargs or {}, BUFFER_CHECKS)
+
+
+def check_callback(callback: Any) -> None:
+    """Make sure that ``callback`` is one of SB3's kinds: a callback, a list, a function or none.
+
+    :raises ValueError: if it is not
+    """
+    several = isinstance(callback, list) and all(isinstance(c, BaseCallback) for c in callback)
+    check(
+        several or callback is None or isinstance(callback, BaseCallback) or callable(callback),
+        "callback",
+        "be a callback, a list of them, a function or None",
+        callback,
+    )
 
 
 class MetricMeans:
@@ -229,12 +280,34 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 "gradient_steps", gradient_steps, -1, "None makes update_ratio updates a step"
             )
         check_at_least("update_ratio", update_ratio, 0)
-        check(precision in PRECISIONS, "precision", f"be one of {PRECISIONS}", precision)
+        check_choice("precision", precision, PRECISIONS)
         as_train_freq(train_freq)
         if not callable(learning_rate):
             check_positive("learning_rate", learning_rate)
+            learning_rate = float(learning_rate)
+        check_crop_size("crop_size", crop_size)
+        check(
+            action_noise is None or isinstance(action_noise, ActionNoise),
+            "action_noise",
+            "be an ActionNoise or None",
+            action_noise,
+        )
+        check_buffer_class(replay_buffer_class, replay_buffer_kwargs)
+        check_size("stats_window_size", stats_window_size)
+        optional(check_path)("tensorboard_log", tensorboard_log)
+        check(is_whole(verbose) and 0 <= verbose <= 2, "verbose", "be 0, 1 or 2", verbose)
+        seed = as_seed("seed", seed)
+        check_device("device", device)
+        check_boolean("_init_setup_model", _init_setup_model)
         if env is None and isinstance(policy, str) and policy not in self.policy_aliases:
             policy, env = "auto", policy
+        check(
+            env is None or isinstance(env, (str, gym.Env, VecEnv)),
+            "env",
+            "be an environment, vectorised environments or the id of one",
+            env,
+        )
+        self._check_policy(policy, policy_kwargs)
         if isinstance(env, str):
             env = make_env(env)
         if policy == "auto":
@@ -279,6 +352,21 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._last_states: tuple[np.ndarray, ...] | None = None
         self._updates_per_second = 0.0
 
+    @classmethod
+    def _check_policy(cls, policy: Any, policy_kwargs: Any) -> None:
+        names = ("auto", *cls.policy_aliases)
+        is_class = isinstance(policy, type) and issubclass(policy, BasePolicy)
+        check(
+            is_class or (isinstance(policy, str) and policy in names),
+            "policy",
+            f"be one of {names} or a class of policies",
+            policy,
+        )
+        check_options("policy_kwargs", policy_kwargs)
+        policy_class: Any = policy if is_class else next(iter(cls.policy_aliases.values()))
+        if issubclass(policy_class, RecurrentPolicy):
+            policy_class.check_arguments(policy_kwargs or {})
+
     @staticmethod
     def _policy_for(space: spaces.Space) -> str:
         if isinstance(space, spaces.Dict):
@@ -297,7 +385,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             self.replay_buffer_class = SequenceReplayBuffer
         if self.replay_buffer is None:
             buffer_kwargs = dict(
-                sequence_length=self.sequence_length, crop_size=self._crop_size, seed=self.seed
+                sequence_length=self.sequence_length, seed=self.seed, **self._policy_arguments()
             )
             self.replay_buffer = self.replay_buffer_class(  # type: ignore[assignment]
                 self.buffer_size,
@@ -315,13 +403,13 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 group["initial_lr"] = group["lr"]
         self.train_freq = as_train_freq(self.train_freq)  # type: ignore[assignment]
 
-    @property
-    def _crop_size(self) -> int | tuple[int, int] | None:
-        """``crop_size``, which is a list once it has been saved."""
-        return tuple(self.crop_size) if isinstance(self.crop_size, list) else self.crop_size
+    def _policy_arguments(self) -> dict[str, Any]:
+        """What the policy is made with, unless ``policy_kwargs`` say otherwise."""
+        size = self.crop_size
+        return {"crop_size": tuple(size) if isinstance(size, list) else size}
 
     def _make_policy(self) -> BasePolicy:
-        policy_kwargs = {"crop_size": self._crop_size, **self.policy_kwargs}
+        policy_kwargs = {**self._policy_arguments(), **self.policy_kwargs}
         return self.policy_class(
             self.observation_space, self.action_space, self.lr_schedule, **policy_kwargs
         )
@@ -365,7 +453,16 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         exclude: Iterable[str] | None = None,
         include: Iterable[str] | None = None,
     ) -> None:
-        """Save the model as SB3 does; warn of a learning rate that :meth:`load` would refuse."""
+        """Save the model as SB3 does; warn of a learning rate that :meth:`load` would refuse.
+
+        :param path: file to write, by name or open
+        :param exclude: names of attributes to leave out
+        :param include: names of attributes to take along that are left out otherwise
+        :raises ValueError: for a bad argument, before anything is written
+        """
+        check_file("path", path)
+        check_names("exclude", exclude)
+        check_names("include", include)
         if callable(self.learning_rate) and not loads_safely(self.learning_rate):
             warnings.warn(
                 "learning_rate is a function of your own: load() will refuse it unless given "
@@ -397,11 +494,18 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :raises FileNotFoundError: if there is no file
         :raises ValueError: for an environment or an argument that does not fit the model
         """
+        check_file("path", path)
+        fits = env is None or isinstance(env, (gym.Env, VecEnv))
+        check(fits, "env", "be an environment, vectorised environments or None", env)
+        check_device("device", device)
+        check_options("custom_objects", custom_objects)
+        check_boolean("print_system_info", print_system_info)
+        check_boolean("force_reset", force_reset)
+        check_boolean("trusted", trusted)
         if trusted:
             return super().load(
                 path, env, device, custom_objects, print_system_info, force_reset, **kwargs
             )
-        get_device(device)
         what = "a saved model"
         with opened(path, "zip"), reading(path, what):
             saved = read_model(path, custom_objects or {})
@@ -473,6 +577,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :param trusted: unpickle whatever the file holds, as SB3 does
         :raises UnsafeFileError: if the file asks for names that loading does not allow
         """
+        check_file("path", path)
+        check_boolean("truncate_last_traj", truncate_last_traj)
+        check_boolean("trusted", trusted)
         if trusted:
             super().load_replay_buffer(path, truncate_last_traj)
             return
@@ -496,8 +603,11 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :raises UnsafeFileError: if a file is no saved model
         :raises ValueError: for parameters that do not fit this model, which is left as it is
         """
+        check_boolean("exact_match", exact_match)
+        check_device("device", device)
         parameters: Any = load_path_or_dict
         if not isinstance(load_path_or_dict, dict):
+            check_file("load_path_or_dict", load_path_or_dict)
             with opened(load_path_or_dict, "zip"), reading(load_path_or_dict, "a saved model"):
                 parameters = read_parameters(load_path_or_dict)
         self._check_parameters(parameters, exact_match)
@@ -593,8 +703,11 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             )
             total_timesteps = PAPER_SIMULATOR_STEPS // self.action_repeat
         check_integer("total_timesteps", total_timesteps, 1)
-        if log_interval is not None:
-            check_integer("log_interval", log_interval, 1)
+        optional(check_size)("log_interval", log_interval)
+        check_callback(callback)
+        optional(check_text)("tb_log_name", tb_log_name)
+        check_boolean("reset_num_timesteps", reset_num_timesteps)
+        check_boolean("progress_bar", progress_bar)
         total_timesteps, callback = self._setup_learn(
             total_timesteps,
             callback,

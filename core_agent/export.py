@@ -41,7 +41,7 @@ from core_agent.encoders import SINGLE_KEY, as_dict_space
 from core_agent.layers import set_compute_dtype
 from core_agent.policies import RecurrentPolicy
 from core_agent.types import ActingState
-from core_agent.validation import check
+from core_agent.validation import check, check_path
 
 STATE_NAMES = ("deter", "stoch", "previous_action")
 START_NAME = "episode_start"
@@ -99,7 +99,7 @@ def export_onnx(model: BaseAlgorithm, path: str | Path) -> Path:
     :raises ValueError: for another algorithm's model
     :raises ModuleNotFoundError: without onnx and onnxscript, saying how to install them
     """
-    policy = model.policy
+    policy = getattr(model, "policy", None)
     check(
         isinstance(policy, RecurrentPolicy),
         "model",
@@ -107,6 +107,7 @@ def export_onnx(model: BaseAlgorithm, path: str | Path) -> Path:
         type(model).__name__,
     )
     assert isinstance(policy, RecurrentPolicy)
+    check_path("path", path)
     _need("onnx"), _need("onnxscript")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,13 +144,15 @@ class OnnxAgent:
     """An exported agent, called as a model is.
 
     :param path: what :func:`export_onnx` wrote
+    :raises ValueError: if there is no such file
     :raises ModuleNotFoundError: without onnxruntime
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.session = _need("onnxruntime").InferenceSession(
-            str(path), providers=["CPUExecutionProvider"]
-        )
+        check_path("path", path)
+        runtime = _need("onnxruntime")
+        check(Path(path).is_file(), "path", "be an exported agent", str(path))
+        self.session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         inputs = self.session.get_inputs()
         self.names = [entry.name for entry in inputs][: -len(STATE_NAMES) - 1]
         self.state_dims = [entry.shape[1] for entry in inputs[len(self.names) : -1]]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,51 @@ from stable_baselines3.common.utils import get_device
 from torch import nn
 
 from core_agent.distributions import SquashedGaussian
-from core_agent.encoders import any_entry
+from core_agent.encoders import SINGLE_KEY, any_entry, as_dict_space, check_box, is_image
 from core_agent.integrity import check_state_dict
-from core_agent.layers import MLP, Activation, TwinMLP
+from core_agent.layers import ACTIVATIONS, MLP, Activation, TwinMLP
 from core_agent.safe_loading import RESTRICTED_PICKLE, check_archive, opened, reading
 from core_agent.types import ActingState, Latent
-from core_agent.world_model import WorldModel
+from core_agent.validation import (
+    Check,
+    argument_names,
+    check,
+    check_boolean,
+    check_choice,
+    check_device,
+    check_each,
+    check_file,
+    check_number,
+    check_sizes,
+    finite_array,
+)
+from core_agent.world_model import MODEL_CHECKS, WorldModel
 
 MEAN_SCALE = 5.0
 LOG_STD_RANGE = (-10.0, 2.0)
 STATELESS_CALLS = 10
 """Calls of ``predict`` in a row without a state after which a warning is due."""
+
+
+def fits_space(value: Any, space: spaces.Space) -> bool:
+    """Whether ``value`` is one observation of ``space`` or several; images either way round.
+
+    They must be finite numbers, as networks make nothing of others.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        return False
+    shape = tuple(space.shape or ())
+    shapes = [shape, (*shape[1:], shape[0])] if is_image(space) else [shape]
+    finite = array.dtype.kind in "biu" or (array.dtype.kind == "f" and np.isfinite(array).all())
+    return bool(finite) and any(one in (array.shape, array.shape[1:]) for one in shapes)
+
+
+def check_starts(name: str, value: Any, n_envs: int) -> None:
+    """Make sure that ``value`` says of each environment whether it begins an episode."""
+    fits = np.size(value) in (1, n_envs) and np.asarray(value).dtype.kind in "biuf"
+    check(fits, name, f"be {n_envs} times True or False", value)
 
 
 class Actor(nn.Module):
@@ -85,6 +120,18 @@ class Critic(nn.Module):
         return self.net(x.flatten(0, -2)).unflatten(1, x.shape[:-1])
 
 
+POLICY_CHECKS: dict[str, Check] = {
+    **MODEL_CHECKS,
+    "action_space": check_box,
+    "actor_dims": check_sizes,
+    "critic_dims": check_sizes,
+    "activation": partial(check_choice, choices=tuple(ACTIVATIONS)),
+    "initial_log_ent_coef": check_number,
+    "sample_when_deterministic": check_boolean,
+}
+"""What each argument of :class:`RecurrentPolicy` must be."""
+
+
 class RecurrentPolicy(BasePolicy):
     """World model, actor and critics in one module; acts with a latent state carried along.
 
@@ -101,7 +148,7 @@ class RecurrentPolicy(BasePolicy):
     :param sample_when_deterministic: carry a sample of the stochastic state, not its mean, under
         ``deterministic=True`` too, as the authors did in their evaluation
     :param model_kwargs: further keywords go to :class:`~core_agent.world_model.WorldModel`
-    :raises ValueError: for an action space that is no Box
+    :raises ValueError: for a bad argument
     """
 
     critic_optimizer: torch.optim.Optimizer
@@ -120,12 +167,15 @@ class RecurrentPolicy(BasePolicy):
         sample_when_deterministic: bool = False,
         **model_kwargs: Any,
     ) -> None:
+        arguments = {name: value for name, value in locals().items() if name in POLICY_CHECKS}
+        self.check_arguments({**arguments, **model_kwargs})
+        check(
+            lr_schedule is None or callable(lr_schedule),
+            "lr_schedule",
+            "be a function or None",
+            lr_schedule,
+        )
         super().__init__(observation_space, action_space, squash_output=True)
-        if not isinstance(action_space, spaces.Box):
-            raise ValueError(
-                f"action_space must be a Box of continuous actions, got {action_space}; "
-                "for discrete actions use an algorithm such as sb3_contrib's RecurrentPPO"
-            )
         self.constructor_kwargs = dict(
             actor_dims=actor_dims,
             critic_dims=critic_dims,
@@ -154,6 +204,19 @@ class RecurrentPolicy(BasePolicy):
         )
 
     @classmethod
+    def check_arguments(cls, arguments: Mapping[str, Any]) -> None:
+        """Make sure that these are arguments of the policy, and follow their rules.
+
+        :raises ValueError: if one does not
+        """
+        known = argument_names(cls, WorldModel)
+        unknown = sorted(arguments.keys() - known)
+        way_out = f"they are {sorted(known)}"
+        rule = f"hold arguments of {cls.__name__}"
+        check(not unknown, "policy_kwargs", rule, unknown, way_out)
+        check_each(arguments, POLICY_CHECKS)
+
+    @classmethod
     def load(
         cls, path: str, device: torch.device | str = "auto", trusted: bool = False
     ) -> RecurrentPolicy:
@@ -165,6 +228,9 @@ class RecurrentPolicy(BasePolicy):
         :raises UnsafeFileError: if the file asks for names that loading does not allow, or is no
             saved policy
         """
+        check_file("path", path)
+        check_device("device", device)
+        check_boolean("trusted", trusted)
         if trusted:
             return super().load(path, device)
         device = get_device(device)
@@ -261,6 +327,8 @@ class RecurrentPolicy(BasePolicy):
                 "observation must be an array or a dict, got a tuple; env.reset() of Gymnasium "
                 "returns (observation, info): pass the first of both"
             )
+        self._check_observation(observation)
+        check_boolean("deterministic", deterministic)
         self._notice_forgotten_state(state, episode_start)
         observations, vectorized = self.obs_to_tensor(observation)
         n_envs = len(any_entry(observations))
@@ -270,6 +338,20 @@ class RecurrentPolicy(BasePolicy):
         arrays = tuple(part.cpu().numpy() for part in next_state)
         actions = self.to_env_actions(arrays[-1])
         return actions if vectorized else actions[0], arrays
+
+    def _check_observation(self, observation: Any) -> None:
+        """Make sure that ``observation`` has the shape of the space, alone or stacked.
+
+        :raises ValueError: if it has not
+        """
+        sub_spaces = as_dict_space(self.observation_space)
+        entries = observation if isinstance(observation, dict) else {SINGLE_KEY: observation}
+        rule = "be finite, with the keys and shapes of the observation space, alone or stacked"
+        fits = entries.keys() == sub_spaces.keys() and all(
+            fits_space(entries[key], space) for key, space in sub_spaces.items()
+        )
+        shapes = {key: getattr(entry, "shape", entry) for key, entry in entries.items()}
+        check(fits, "observation", rule, shapes, f"it is {self.observation_space}")
 
     def _notice_forgotten_state(
         self, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None
@@ -296,15 +378,22 @@ class RecurrentPolicy(BasePolicy):
         n_envs: int,
     ) -> tuple[ActingState, torch.Tensor]:
         initial = self.initial_state(n_envs)
+        if episode_start is not None:
+            check_starts("episode_start", episode_start, n_envs)
         if state is None:
             return initial, torch.ones(n_envs, dtype=torch.bool, device=self.device)
-        tensors = ActingState(*(torch.as_tensor(part, device=self.device) for part in state))
-        if any(part.shape != wanted.shape for part, wanted in zip(tensors, initial)):
-            raise ValueError(
-                f"state must be three arrays of shapes {[tuple(w.shape) for w in initial]} for "
-                f"{n_envs} observation(s), got {[tuple(p.shape) for p in tensors]}; pass the state "
-                "that the last call of predict returned, or None to start anew"
-            )
+        shapes = [tuple(wanted.shape) for wanted in initial]
+        several = isinstance(state, (tuple, list))
+        found = [np.shape(part) for part in state] if several else type(state).__name__
+        check(
+            found == shapes,
+            "state",
+            f"be three arrays of shapes {shapes} for {n_envs} observation(s)",
+            found,
+            "pass the state that the last call of predict returned, or None to start anew",
+        )
+        arrays = [finite_array("state", part) for part in state]
+        tensors = ActingState(*(torch.as_tensor(part, device=self.device) for part in arrays))
         if episode_start is None:
             return tensors, torch.zeros(n_envs, dtype=torch.bool, device=self.device)
         starts = torch.as_tensor(np.asarray(episode_start, dtype=bool), device=self.device)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from core_agent.validation import check
+from core_agent.validation import check_choice, check_options
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,19 @@ def get_preset(name: str) -> Preset:
 
     :raises ValueError: for an unknown name
     """
-    check(name in PRESETS, "preset", f"be one of {tuple(PRESETS)}", name)
+    check_choice("preset", name, tuple(PRESETS))
     return PRESETS[name]
 
 
 def preset(name: str, **overrides: Any) -> dict[str, Any]:
     """Constructor arguments of a preset, with ``overrides`` on top; ``policy_kwargs`` are merged.
 
-    :raises ValueError: for an unknown name
+    :raises ValueError: for an unknown name, or for ``policy_kwargs`` that are no dict
     """
     arguments = dict(get_preset(name).arguments)
-    policy_kwargs = {**arguments.get("policy_kwargs", {}), **overrides.pop("policy_kwargs", {})}
+    own = overrides.pop("policy_kwargs", None)
+    check_options("policy_kwargs", own)
+    policy_kwargs = {**arguments.get("policy_kwargs", {}), **(own or {})}
     if policy_kwargs:
         arguments["policy_kwargs"] = policy_kwargs
     return {**arguments, **overrides}

@@ -23,7 +23,13 @@ from core_agent.latent import OpenLatent
 from core_agent.losses import masked_mean
 from core_agent.policies import RecurrentPolicy
 from core_agent.types import ActingState, SequenceBatch
-from core_agent.validation import check, check_positive, is_number
+from core_agent.validation import (
+    check,
+    check_boolean,
+    check_number,
+    check_positive,
+    is_number,
+)
 
 
 @contextmanager
@@ -179,12 +185,14 @@ class RecurrentSAC(OpenLatent, SequenceOffPolicyAlgorithm):
         check_positive("ent_coef_learning_rate", ent_coef_learning_rate)
         initial_ent_coef(ent_coef)
         check(
-            target_entropy == "auto" or is_number(target_entropy),
+            is_number(target_entropy)
+            or (isinstance(target_entropy, str) and target_entropy == "auto"),
             "target_entropy",
             "be a number or 'auto'",
             target_entropy,
         )
-        check(is_number(max_log_ent_coef), "max_log_ent_coef", "be a number", max_log_ent_coef)
+        check_number("max_log_ent_coef", max_log_ent_coef)
+        check_boolean("train_model_with_critic", train_model_with_critic)
         super().__init__(
             policy=policy,
             env=env,

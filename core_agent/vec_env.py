@@ -25,7 +25,17 @@ from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 from stable_baselines3.common.vec_env.subproc_vec_env import _worker as serve_environment
 
 from core_agent.algorithm import register_suite, unknown_id
-from core_agent.validation import check, check_integer, check_positive
+from core_agent.validation import (
+    argument_names,
+    as_seed,
+    check,
+    check_choice,
+    check_integer,
+    check_options,
+    check_positive,
+    check_text,
+    optional,
+)
 
 CLOSING_SECONDS = 5.0
 """What an environment gets to close itself before its process is killed."""
@@ -255,12 +265,7 @@ class SupervisedSubprocVecEnv(SubprocVecEnv):
         methods = multiprocessing.get_all_start_methods()
         callables = isinstance(env_fns, (list, tuple)) and all(callable(fn) for fn in env_fns)
         check(callables and len(env_fns) >= 1, "env_fns", "be a list of functions", env_fns)
-        check(
-            start_method is None or start_method in methods,
-            "start_method",
-            f"be one of {methods}",
-            start_method,
-        )
+        optional(partial(check_choice, choices=tuple(methods)))("start_method", start_method)
         check_positive("timeout", timeout)
         check_positive("start_timeout", start_timeout)
         check_integer("max_restarts", max_restarts, 0)
@@ -299,7 +304,7 @@ def find_spec(env_id: str) -> EnvSpec:
     :param env_id: id with its version, or ``package:id``
     :raises ValueError: for an unknown id
     """
-    check(isinstance(env_id, str), "env_id", "be the id of an environment", env_id)
+    check_text("env_id", env_id)
     register_suite(env_id)
     try:
         return gym.spec(env_id)
@@ -332,8 +337,13 @@ def make_vec_env(
     :raises ValueError: for an unknown id or a bad argument
     """
     check_integer("n_envs", n_envs, 1)
-    if seed is not None:
-        check_integer("seed", seed, 0)
+    seed = as_seed("seed", seed)
+    check_options("env_kwargs", env_kwargs)
+    check_options("vec_env_kwargs", vec_env_kwargs)
+    known = argument_names(SupervisedSubprocVecEnv) - {"env_fns"}
+    unknown = sorted(set(vec_env_kwargs or {}) - known)
+    rule = "hold arguments of SupervisedSubprocVecEnv"
+    check(not unknown, "vec_env_kwargs", rule, unknown, f"they are {sorted(known)}")
     make = partial(_make_monitored, find_spec(env_id), dict(env_kwargs or {}))
     env: VecEnv
     if n_envs == 1 and vec_env_kwargs is None:

@@ -291,8 +291,8 @@ def test_sampling_from_nothing_says_what_to_do():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(buffer_size=0), "buffer_size must be >= 1, got 0"),
-        (dict(sequence_length=1), "sequence_length must be >= 2, got 1"),
+        (dict(buffer_size=0), "buffer_size must be a whole number >= 1, got 0"),
+        (dict(sequence_length=1), "sequence_length must be a whole number >= 2, got 1"),
         (dict(crop_size=7), "crop_size must lie between 1 and the image's size 6x6, got 7"),
     ],
 )

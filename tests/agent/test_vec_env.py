@@ -272,9 +272,9 @@ def test_ids_that_only_this_process_registered_run_in_others():
     [
         (dict(env_id="Nope-v0"), "env must be the id of a registered environment, got 'Nope-v0'"),
         (dict(env_id="nope:Nope-v0"), "env must be the id"),
-        (dict(env_id=3), "env_id must be the id of an environment, got 3"),
+        (dict(env_id=3), "env_id must be a string, got 3"),
         (dict(n_envs=0), "n_envs must be a whole number >= 1, got 0"),
-        (dict(seed=-1), "seed must be a whole number >= 0, got -1"),
+        (dict(seed=-1), r"seed must be None or a whole number in \[0, 4294967295\], got -1"),
         (dict(vec_env_kwargs=dict(timeout=0)), "timeout must be a number > 0, got 0"),
         (dict(vec_env_kwargs=dict(start_timeout="1")), "start_timeout must be a number > 0"),
         (dict(vec_env_kwargs=dict(max_restarts=-1)), "max_restarts must be a whole number >= 0"),
