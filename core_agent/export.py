@@ -41,7 +41,7 @@ from torch import nn
 from core_agent.encoders import SINGLE_KEY, as_dict_space
 from core_agent.layers import set_compute_dtype
 from core_agent.policies import RecurrentPolicy, StatefulPolicy
-from core_agent.validation import check
+from core_agent.validation import check, check_path
 
 START_NAME = "episode_start"
 ONNX_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
@@ -103,7 +103,7 @@ def export_onnx(model: BaseAlgorithm, path: str | Path) -> Path:
     :raises ValueError: for another algorithm's model
     :raises ModuleNotFoundError: without onnx and onnxscript, saying how to install them
     """
-    policy = model.policy
+    policy = getattr(model, "policy", None)
     check(
         isinstance(policy, StatefulPolicy),
         "model",
@@ -111,6 +111,7 @@ def export_onnx(model: BaseAlgorithm, path: str | Path) -> Path:
         type(model).__name__,
     )
     assert isinstance(policy, StatefulPolicy)
+    check_path("path", path)
     _need("onnx"), _need("onnxscript")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,13 +148,15 @@ class OnnxAgent:
     """An exported agent, called as a model is.
 
     :param path: what :func:`export_onnx` wrote
+    :raises ValueError: if there is no such file
     :raises ModuleNotFoundError: without onnxruntime
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.session = _need("onnxruntime").InferenceSession(
-            str(path), providers=["CPUExecutionProvider"]
-        )
+        check_path("path", path)
+        runtime = _need("onnxruntime")
+        check(Path(path).is_file(), "path", "be an exported agent", str(path))
+        self.session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         inputs = self.session.get_inputs()
         n_state = len(self.session.get_outputs()) - 1
         self.names = [entry.name for entry in inputs[: -n_state - 1]]

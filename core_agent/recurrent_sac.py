@@ -19,7 +19,7 @@ from core_agent.optimization import move_towards
 from core_agent.policies import RecurrentPolicy
 from core_agent.soft_actor_critic import SoftActorCritic
 from core_agent.types import ActingState, SequenceBatch
-from core_agent.validation import check_integer, check_positive
+from core_agent.validation import check_boolean, check_integer, check_positive
 
 
 class RecurrentSAC(OpenLatent, SoftActorCritic):
@@ -117,6 +117,7 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
     ) -> None:
         check_integer("sequence_length", sequence_length, 2)
         check_positive("critic_learning_rate", critic_learning_rate)
+        check_boolean("train_model_with_critic", train_model_with_critic)
         super().__init__(
             policy=policy,
             env=env,

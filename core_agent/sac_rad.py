@@ -22,7 +22,7 @@ from core_agent.losses import twin_critic_loss
 from core_agent.policies import Actor, ActorPolicy
 from core_agent.soft_actor_critic import SoftActorCritic
 from core_agent.types import TransitionBatch
-from core_agent.validation import check_integer
+from core_agent.validation import Check, check_integer
 
 
 class SACRADPolicy(FrameStackPolicy, ActorPolicy):
@@ -34,6 +34,8 @@ class SACRADPolicy(FrameStackPolicy, ActorPolicy):
     :param initial_log_ent_coef: initial log of the entropy temperature
     """
 
+    checks: ClassVar[dict[str, Check]] = {**FrameStackPolicy.checks, **ActorPolicy.checks}
+
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -44,10 +46,11 @@ class SACRADPolicy(FrameStackPolicy, ActorPolicy):
         initial_log_ent_coef: float = math.log(0.1),
         **arguments: Any,
     ) -> None:
+        own = dict(actor_dims=actor_dims, initial_log_ent_coef=initial_log_ent_coef)
+        self.check_arguments(own)
         super().__init__(
             observation_space, action_space, lr_schedule, activation=activation, **arguments
         )
-        own = dict(actor_dims=actor_dims, initial_log_ent_coef=initial_log_ent_coef)
         self.constructor_kwargs.update(own)
         self.actor = Actor(self.encoder.out_dim, self.action_dim, actor_dims, activation)
         self.log_ent_coef = nn.Parameter(torch.tensor(initial_log_ent_coef))
