@@ -553,44 +553,53 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 path, env, device, custom_objects, print_system_info, force_reset, **kwargs
             )
         what = "a saved model"
-        with opened(path, "zip"), reading(path, what):
-            saved = read_model(path, custom_objects or {})
-            cls._check_saved(saved)
-        cls._check_arguments({**saved.data, **kwargs})
+        with opened(path, "zip") as file:
+            # What is checked is what is loaded, whoever writes the file meanwhile.
+            content = io.BytesIO(file.read())
+        replaced = custom_objects or {}
+        with reading(path, what):
+            saved = read_model(content, replaced)
+            complete = {**saved.data, **replaced}
+            cls._check_saved(saved, complete)
+        cls._check_arguments(complete["policy_class"], {**saved.data, **kwargs})
         if env is not None:
-            env = cls._fitting_env(env, saved.data)
+            env = cls._fitting_env(env, complete)
         unpickled = {key: saved.data[key] for key in saved.pickled}
         with reading(path, what):
             return super().load(
-                path,
+                content,
                 env,
                 device,
-                {**unpickled, **(custom_objects or {})},
+                {**unpickled, **replaced},
                 print_system_info,
                 force_reset,
                 **kwargs,
             )
 
     @classmethod
-    def _check_arguments(cls, data: Mapping[str, Any]) -> SequenceOffPolicyAlgorithm:
+    def _check_arguments(
+        cls, policy_class: type[BasePolicy], data: Mapping[str, Any]
+    ) -> SequenceOffPolicyAlgorithm:
         """A model without networks, of those attributes that are the constructor's arguments.
 
         :raises ValueError: for a bad one
         """
         names = inspect.signature(cls).parameters.keys() & data.keys()
         arguments = {name: data[name] for name in names}
-        fixed = dict(policy=data["policy_class"], env=None, device="cpu", _init_setup_model=False)
+        fixed = dict(policy=policy_class, env=None, device="cpu", _init_setup_model=False)
         return cls(**{**arguments, **fixed})
 
     @classmethod
-    def _check_saved(cls, saved: SavedModel) -> None:
+    def _check_saved(cls, saved: SavedModel, complete: Mapping[str, Any]) -> None:
         """Make sure that a file holds a model of this class, before networks take memory.
 
+        :param saved: what is in the file
+        :param complete: its data, and what replaces some of it: that is the caller's business
         :raises ValueError: if it does not
         """
-        check_attributes(cls, saved.data)
-        probe = cls._check_arguments(saved.data)
-        probe.__dict__.update(saved.data)
+        check_attributes(cls, complete)
+        probe = cls._check_arguments(complete["policy_class"], saved.data)
+        probe.__dict__.update(complete)
         names, found = set(probe._get_torch_save_params()[0]), set(saved.parameters)
         check(found == names, "the file", f"hold the parameters of {sorted(names)}", sorted(found))
         if not probe.policy_class.__module__.startswith("core_agent."):
@@ -708,8 +717,11 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         parameters: Any = load_path_or_dict
         if not isinstance(load_path_or_dict, dict):
             check_file("load_path_or_dict", load_path_or_dict)
-            with opened(load_path_or_dict, "zip"), reading(load_path_or_dict, "a saved model"):
-                parameters = read_parameters(load_path_or_dict)
+            with (
+                opened(load_path_or_dict, "zip") as file,
+                reading(load_path_or_dict, "a saved model"),
+            ):
+                parameters = read_parameters(file)
         self._check_parameters(parameters, exact_match)
         options = [
             [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]

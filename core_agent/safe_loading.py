@@ -180,7 +180,7 @@ class SavedModel(NamedTuple):
     """What a model file holds."""
 
     data: dict[str, Any]
-    """Attributes of the model by name."""
+    """Attributes of the model by name, less those that the caller replaces."""
     pickled: frozenset[str]
     """Those that are pickled in the file."""
     parameters: dict[str, Any]
@@ -270,25 +270,24 @@ def check_archive(file: Any) -> list[str]:
     return names
 
 
-def read_entries(path: str | pathlib.Path | io.BufferedIOBase) -> dict[str, bytes]:
+def read_entries(file: Any) -> dict[str, bytes]:
     """The entries of a zip archive by name.
 
-    :param path: what ``load`` takes
+    :param file: binary, open
     :raises UnsafeFileError: see :func:`check_archive`
     """
-    with opened(path, "zip") as file:
-        names = check_archive(file)
-        with zipfile.ZipFile(file) as archive:
-            return {name: archive.read(name) for name in names}
+    names = check_archive(file)
+    with zipfile.ZipFile(file) as archive:
+        return {name: archive.read(name) for name in names}
 
 
-def read_parameters(path: str | pathlib.Path | io.BufferedIOBase) -> dict[str, Any]:
+def read_parameters(file: Any) -> dict[str, Any]:
     """The state dicts of a model file by name, on the CPU.
 
-    :param path: what ``load`` takes
+    :param file: binary, open
     :raises UnsafeFileError: for anything that a saved model does not hold
     """
-    return _tensors_in(read_entries(path))
+    return _tensors_in(read_entries(file))
 
 
 def _tensors_in(entries: dict[str, bytes]) -> dict[str, Any]:
@@ -302,22 +301,20 @@ def _tensors_in(entries: dict[str, bytes]) -> dict[str, Any]:
     return parameters
 
 
-def read_model(
-    path: str | pathlib.Path | io.BufferedIOBase, replaced: dict[str, Any]
-) -> SavedModel:
+def read_model(file: Any, replaced: dict[str, Any]) -> SavedModel:
     """Read a model file without running what is in it.
 
-    :param path: what ``load`` takes
+    :param file: binary, open
     :param replaced: entries that the caller replaces; they are not read
     :raises UnsafeFileError: for anything that a saved model does not hold
     """
-    entries = read_entries(path)
+    entries = read_entries(file)
     saved = _data_in(entries)
     data, pickled = {}, set()
     for key, item in saved.items():
         if key in replaced:
-            data[key] = replaced[key]
-        elif isinstance(item, dict) and ":serialized:" in item:
+            continue
+        if isinstance(item, dict) and ":serialized:" in item:
             data[key] = _unpickle_entry(key, item)
             pickled.add(key)
         else:
@@ -331,8 +328,8 @@ def read_data(path: str | pathlib.Path | io.BufferedIOBase) -> dict[str, Any]:
     :param path: what ``load`` takes
     :raises UnsafeFileError: for a file that is no saved model
     """
-    with opened(path, "zip"), reading(path, "a saved model"):
-        return _data_in(read_entries(path))
+    with opened(path, "zip") as file, reading(path, "a saved model"):
+        return _data_in(read_entries(file))
 
 
 def _data_in(entries: dict[str, bytes]) -> dict[str, Any]:

@@ -147,6 +147,12 @@ def test_a_replaced_entry_is_not_read(path, tmp_path):
     assert not proof.exists()
 
 
+def test_what_replaces_an_entry_is_the_callers_business(path):
+    # As rl-zoo does, to play without learning.
+    replaced = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
+    assert CoRe.load(path, custom_objects=replaced).learning_rate == 0.0
+
+
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 half a zip"])
 def test_damaged_files_are_named(tmp_path, content):
     (tmp_path / "model.zip").write_bytes(content)
