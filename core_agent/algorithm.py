@@ -89,6 +89,7 @@ from core_agent.validation import (
     check_positive,
     check_size,
     check_text,
+    check_verbose,
     is_whole,
     optional,
 )
@@ -331,7 +332,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         check_buffer_class(replay_buffer_class, replay_buffer_kwargs)
         check_size("stats_window_size", stats_window_size)
         optional(check_path)("tensorboard_log", tensorboard_log)
-        check(is_whole(verbose) and 0 <= verbose <= 2, "verbose", "be 0, 1 or 2", verbose)
+        check_verbose("verbose", verbose)
         seed = as_seed("seed", seed)
         check_device("device", device)
         check_boolean("_init_setup_model", _init_setup_model)
@@ -657,6 +658,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :raises OSError: if it cannot be written; the checkpoints there are left as they are
         :raises ValueError: if a parameter is not finite
         """
+        check_path("folder", folder)
         if self._checkpoints is None or self._checkpoints.path != pathlib.Path(folder):
             self._checkpoints = CheckpointFolder(folder)
         return self._checkpoints.write(self)
@@ -686,7 +688,13 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :raises NoCheckpointError: if nothing there is whole; a kind of ``ValueError``
         :raises ValueError: for another algorithm's checkpoint or other environments
         """
+        check_path("folder", folder)
+        check_device("device", device)
+        check_options("custom_objects", custom_objects)
+        check_boolean("trusted", trusted)
         made = make_env(env) if isinstance(env, str) else env
+        is_env = isinstance(made, (gym.Env, VecEnv))
+        check(is_env, "env", "be an environment, vectorised environments or an id", env)
         return resume(cls, folder, made, device, custom_objects, trusted)
 
     def _excluded_save_params(self) -> list[str]:

@@ -29,10 +29,12 @@ from core_agent.validation import (
     check,
     check_boolean,
     check_integer,
+    check_path,
     check_positive,
     check_seed,
     check_size,
     check_text,
+    check_verbose,
 )
 from core_agent.video import log_video
 
@@ -208,7 +210,10 @@ class ExactCheckpointCallback(BaseCallback):
         self, folder: str | Path, every: int = 10_000, signals: bool = True, verbose: int = 0
     ) -> None:
         super().__init__(verbose)
+        check_path("folder", folder)
         check_integer("every", every, 0)
+        check_boolean("signals", signals)
+        check_verbose("verbose", verbose)
         self.folder, self.every, self.signals = Path(folder), every, signals
         self.received: int | None = None
         """The signal that ended the run."""

@@ -41,12 +41,17 @@ def check_each(arguments: Mapping[str, Any], checks: Mapping[str, Check]) -> Non
 
 
 def argument_names(*classes: type) -> set[str]:
-    """The names that the constructors of classes and of their bases take as keywords."""
+    """The names that the constructors of classes and of their bases take as keywords.
+
+    Those of Stable-Baselines3's own classes are left out: here they are not passed on.
+    """
     return {
         name
         for one in classes
         for base in one.__mro__
-        if "__init__" in vars(base) and base is not object
+        if "__init__" in vars(base)
+        and base is not object
+        and not base.__module__.startswith("stable_baselines3.")
         for name, parameter in inspect.signature(vars(base)["__init__"]).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     } - {"self"}
@@ -145,6 +150,11 @@ def check_device(name: str, value: Any) -> None:
         with contextlib.suppress(RuntimeError):
             known = bool(torch.device(value))
     check(known, name, "be 'auto' or a device such as 'cpu' or 'cuda:0'", value)
+
+
+def check_verbose(name: str, value: Any) -> None:
+    """Make sure that ``value`` is a verbosity of Stable-Baselines3's."""
+    check(is_whole(value) and 0 <= value <= 2, name, "be 0, 1 or 2", value)
 
 
 def check_path(name: str, value: Any) -> None:

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -24,18 +24,24 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import core_agent
-from core_agent import CoRe, preset
+from core_agent import CoRe, load_agent, preset
 from core_agent.buffers import SequenceReplayBuffer
-from core_agent.callbacks import RichProgressCallback, TimeLimitCallback, ValidationCallback
+from core_agent.callbacks import (
+    ExactCheckpointCallback,
+    RichProgressCallback,
+    TimeLimitCallback,
+    ValidationCallback,
+)
 from core_agent.evaluation import play, summarize
 from core_agent.export import OnnxAgent, export_onnx
 from core_agent.finetuning import freeze, refresh, unfreeze
 from core_agent.policies import RecurrentPolicy
+from core_agent.validation import argument_names
 from core_agent.vec_env import SupervisedSubprocVecEnv, make_vec_env
 from core_agent.world_model import WorldModel
 from distracting_envs import env_seed, parse_env_id
 from distracting_envs.env import DistractingControlEnv
-from tests.agent.fakes import TINY, VECTOR, FakeEnv
+from tests.agent.fakes import TINY, VECTOR, FakeEnv, tiny
 
 Values = st.SearchStrategy[Any]
 NAN, INF = math.nan, math.inf
@@ -121,6 +127,8 @@ LEARNING: dict[str, Values] = {
     "learning_rate": st.one_of(
         number(0.0, low_is_bad=True).filter(lambda value: not callable(value)), NONE
     ),
+    **dict.fromkeys(("n_stack", "actor_update_freq", "target_update_freq"), whole(1)),
+    "encoder_tau": FRACTION,
     "buffer_size": whole(1),
     "learning_starts": whole(0),
     "batch_size": whole(1),
@@ -172,6 +180,8 @@ NETWORKS: dict[str, Values] = {
     **dict.fromkeys(("actor_dims", "critic_dims", "gru_dims", "prior_dims"), SIZES),
     **dict.fromkeys(("posterior_dims", "decoder_dims", "head_dims", "vector_dims"), SIZES),
     **dict.fromkeys(("cnn_channels", "cnn_strides"), SIZES),
+    **dict.fromkeys(("n_stack", "n_samples", "n_elites", "n_iterations"), whole(1)),
+    "exploration_noise": st.one_of(number(0.0), NONE),
 }
 REPLAY: dict[str, Values] = {
     **{name: LEARNING[name] for name in ("buffer_size", "sequence_length", "crop_size", "seed")},
@@ -210,6 +220,10 @@ USE: dict[str, Values] = {
     ),
     "episode_start": st.sampled_from([np.zeros(7), [], "x", np.array(["a"]), object()]),
     **dict.fromkeys(("observations", "actions", "latent", "action"), ARRAYS),
+    "folder": st.one_of(PATH, NONE),
+    "every": st.one_of(whole(0), NONE),
+    "signals": BOOLEAN,
+    "verbose": st.one_of(whole(0), st.integers(min_value=3), NONE),
 }
 PLAYING: dict[str, Values] = {
     "env": st.one_of(THINGS, NONE, st.builds(lambda: DummyVecEnv([FakeEnv]))),
@@ -226,7 +240,7 @@ PLAYING: dict[str, Values] = {
     "loss_key": st.one_of(TEXT, NONE),
     "parts": st.one_of(TEXT, NONE, st.just("no_part")),
     "path": st.one_of(PATH, NONE),
-    "name": st.one_of(word("paper", "release", "small", "debug"), NONE),
+    "names": st.one_of(TEXT, NONE, st.sampled_from(["tiny", "small+tiny"])),
     "policy_kwargs": st.sampled_from([3, "x", [1], {1: 2}, True, NAN]),
 }
 WORKERS: dict[str, Values] = {
@@ -304,8 +318,8 @@ def agent() -> CoRe:
     return CoRe("MlpPolicy", FakeEnv(VECTOR), **TINY)
 
 
-def learning() -> dict[str, Any]:
-    return {"policy": "MlpPolicy", "env": ENV_ID, **TINY}
+def learning(algorithm: type = CoRe) -> dict[str, Any]:
+    return {"policy": "MlpPolicy", "env": ENV_ID, **tiny(algorithm)}
 
 
 def new_buffer(**changes: Any) -> SequenceReplayBuffer:
@@ -326,6 +340,19 @@ def with_parts(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda model, parts: function(model, parts)
 
 
+def networks_of(algorithm: Any) -> Subject:
+    """The algorithm with bad sizes of networks, which are found before an environment is made."""
+    policy_class = algorithm.policy_aliases["MlpPolicy"]
+    names = argument_names(policy_class, *policy_class.parts)
+    not_here = {"observation_space", "action_space", "lr_schedule", "constructor_kwargs"}
+
+    def call(**policy_kwargs: Any) -> None:
+        algorithm(**{**learning(algorithm), "policy_kwargs": policy_kwargs})
+
+    further = tuple(sorted(names - not_here - {"action_dim"}))
+    return Subject(call, dict, NETWORKS, signature=lambda: None, further=further)
+
+
 def suite() -> dict[str, Any]:
     return dict(domain="cheetah", task="run", difficulty="easy", video_path="builtin")
 
@@ -340,14 +367,8 @@ AGENTS = {
     and issubclass(getattr(core_agent, name), BaseAlgorithm)
 }
 SUBJECTS: dict[str, Subject] = {
-    **{name: Subject(cls, learning, LEARNING) for name, cls in AGENTS.items()},
-    "policy_kwargs": Subject(
-        lambda **kw: CoRe(**{**learning(), "policy_kwargs": kw}),
-        dict,
-        NETWORKS,
-        signature=lambda actor_dims, critic_dims, activation, initial_log_ent_coef: None,
-        further=("sample_when_deterministic", *MODEL_ARGUMENTS),
-    ),
+    **{name: Subject(cls, partial(learning, cls), LEARNING) for name, cls in AGENTS.items()},
+    **{f"{name}: policy_kwargs": networks_of(cls) for name, cls in AGENTS.items()},
     "replay_buffer_kwargs": Subject(
         lambda **kw: CoRe(**{**learning(), "replay_buffer_kwargs": kw}),
         dict,
@@ -355,7 +376,23 @@ SUBJECTS: dict[str, Subject] = {
         signature=SequenceReplayBuffer,
     ),
     "preset": Subject(
-        preset, lambda: {"name": "small"}, PLAYING, {"name": "preset"}, further=("policy_kwargs",)
+        preset,
+        lambda: {"names": "small"},
+        {**PLAYING, "agent": st.one_of(TEXT, NONE, st.just("sac"))},
+        {"names": "preset"},
+        further=("policy_kwargs",),
+    ),
+    "load_agent": Subject(load_agent, dict, USE),
+    "checkpoint": Subject(
+        lambda **kw: agent().checkpoint(**kw), dict, USE, signature=CoRe.checkpoint
+    ),
+    "resume": Subject(
+        CoRe.resume,
+        lambda: {"folder": "no_such_folder", "env": FakeEnv()},
+        {**USE, "env": st.one_of(CONTAINERS, ODD, NONE, st.integers())},
+    ),
+    "ExactCheckpointCallback": Subject(
+        ExactCheckpointCallback, lambda: {"folder": "checkpoints"}, USE
     ),
     "learn": Subject(
         lambda **kw: agent().learn(**kw), lambda: {"total_timesteps": 1}, USE, signature=CoRe.learn

@@ -46,7 +46,7 @@ def test_everything_exported_is_tried():
 PARTS_OF_TRAINING = {
     *("train", "collect_rollouts", "dump_logs", "filter", "target_values", "actor_loss"),
     *("critic_loss", "update", "update_model", "update_critic", "update_actor", "update_ent_coef"),
-    *("update_target",),
+    *("update_target", "at_next_safe_point", "when_learning_ends"),
 }
 
 

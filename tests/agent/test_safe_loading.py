@@ -86,17 +86,9 @@ def test_attacks_do_harm_where_a_file_is_trusted(tmp_path):
     assert (tmp_path / "proof").exists()
 
 
-def test_mutants_load_or_are_refused_and_nothing_else(tmp_path):
-    fuzzed = fuzz(tmp_path, 60, seed=1)
-    assert fuzzed.failures == []
-    assert sum(fuzzed.counts.values()) == 60
-    outcomes = {outcome for _, outcome in fuzzed.counts}
-    assert outcomes == {"loaded", "refused"}
-
-
 @pytest.mark.parametrize("algorithm", AGENTS.values())
 def test_every_agents_file_is_told_apart_loads_and_is_searched_for_attacks(algorithm, tmp_path):
-    path, proof = tmp_path / "model.zip", tmp_path / "proof"
+    path = tmp_path / "model.zip"
     model = algorithm("CnnPolicy", FakeEnv(), **tiny(algorithm)).learn(12)
     model.save(path)
     policy_class = type(model.policy)
@@ -108,7 +100,18 @@ def test_every_agents_file_is_told_apart_loads_and_is_searched_for_attacks(algor
     set_object(tmp_path, "foreign", touch(tmp_path))
     with pytest.raises(UnsafeFileError, match="entry 'foreign' was not loaded, as it asks for"):
         load_agent(path)
-    assert not proof.exists()
+    assert not (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize("algorithm", AGENTS.values())
+def test_every_agents_policy_loads_and_is_searched_for_attacks(algorithm, tmp_path):
+    policy_class = algorithm.policy_aliases["CnnPolicy"]
+    algorithm("CnnPolicy", FakeEnv(), **tiny(algorithm)).policy.save(tmp_path / "policy.pth")
+    policy_class.load(tmp_path / "policy.pth")
+    a_command_in_the_policy(tmp_path)
+    with pytest.raises(UnsafeFileError, match=r"it asks for posix\.system"):
+        policy_class.load(tmp_path / "policy.pth")
+    assert not (tmp_path / "proof").exists()
 
 
 def set_agent_class(path, name) -> None:
@@ -131,6 +134,14 @@ def test_an_unknown_agent_is_named(path):
     set_agent_class(path, "MyCoRe")
     with pytest.raises(ValueError, match=r"path must be a model of one of .*, got 'MyCoRe'"):
         load_agent(path)
+
+
+def test_mutants_load_or_are_refused_and_nothing_else(tmp_path):
+    fuzzed = fuzz(tmp_path, 60, seed=1)
+    assert fuzzed.failures == []
+    assert sum(fuzzed.counts.values()) == 60
+    outcomes = {outcome for _, outcome in fuzzed.counts}
+    assert outcomes == {"loaded", "refused"}
 
 
 def test_trusted_files_load_as_in_sb3(path, tmp_path):
