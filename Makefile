@@ -99,11 +99,14 @@ test: gl-first $(VENV)/.dev gl ## set up, then run the tests
 test-all: gl-first $(VENV)/.dev gl ## the tests that take minutes as well
 	@$(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
 
-torture: gl-first $(VENV)/.dev gl ## kill, fill and corrupt runs and see what survives (about 20 minutes)
+torture: gl-first $(VENV)/.dev gl ## kill, fill, corrupt, attack and misuse, and count what survives (about 20 minutes)
 	@$(BIN)/python benchmarks/survival.py kills
 	@$(BIN)/python benchmarks/survival.py flips
 	@[ "$$(id -u)" != 0 ] || $(BIN)/python benchmarks/survival.py disk
 	@$(BIN)/python benchmarks/survival.py soak --picture runs/soak.png
+	@$(BIN)/python benchmarks/torture.py attacks
+	@$(BIN)/python benchmarks/torture.py mutations
+	@$(BIN)/python benchmarks/torture.py bad-inputs
 
 lint: $(VENV)/.dev ## ruff and mypy
 	@$(BIN)/ruff check .

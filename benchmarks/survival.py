@@ -83,12 +83,14 @@ class Life:
         command = [sys.executable, __file__, "live", str(folder), str(until), str(every)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.put(line)
+        with self.process.stdout as lines:
+            for line in lines:
+                self.lines.put(line)
 
     def wait_for_start(self) -> int:
         """The step at which it begins."""
@@ -97,7 +99,7 @@ class Life:
     def last_checkpoint(self) -> int | None:
         """The step of the last checkpoint that it said was written."""
         self.process.wait()
-        time.sleep(0.1)
+        self.listener.join()
         said = [self.lines.get() for _ in range(self.lines.qsize())]
         steps = [int(line.split()[1].rstrip(":")) for line in said if line.startswith("step")]
         return steps[-1] if steps else None
@@ -236,7 +238,7 @@ def soak(steps: int, picture: Path | None = None) -> Figures:
             tensorboard_log=name,
             **preset("debug"),
         )
-        gauge = Gauge(every=500)
+        gauge = Gauge(every=max(1, steps // 60))
         model.learn(steps, [gauge, ExactCheckpointCallback(Path(name, "checkpoints"), 2_000)])
     step, memory, files, clock = (np.array(column) for column in zip(*gauge.readings))
     speed = np.diff(step) / np.diff(clock)

@@ -25,6 +25,7 @@ from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 from stable_baselines3.common.vec_env.subproc_vec_env import _worker as serve_environment
 
 from core_agent.algorithm import register_suite, unknown_id
+from core_agent.resumable import Resumable
 from core_agent.validation import (
     argument_names,
     as_seed,
@@ -313,7 +314,7 @@ def find_spec(env_id: str) -> EnvSpec:
 
 
 def _make_monitored(spec: EnvSpec, kwargs: Mapping[str, Any]) -> gym.Env:
-    return Monitor(gym.make(spec, **{"render_mode": "rgb_array", **kwargs}))
+    return Resumable(Monitor(gym.make(spec, **{"render_mode": "rgb_array", **kwargs})))
 
 
 def make_vec_env(
