@@ -11,14 +11,17 @@ import learning_curves
 import measuring
 import memory
 import numpy as np
+import pendulum_without_velocity
 import pytest
 import scaling
 import throughput
 import torch
 import update
+import yaml
 
 from core_agent.agents import AGENTS
 from core_agent.types import Rollout
+from core_agent.zoo import CONFIGS
 
 
 def values(rollout: Rollout) -> list[torch.Tensor]:
@@ -134,6 +137,20 @@ def test_memory_counts_each_frame_once(tmp_path, capsys):
     assert last["frames"] == pytest.approx(8 * 126 * 64 * 64 * 3 / 1e9)
     assert last["frames"] < last["resident"] < figures["peak"]
     assert "peak of the process" in capsys.readouterr().out
+
+
+def test_the_zoo_trains_the_pendulum_as_the_benchmark_does():
+    config = yaml.safe_load((CONFIGS / "recurrent_sac.yml").read_text())["PendulumNoVel-v1"]
+    ours = dict(pendulum_without_velocity.RECURRENT)
+    schedule = ours.pop("learning_rate")
+    assert config["learning_rate"] == f"lin_{schedule(1.0)}"
+    assert (schedule(0.5), schedule(0.0)) == (0.0005, 0.0)
+    sizes = {
+        key: value if isinstance(value, int) else tuple(value)
+        for key, value in config["policy_kwargs"].items()
+    }
+    assert sizes == ours.pop("policy_kwargs")
+    assert {key: config[key] for key in ours} == ours
 
 
 def test_spread_of_known_values():
