@@ -28,6 +28,7 @@ from core_agent.stacking import stack_frames
 from core_agent.types import Observation, SequenceBatch, TransitionBatch
 from core_agent.validation import (
     Check,
+    as_array,
     check,
     check_boolean,
     check_crop_size,
@@ -290,7 +291,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         """
         sizes = dict(action=self.n_envs * self.action_dim, reward=self.n_envs, done=self.n_envs)
         for name, value in dict(action=action, reward=reward, done=done).items():
-            check(np.size(value) == sizes[name], name, f"have {sizes[name]} entries", value)
+            size = as_array(name, value).size
+            check(size == sizes[name], name, f"have {sizes[name]} entries", value)
         check(len(infos) == self.n_envs, "infos", f"be {self.n_envs} dicts", infos)
         for name, observation in dict(obs=obs, next_obs=next_obs).items():
             check_observations(name, observation, self.observation_space, self.n_envs)

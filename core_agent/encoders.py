@@ -16,6 +16,7 @@ from core_agent.layers import MLP, ImageEncoder
 from core_agent.types import Observation
 from core_agent.validation import (
     Check,
+    as_array,
     check,
     check_boolean,
     check_crop_size,
@@ -98,7 +99,7 @@ def check_observations(name: str, value: Any, space: spaces.Space, n_envs: int) 
     """Make sure that ``value`` holds one observation of ``space`` for each environment."""
     entries = value if isinstance(value, dict) else {SINGLE_KEY: value}
     shapes = {key: (n_envs, *(sub.shape or ())) for key, sub in as_dict_space(space).items()}
-    found = {key: np.shape(entry) for key, entry in entries.items()}
+    found = {key: as_array(name, entry).shape for key, entry in entries.items()}
     check(found == shapes, name, f"have the shapes {shapes}", found)
 
 

@@ -20,7 +20,7 @@ from gymnasium import spaces
 from core_agent.encoders import SINGLE_KEY, as_dict_space
 from core_agent.policies import RecurrentPolicy, fits_space
 from core_agent.types import Latent
-from core_agent.validation import check, finite_array
+from core_agent.validation import as_array, check, finite_array
 
 FRAMES_AT_ONCE = 256
 """Images that the encoder takes in one go, to bound its memory."""
@@ -54,7 +54,7 @@ class OpenLatent:
         """
         policy = self.policy
         entries = observations if isinstance(observations, Mapping) else {SINGLE_KEY: observations}
-        arrays = {key: np.asarray(value) for key, value in entries.items()}
+        arrays = {key: as_array("observations", value) for key, value in entries.items()}
         sub_spaces = as_dict_space(policy.observation_space)
         check(
             arrays.keys() == sub_spaces.keys(),

@@ -34,6 +34,7 @@ from core_agent.types import ActingState, Latent, Observation
 from core_agent.validation import (
     Check,
     argument_names,
+    as_array,
     check,
     check_boolean,
     check_choice,
@@ -71,7 +72,8 @@ def fits_space(value: Any, space: spaces.Space) -> bool:
 
 def check_starts(name: str, value: Any, n_envs: int) -> None:
     """Make sure that ``value`` says of each environment whether it begins an episode."""
-    fits = np.size(value) in (1, n_envs) and np.asarray(value).dtype.kind in "biuf"
+    array = as_array(name, value)
+    fits = array.size in (1, n_envs) and array.dtype.kind in "biuf"
     check(fits, name, f"be {n_envs} times True or False", value)
 
 
@@ -345,7 +347,9 @@ class StatefulPolicy(BasePolicy):
         self, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None
     ) -> None:
         """Warn once if call after call brings no state: nothing else would fail."""
-        if state is not None or (episode_start is not None and np.all(episode_start)):
+        if state is not None or (
+            episode_start is not None and np.all(as_array("episode_start", episode_start))
+        ):
             if self._stateless_calls < STATELESS_CALLS:
                 self._stateless_calls = 0
             return
@@ -372,7 +376,9 @@ class StatefulPolicy(BasePolicy):
             return initial, torch.ones(n_envs, dtype=torch.bool, device=self.device)
         shapes = [tuple(wanted.shape) for wanted in initial]
         several = isinstance(state, (tuple, list))
-        found = [np.shape(part) for part in state] if several else type(state).__name__
+        found = (
+            [as_array("state", part).shape for part in state] if several else type(state).__name__
+        )
         check(
             found == shapes,
             "state",

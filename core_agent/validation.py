@@ -190,6 +190,17 @@ def optional(one: Check) -> Check:
     return lambda name, value: None if value is None else one(name, value)
 
 
+def as_array(name: str, value: Any) -> np.ndarray:
+    """``value`` as an array.
+
+    :raises ValueError: if its rows differ in length
+    """
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name} must be an array, got {value!r}") from None
+
+
 def finite_array(name: str, value: Any) -> np.ndarray:
     """``value`` as a float32 array.
 

@@ -195,7 +195,8 @@ REPLAY: dict[str, Values] = {
 STEP: dict[str, Values] = {
     **dict.fromkeys(("obs", "next_obs"), ARRAYS),
     **dict.fromkeys(
-        ("action", "reward", "done"), st.one_of(OTHER_SIZES.map(np.zeros), st.just([]))
+        ("action", "reward", "done"),
+        st.one_of(OTHER_SIZES.map(np.zeros), st.sampled_from([[], [[1], 2]])),
     ),
     "infos": st.sampled_from([[], [{}, {}]]),
 }
@@ -216,9 +217,17 @@ USE: dict[str, Values] = {
     "custom_objects": st.sampled_from([3, "x", [1], {1: 2}, NAN]),
     "observation": ARRAYS,
     "state": st.sampled_from(
-        [3, "x", (), (np.zeros(3),), tuple(np.zeros((1, 9)) for _ in range(3)), np.zeros((1, 3))]
+        [
+            3,
+            "x",
+            (),
+            ([[1], 2],) * 3,
+            (np.zeros(3),),
+            tuple(np.zeros((1, 9)) for _ in range(3)),
+            np.zeros((1, 3)),
+        ]
     ),
-    "episode_start": st.sampled_from([np.zeros(7), [], "x", np.array(["a"]), object()]),
+    "episode_start": st.sampled_from([np.zeros(7), [], "x", np.array(["a"]), object(), [[1], 2]]),
     **dict.fromkeys(("observations", "actions", "latent", "action"), ARRAYS),
     "folder": st.one_of(PATH, NONE),
     "every": st.one_of(whole(0), NONE),
