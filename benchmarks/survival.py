@@ -211,7 +211,7 @@ def free_bytes(folder: Path) -> int:
 
 
 class Gauge(BaseCallback):
-    """Notes memory, open files and time every so many steps."""
+    """Notes memory, open files and processor time every so many steps."""
 
     def __init__(self, every: int) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ class Gauge(BaseCallback):
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             memory = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
             n_files = len(os.listdir("/proc/self/fd"))
-            self.readings.append((self.num_timesteps, memory, n_files, time.perf_counter()))
+            self.readings.append((self.num_timesteps, memory, n_files, time.process_time()))
         return True
 
 
@@ -251,8 +251,12 @@ def soak(steps: int, picture: Path | None = None) -> Figures:
         "memory at the end, MiB": round(float(memory[-1]), 1),
         "open files after a tenth": int(files[tenth]),
         "open files at the end": int(files[-1]),
-        "steps/s, second tenth (median)": round(float(np.median(speed[tenth : 2 * tenth])), 1),
-        "steps/s, last tenth (median)": round(float(np.median(speed[-tenth:])), 1),
+        "steps per processor second, second tenth (median)": round(
+            float(np.median(speed[tenth : 2 * tenth])), 1
+        ),
+        "steps per processor second, last tenth (median)": round(
+            float(np.median(speed[-tenth:])), 1
+        ),
     }
 
 
@@ -260,7 +264,11 @@ def draw(
     path: Path, step: np.ndarray, memory: np.ndarray, files: np.ndarray, speed: np.ndarray
 ) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
-    series = ((memory, "memory, MiB"), (files, "open files"), (speed, "agent steps/s"))
+    series = (
+        (memory, "memory, MiB"),
+        (files, "open files"),
+        (speed, "agent steps per processor second"),
+    )
     for axis, (values, label) in zip(axes, series):
         axis.plot(step[-len(values) :], values)
         axis.set(xlabel="agent steps", title=label, ylim=(0, 1.2 * values.max()))
