@@ -8,7 +8,7 @@
 PYTHON      ?= python3
 VENV        ?= .venv
 TORCH       ?= torch==2.13.0
-TEST_EXTRAS ?= dev,zoo,export
+TEST_EXTRAS ?= dev,zoo,export,report
 DEMO_ARGS   ?=
 PYTEST_ARGS ?=
 
