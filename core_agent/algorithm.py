@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 import pathlib
 import time
 import warnings
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from typing import Any, ClassVar, TypeVar
@@ -24,6 +26,7 @@ from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import (
     GymEnv,
     MaybeCallback,
+    PyTorchObs,
     RolloutReturn,
     Schedule,
     TrainFreq,
@@ -31,6 +34,7 @@ from stable_baselines3.common.type_aliases import (
 )
 from stable_baselines3.common.utils import should_collect_more_steps
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from core_agent.buffers import SequenceReplayBuffer
 from core_agent.checkpoint import CheckpointFolder, resume
@@ -43,9 +47,10 @@ from core_agent.hardware import (
     memory_advice,
 )
 from core_agent.layers import set_compute_dtype
+from core_agent.optimization import descend
+from core_agent.policies import StatefulPolicy
 from core_agent.resumable import make_resumable
 from core_agent.safe_loading import loads_safely, restricted_load, safe_data
-from core_agent.types import SequenceBatch
 from core_agent.validation import (
     NonFiniteError,
     check,
@@ -59,6 +64,7 @@ SelfAlgorithm = TypeVar("SelfAlgorithm", bound="SequenceOffPolicyAlgorithm")
 Metrics = Mapping[str, torch.Tensor]
 
 PAPER_SIMULATOR_STEPS = 500_000
+POLICY_ALIASES = ("CnnPolicy", "MlpPolicy", "MultiInputPolicy")
 
 
 def make_env(env_id: str, **kwargs: Any) -> gym.Env:
@@ -162,33 +168,35 @@ class MetricMeans:
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
-        self._count = 0
+        self._counts: Counter[str] = Counter()
 
     def add(self, metrics: Metrics) -> None:
         for name, value in metrics.items():
             value = value.detach()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._count += 1
+        self._counts.update(metrics.keys())
 
     def compute(self) -> dict[str, float]:
         """One transfer from the device for all of them."""
         if not self._sums:
             return {}
-        means = torch.stack([value.float() for value in self._sums.values()]) / self._count
-        return dict(zip(self._sums, means.tolist()))
+        sums = torch.stack([value.float() for value in self._sums.values()]).tolist()
+        return {name: total / self._counts[name] for name, total in zip(self._sums, sums)}
 
 
 class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     """Off-policy learning from windows of episodes: the common part of every agent here.
 
-    A subclass makes its optimisers (:meth:`_make_optimizers`), acts (:meth:`_explore`) and learns
-    from one batch (:meth:`update`). The arguments are those of
+    A subclass makes its optimisers (:meth:`_make_optimizers`), acts (:meth:`_explore`), draws a
+    batch (:meth:`_sample_batch`) and learns from it (:meth:`update`). The arguments are those of
     :class:`~core_agent.recurrent_sac.RecurrentSAC`.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {}
     optimizer_names: ClassVar[tuple[str, ...]] = ()
     """Attributes of the policy that hold its optimisers, for saving."""
+    max_critic_grad_norm: ClassVar[float] = math.inf
+    policy: StatefulPolicy
     replay_buffer: SequenceReplayBuffer | None
 
     def __init__(
@@ -199,7 +207,6 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         buffer_size: int,
         learning_starts: int,
         batch_size: int,
-        sequence_length: int,
         tau: float,
         gamma: float,
         train_freq: int | tuple[int, str],
@@ -221,7 +228,6 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         check_integer("buffer_size", buffer_size, 1)
         check_integer("learning_starts", learning_starts, 0)
         check_integer("batch_size", batch_size, 1)
-        check_integer("sequence_length", sequence_length, 2)
         check_fraction("tau", tau)
         check_fraction("gamma", gamma)
         if gradient_steps is not None:
@@ -272,7 +278,6 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 self.action_space,
                 "for discrete actions use an algorithm such as sb3_contrib's RecurrentPPO",
             )
-        self.sequence_length = sequence_length
         self.update_ratio = update_ratio
         self.crop_size = crop_size
         self.precision: Precision = precision
@@ -286,6 +291,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._endings: list[Callable[[BaseException | None], None]] = []
         self._stopping = False
         self._checkpoints: CheckpointFolder | None = None
+        # Saved, so that a file tells which agent it holds.
+        self.agent_class = type(self).__name__
 
     @staticmethod
     def _policy_for(space: spaces.Space) -> str:
@@ -301,23 +308,19 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self.set_random_seed(self.seed)
         if self.device.type == "cpu":
             keep_freed_memory()
-        crop_size = tuple(self.crop_size) if isinstance(self.crop_size, list) else self.crop_size
         if self.replay_buffer_class is None:
             self.replay_buffer_class = SequenceReplayBuffer
         if self.replay_buffer is None:
-            buffer_kwargs = dict(
-                sequence_length=self.sequence_length, crop_size=crop_size, seed=self.seed
-            )
             self.replay_buffer = self.replay_buffer_class(  # type: ignore[assignment]
                 self.buffer_size,
                 self.observation_space,
                 self.action_space,
                 device=self.device,
                 n_envs=self.n_envs,
-                **{**buffer_kwargs, **self.replay_buffer_kwargs},
+                **{**self._buffer_arguments(), **self.replay_buffer_kwargs},
             )
-        policy_kwargs = {"crop_size": crop_size, **self.policy_kwargs}
-        self.policy = self.policy_class(
+        policy_kwargs = {**self._policy_arguments(), **self.policy_kwargs}
+        self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space, self.action_space, self.lr_schedule, **policy_kwargs
         ).to(self.device)
         set_compute_dtype(self.policy, compute_dtype(self.precision, self.device))
@@ -326,6 +329,15 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
         self.train_freq = as_train_freq(self.train_freq)  # type: ignore[assignment]
+
+    def _buffer_arguments(self) -> dict[str, Any]:
+        """What the replay buffer is made with, unless ``replay_buffer_kwargs`` say otherwise."""
+        return {"seed": self.seed}
+
+    def _policy_arguments(self) -> dict[str, Any]:
+        """What the policy is made with, unless ``policy_kwargs`` say otherwise."""
+        size = self.crop_size
+        return {"crop_size": tuple(size) if isinstance(size, list) else size}
 
     @abstractmethod
     def _make_optimizers(self) -> None:
@@ -603,7 +615,10 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         callback.on_training_start(locals(), globals())
         error: BaseException | None = None
         try:
-            with memory_advice(self.batch_size, self.sequence_length):
+            sizes = {
+                n: getattr(self, n) for n in ("batch_size", "sequence_length") if hasattr(self, n)
+            }
+            with memory_advice(**sizes):
                 self._alternate(total_timesteps, callback, log_interval)
             callback.on_training_end()
         except BaseException as raised:
@@ -693,8 +708,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             actions, buffer_actions = self._sample_action(
                 learning_starts, action_noise, env.num_envs
             )
-            new_obs, rewards, dones, infos = env.step(actions)
-            self._refuse_non_finite(new_obs, rewards, infos)
+            new_obs, rewards, dones, infos = self._step_environments(env, actions)
             self.num_timesteps += env.num_envs
             n_steps += 1
             self._rollout_steps = n_steps
@@ -720,6 +734,17 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._rollout_steps, self._rollout_episodes = 0, [0] * env.num_envs
         return RolloutReturn(n_steps * env.num_envs, sum(n_episodes), continue_training=True)
 
+    def _step_environments(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
+        """Step the environments; after a fault of theirs, have them reset before they go on.
+
+        :raises NonFiniteError: if they give what is no number
+        """
+        last_obs, self._last_obs = self._last_obs, None
+        step = env.step(actions)
+        self._refuse_non_finite(step[0], step[1], step[3])
+        self._last_obs = last_obs
+        return step
+
     def _refuse_non_finite(
         self, observations: Any, rewards: np.ndarray, infos: list[dict[str, Any]]
     ) -> None:
@@ -735,8 +760,6 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                     culprit = found[0], index
         if culprit is None:
             return
-        # What these environments hold now is not to be gone on from.
-        self._last_obs = None
         raise NonFiniteError(
             f"the {culprit[0]} of environment {culprit[1]} must be finite, got NaN or infinity at "
             f"step {self.num_timesteps + 1}; mend the environment, then go on with "
@@ -754,7 +777,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             random_actions = self.policy.scale_action(sampled).reshape(n_envs, -1)
         with torch.no_grad():
             scaled = self._explore(random_actions, action_noise)
-        return self.policy.to_env_actions(scaled), scaled  # type: ignore[operator]
+        return self.policy.to_env_actions(scaled), scaled
 
     @abstractmethod
     def _explore(
@@ -765,6 +788,22 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :param random_actions: take these instead (warm-up)
         :param action_noise: noise to add
         """
+
+    def _acting_inputs(self) -> tuple[PyTorchObs, tuple[torch.Tensor, ...], torch.Tensor]:
+        """The last observation, the carried state and which environments begin an episode."""
+        observation, _ = self.policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]
+        starts = torch.as_tensor(self._last_episode_starts, device=self.device)
+        if self._last_states is None:
+            return observation, self.policy.initial_state(len(starts)), starts
+        state = tuple(torch.as_tensor(part, device=self.device) for part in self._last_states)
+        return observation, state, starts
+
+    @staticmethod
+    def _with_noise(scaled: np.ndarray, action_noise: ActionNoise | None) -> np.ndarray:
+        """Actions ``(n_envs, A)`` with noise, clipped to [-1, 1]."""
+        if action_noise is None:
+            return scaled
+        return np.clip(scaled + action_noise(), -1.0, 1.0).astype(np.float32)
 
     def _store_transition(
         self,
@@ -815,15 +854,13 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
         """Make ``gradient_steps`` updates, each on a new batch; log the means of their metrics."""
-        assert self.replay_buffer is not None
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.optimizers)
         means = MetricMeans()
         started = time.perf_counter()
         self._updates_due = max(gradient_steps, 0)
         while self._updates_due and not self._stopping:
-            batch = self.replay_buffer.sample(batch_size, self._vec_normalize_env)
-            means.add(self.update(batch))
+            means.add(self.update(self._sample_batch(batch_size)))
             self._n_updates += 1
             self._updates_due -= 1
             self._reach_safe_point()
@@ -834,8 +871,21 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     @abstractmethod
-    def update(self, batch: SequenceBatch) -> Metrics:
+    def _sample_batch(self, batch_size: int) -> Any:
+        """What one update learns from."""
+
+    @abstractmethod
+    def update(self, batch: Any) -> Metrics:
         """Learn from one batch; the metrics are scalars, left on the device."""
+
+    def _descend_critics(self, loss: torch.Tensor) -> Metrics:
+        """One step of the critics' optimiser, their gradients clipped."""
+        policy = self.policy
+        clipped = policy.critic.parameters()
+        norm = descend(
+            {"critic_loss": loss}, policy.critic_optimizer, clipped, self.max_critic_grad_norm
+        )
+        return {"critic_loss": loss, "critic_grad_norm": norm}
 
     def dump_logs(self) -> None:
         """Write the log, with simulator steps and updates per second beside SB3's keys."""

@@ -14,7 +14,8 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 from core_agent.encoders import SINGLE_KEY, as_dict_space, crop_sizes, frame_bytes, is_image
-from core_agent.types import Observation, SequenceBatch
+from core_agent.stacking import stack_frames
+from core_agent.types import Observation, SequenceBatch, TransitionBatch
 
 GPU_MEMORY_SHARE = 0.5
 """Frames are kept on the GPU if the full buffer takes at most this share of its free memory."""
@@ -308,6 +309,19 @@ class SequenceReplayBuffer(ReplayBuffer):
         if not torch.cuda.is_available():
             self.device = self.storage_device = torch.device("cpu")
 
+    def _stored_episodes(self) -> list[Episode]:
+        """Those with a step.
+
+        :raises RuntimeError: if there is none
+        """
+        episodes = [episode for episode in self.episodes if episode.n_steps > 0]
+        if not episodes:
+            raise RuntimeError(
+                "the replay buffer is empty: collect at least one step before sampling, "
+                "for example with learning_starts > 0"
+            )
+        return episodes
+
     def sample(  # type: ignore[override]
         self, batch_size: int, env: VecNormalize | None = None
     ) -> SequenceBatch:
@@ -318,12 +332,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         :return: ``T = sequence_length`` frames each, on the buffer's device
         :raises RuntimeError: if nothing is stored yet
         """
-        episodes = [episode for episode in self.episodes if episode.n_steps > 0]
-        if not episodes:
-            raise RuntimeError(
-                "the replay buffer is empty: collect at least one step before sampling, "
-                "for example with learning_starts > 0"
-            )
+        episodes = self._stored_episodes()
         chosen = [episodes[i] for i in self.generator.integers(len(episodes), size=batch_size)]
         lengths = np.array([min(self.sequence_length, ep.n_steps + 1) for ep in chosen])
         n_frames = np.array([episode.n_steps + 1 for episode in chosen])
@@ -351,6 +360,64 @@ class SequenceReplayBuffer(ReplayBuffer):
             result, *(self._to_device(array) for array in (actions, rewards, terminated, mask))
         )
 
+    def sample_stacks(
+        self, batch_size: int, n_frames: int, env: VecNormalize | None = None
+    ) -> TransitionBatch:
+        """Draw ``batch_size`` transitions uniformly, with stacks of the last ``n_frames`` frames.
+
+        A stack never reaches into another episode: at a start the first frame stands in for those
+        that are missing. Images are not cropped.
+
+        :param batch_size: number of transitions, ``B``
+        :param n_frames: frames in a stack
+        :param env: normalises observations and rewards, which are stored raw
+        :raises RuntimeError: if nothing is stored yet
+        """
+        episodes = self._stored_episodes()
+        ends = np.cumsum([episode.n_steps for episode in episodes])
+        drawn = self.generator.integers(ends[-1], size=batch_size)
+        indices = np.searchsorted(ends, drawn, side="right")
+        chosen = [episodes[index] for index in indices]
+        steps = [int(n) for n in drawn - ends[indices] + [episode.n_steps for episode in chosen]]
+        pairs = list(zip(chosen, steps))
+        actions = np.stack([episode.actions[step] for episode, step in pairs])
+        rewards = np.array([episode.rewards[step] for episode, step in pairs], np.float32)
+        terminated = np.array(
+            [episode.terminated and step == episode.n_steps - 1 for episode, step in pairs],
+            np.float32,
+        )
+        windows = {key: self._gather_windows(key, chosen, steps, n_frames) for key in self.spaces}
+        if env is not None:
+            windows = self._normalize_frames(windows, env)
+            rewards = env.normalize_reward(rewards).astype(np.float32)
+        before, after = (
+            {key: stack_frames([*window[part]]) for key, window in windows.items()}
+            for part in (slice(None, -1), slice(1, None))
+        )
+        return TransitionBatch(
+            before if self.is_dict else before[SINGLE_KEY],
+            self._to_device(actions),
+            after if self.is_dict else after[SINGLE_KEY],
+            self._to_device(rewards),
+            self._to_device(terminated),
+        )
+
+    def _gather_windows(
+        self, key: str, episodes: list[Episode], steps: list[int], n_frames: int
+    ) -> torch.Tensor:
+        """Frames ``(n_frames + 1, B, ...)`` of one key up to the one that each step leads to."""
+        first = episodes[0].frames[key]
+        shape = (n_frames + 1, len(episodes), *first.shape[1:])
+        windows = self._staging_area(shape, first)
+        for b, (episode, step) in enumerate(zip(episodes, steps)):
+            start = step + 1 - n_frames
+            window = episode.frames[key][max(0, start) : step + 2]
+            n_missing = max(0, -start)
+            windows[:n_missing, b] = window[0]
+            windows[n_missing:, b] = window
+        windows = windows.to(self.device, non_blocking=True)
+        return windows.permute(0, 1, 4, 2, 3) if is_image(self.spaces[key]) else windows
+
     def _gather_frames(
         self, key: str, episodes: list[Episode], starts: np.ndarray, lengths: np.ndarray
     ) -> torch.Tensor:
@@ -363,12 +430,7 @@ class SequenceReplayBuffer(ReplayBuffer):
                 [shape[0] - crop[0] + 1, shape[1] - crop[1] + 1], size=(len(episodes), 2)
             )
             shape[:2] = crop
-        frames = torch.empty(
-            (self.sequence_length, len(episodes), *shape),
-            dtype=first.dtype,
-            device=first.device,
-            pin_memory=self.device.type == "cuda" and first.device.type == "cpu",
-        )
+        frames = self._staging_area((self.sequence_length, len(episodes), *shape), first)
         for b, (episode, start, length) in enumerate(zip(episodes, starts, lengths)):
             window = episode.frames[key][start : start + length]
             if crop is not None:
@@ -378,6 +440,11 @@ class SequenceReplayBuffer(ReplayBuffer):
             frames[length:, b] = 0
         frames = frames.to(self.device, non_blocking=True)
         return frames.permute(0, 1, 4, 2, 3) if crop is not None else frames
+
+    def _staging_area(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        """Room for a batch of frames such as ``like``, where they are stored."""
+        pinned = self.device.type == "cuda" and like.device.type == "cpu"
+        return torch.empty(shape, dtype=like.dtype, device=like.device, pin_memory=pinned)
 
     def _normalize_frames(
         self, observations: dict[str, torch.Tensor], env: VecNormalize

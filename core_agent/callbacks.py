@@ -176,10 +176,10 @@ class ExactCheckpointCallback(BaseCallback):
     """Writes checkpoints that the run can go on from exactly, now and then and when it must stop.
 
     One is written every so many agent steps, at the end, when the process is asked to stop
-    (SIGTERM, SIGINT) and, of the last good state, when something has become NaN or infinite. A
-    checkpoint that cannot be written, as on a full disk, is logged and tried again; training goes
-    on. Environments that cannot save their state are checkpointed when an episode begins, if that
-    comes within ``every`` steps.
+    (SIGTERM, SIGINT) and, of the last good state, when an environment fails or something has become
+    NaN or infinite. A checkpoint that cannot be written, as on a full disk, is told by a warning
+    and tried again; training goes on. Environments that cannot save their state are checkpointed
+    when an episode begins, if that comes within ``every`` steps.
 
     :param folder: see :meth:`~core_agent.algorithm.SequenceOffPolicyAlgorithm.checkpoint`
     :param every: agent steps between two checkpoints; 0: none but at the end
@@ -265,7 +265,8 @@ class ExactCheckpointCallback(BaseCallback):
 
     def _on_learning_end(self, error: BaseException | None) -> None:
         self._restore_handlers()
-        if isinstance(error, NonFiniteError):
+        failed_env = error is not None and self.model._last_obs is None
+        if failed_env or isinstance(error, NonFiniteError):
             self.write()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,6 +37,11 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="A constructor argument as key=value (YAML); may be repeated."),
 ]
+PRESET_HELP = (
+    "paper, release, small (CPUs), debug (seconds), or an ablation such as core-gating; "
+    "several joined with +, as in small+core-gating."
+)
+Presets = Annotated[str, typer.Option(help=PRESET_HELP)]
 EnvSettings = Annotated[
     list[str] | None,
     typer.Option("--env-set", help="An argument of the environment as key=value (YAML)."),
@@ -116,9 +122,10 @@ def demo(
 def train(
     env_id: EnvId,
     folder: Annotated[Path, typer.Option(help="Where everything is left.")] = Path("runs/train"),
-    preset: Annotated[
-        str, typer.Option(help="paper, release, small (CPUs) or debug (seconds).")
-    ] = "paper",
+    agent: Annotated[
+        str, typer.Option(help="core, recurrent_sac, sacrad, curl, qtopt_rad or qtopt_drq.")
+    ] = "core",
+    preset: Presets = "paper",
     steps: Annotated[
         int | None, typer.Option(min=1, help="Agent steps; by default 500,000 simulator steps.")
     ] = None,
@@ -138,7 +145,7 @@ def train(
         Resume, typer.Option(help="auto: go on from the folder's newest whole checkpoint.")
     ] = Resume.never,
 ) -> None:
-    """Train CoRe and leave the model, its log, validations and checkpoints in a folder.
+    """Train an agent; leave the model, its log, validations and checkpoints in a folder.
 
     SIGTERM and SIGINT (Ctrl-C) write a checkpoint first.
     """
@@ -146,7 +153,7 @@ def train(
 
     arguments = {**read_config(config, env_id), **parse_settings(settings)}
     configured_steps = arguments.pop("n_timesteps", None)
-    run = Run(env_id, preset, seed, arguments, parse_settings(env_settings))
+    run = Run(env_id, agent, preset, seed, arguments, parse_settings(env_settings))
     outcome = train_run(
         run,
         folder,
@@ -177,16 +184,14 @@ def evaluate(
     stochastic: Annotated[bool, typer.Option(help="Sample actions.")] = False,
 ) -> None:
     """Play whole episodes with a saved model and print the mean return."""
-    from core_agent import CoRe
+    from core_agent import load_agent
     from core_agent.evaluation import play, summarize
     from core_agent.training import make_environment
 
     path = existing(model_path)
-    env = make_environment(env_id, preset, split, parse_settings(env_settings))
-    model = CoRe.load(path)
-    results = play(env, model, episodes, not stochastic, seed)
-    statistics = summarize(results)
-    random_return = summarize(play(env, None, episodes, seed=seed)).mean
+    with closing(make_environment(env_id, preset, split, parse_settings(env_settings))) as env:
+        statistics = summarize(play(env, load_agent(path), episodes, not stochastic, seed))
+        random_return = summarize(play(env, None, episodes, seed=seed)).mean
     table = Table(title=f"{env_id}, {split} videos, {episodes} episodes")
     for column in ("mean return", "standard error", "random actions"):
         table.add_column(column, justify="right")
@@ -207,14 +212,14 @@ def record(
     env_settings: EnvSettings = None,
 ) -> None:
     """Write a video of one episode."""
-    from core_agent import CoRe
+    from core_agent import load_agent
     from core_agent.evaluation import play
     from core_agent.training import make_environment
     from core_agent.video import write_mp4
 
     path = existing(model_path)
-    env = make_environment(env_id, preset, split, parse_settings(env_settings))
-    result = play(env, CoRe.load(path), 1, seed=seed, record=True)[0]
+    with closing(make_environment(env_id, preset, split, parse_settings(env_settings))) as env:
+        result = play(env, load_agent(path), 1, seed=seed, record=True)[0]
     output.parent.mkdir(parents=True, exist_ok=True)
     write_mp4(output, result.frames, 15)
     Console().print(f"Return {result.episode_return:.1f}; video: {output}")

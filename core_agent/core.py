@@ -14,7 +14,8 @@ from core_agent.algorithm import Metrics
 from core_agent.hardware import Precision
 from core_agent.latent import OpenModel
 from core_agent.losses import NEGATIVES, Negatives
-from core_agent.recurrent_sac import RecurrentSAC, descend
+from core_agent.optimization import descend
+from core_agent.recurrent_sac import RecurrentSAC
 from core_agent.types import SequenceBatch
 from core_agent.validation import check, check_at_least, check_fraction, check_positive
 from core_agent.world_model import ModelLossOptions, ModelNoise
@@ -188,13 +189,16 @@ class CoRe(OpenModel, RecurrentSAC):
         if noise is None:
             noise = model.draw_noise(*batch.mask.shape)
         result = model.compute_losses(batch, noise, self.model_loss_options)
-        norm = descend(result.total, optimizer, model.parameters(), self.max_model_grad_norm)
-        return {
+        losses = {
             "model_loss": result.total,
             "contrastive_loss": result.contrastive,
             "kl_loss": result.kl,
             "reward_loss": result.reward,
             "inverse_loss": result.inverse,
+        }
+        norm = descend(losses, optimizer, model.parameters(), self.max_model_grad_norm)
+        return {
+            **losses,
             "contrastive_accuracy": result.contrastive_accuracy,
             "prior_entropy": result.prior_entropy,
             "posterior_entropy": result.posterior_entropy,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -135,11 +135,23 @@ class ObservationEncoder(nn.Module):
 
     def center_crop(self, observation: Observation) -> Observation:
         """The observation with each image ``(..., C, H, W)`` cropped in its middle."""
+        return self.map_images(center_crop, observation)
+
+    def map_images(
+        self,
+        change: Callable[[torch.Tensor, tuple[int, int]], torch.Tensor],
+        observation: Observation,
+    ) -> Observation:
+        """The observation with ``change(images, size)`` in place of each image.
+
+        :param change: gives images ``(..., h, w)`` of the size that the encoder takes
+        :param observation: all else in it stays as it is
+        """
         if not isinstance(observation, dict):
             size = self.crop_sizes.get(SINGLE_KEY)
-            return observation if size is None else center_crop(observation, size)
+            return observation if size is None else change(observation, size)
         return {
-            key: center_crop(entry, self.crop_sizes[key]) if key in self.crop_sizes else entry
+            key: change(entry, self.crop_sizes[key]) if key in self.crop_sizes else entry
             for key, entry in observation.items()
         }
 

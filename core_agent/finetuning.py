@@ -6,7 +6,8 @@
     model.learn(50_000)
 
 Parts are the names of modules of ``model.policy``, with dots, for example ``"world_model"``,
-``"world_model.encoder"``, ``"world_model.rssm"``, ``"actor"`` and ``"critic"``.
+``"world_model.encoder"``, ``"world_model.rssm"``, ``"actor"`` and ``"critic"``; the agents without
+a world model have an ``"encoder"``.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from core_agent.recurrent_sac import RecurrentSAC
+from core_agent.algorithm import SequenceOffPolicyAlgorithm
 from core_agent.validation import check
 
 
-def _modules(model: RecurrentSAC, parts: tuple[str, ...]) -> Iterator[nn.Module]:
+def _modules(model: SequenceOffPolicyAlgorithm, parts: tuple[str, ...]) -> Iterator[nn.Module]:
     modules = dict(model.policy.named_modules())
     names = sorted(name for name in modules if name and name.count(".") <= 1)
     check(bool(parts), "parts", "name at least one module of model.policy", parts, str(names))
@@ -30,7 +31,7 @@ def _modules(model: RecurrentSAC, parts: tuple[str, ...]) -> Iterator[nn.Module]
         yield modules[part]
 
 
-def freeze(model: RecurrentSAC, *parts: str) -> None:
+def freeze(model: SequenceOffPolicyAlgorithm, *parts: str) -> None:
     """Keep the weights of some parts as they are, from now on.
 
     The setting belongs to the model in memory: say it again after loading.
@@ -43,17 +44,18 @@ def freeze(model: RecurrentSAC, *parts: str) -> None:
         module.requires_grad_(False)
 
 
-def unfreeze(model: RecurrentSAC, *parts: str) -> None:
+def unfreeze(model: SequenceOffPolicyAlgorithm, *parts: str) -> None:
     """Train some parts again; arguments and errors as for :func:`freeze`."""
     for module in list(_modules(model, parts)):
         module.requires_grad_(True)
-    model.policy.critic_target.requires_grad_(False)
+    for target in model.policy.targets():
+        target.requires_grad_(False)
 
 
-def refresh(model: RecurrentSAC, *parts: str) -> None:
+def refresh(model: SequenceOffPolicyAlgorithm, *parts: str) -> None:
     """Give some parts the weights that a new model starts with, and forget their optimiser state.
 
-    The target critics follow a fresh critic.
+    The targets of fresh parts, such as the target critics, are made equal to them.
 
     :param model: the model
     :param parts: names of modules of ``model.policy``
@@ -68,6 +70,7 @@ def refresh(model: RecurrentSAC, *parts: str) -> None:
         for parameter in module.parameters():
             for optimizer in model.optimizers:
                 optimizer.state.pop(parameter, None)
-    critic = set(policy.critic.parameters())
-    if any(critic & set(module.parameters()) for module in modules):
-        policy.critic_target.load_state_dict(policy.critic.state_dict())
+    refreshed = {parameter for module in modules for parameter in module.parameters()}
+    for target, source in policy.targets().items():
+        if refreshed & set(source.parameters()):
+            target.load_state_dict(source.state_dict())

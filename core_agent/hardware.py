@@ -58,16 +58,17 @@ def keep_freed_memory() -> bool:
 
 
 @contextmanager
-def memory_advice(batch_size: int, sequence_length: int) -> Iterator[None]:
+def memory_advice(**settings: int) -> Iterator[None]:
     """Inside, a GPU that runs out of memory says which setting to lower.
 
+    :param settings: those that help, with their values
     :raises torch.OutOfMemoryError: in place of PyTorch's own
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
+        lower = " or ".join(f"{name} (it is {value})" for name, value in settings.items())
         raise torch.OutOfMemoryError(
-            f"the GPU's memory is full: lower batch_size (it is {batch_size}) or sequence_length "
-            f"(it is {sequence_length}), keep the frames in main memory with "
+            f"the GPU's memory is full: lower {lower}, keep the frames in main memory with "
             "replay_buffer_kwargs=dict(storage_device='cpu'), or give precision='bfloat16'"
         ) from error

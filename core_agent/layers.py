@@ -139,12 +139,16 @@ class TwinMLP(nn.Module):
             for member in weight:
                 nn.init.orthogonal_(member.detach())
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(N, in_dim)`` to ``(2, N)`` of the parameters' type."""
-        x = x.unsqueeze(0).expand(self.n_members, -1, -1)
+    def forward(self, x: torch.Tensor, n_members: int = 2) -> torch.Tensor:
+        """``(N, in_dim)`` to ``(2, N)`` of the parameters' type.
+
+        :param n_members: 1 computes the first one alone, ``(1, N)``
+        """
+        x = x.unsqueeze(0).expand(n_members, -1, -1)
         last = len(self.weights) - 1
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases)):
             dtype = (self.compute_dtype if index < last else None) or weight.dtype
+            weight, bias = weight[:n_members], bias[:n_members]
             x = torch.baddbmm(bias.to(dtype), x.to(dtype), weight.to(dtype))
             if index < last:
                 x = self.activation(x)

@@ -1,4 +1,4 @@
-"""The losses of CoRe: tensors in, tensors out.
+"""The losses of all agents: tensors in, tensors out.
 
 ``mask`` arguments are float32, 1 for entries that count; every mean is over those alone.
 """
@@ -26,7 +26,7 @@ class InfoNCE(NamedTuple):
     """The contrastive loss and how often it is right."""
 
     loss: torch.Tensor
-    """Scalar: mean of the row-wise and the column-wise cross-entropy, in nats."""
+    """Scalar: mean of the cross-entropies, in nats."""
     accuracy: torch.Tensor
     """Scalar: share of the frames whose own prediction scores highest among the candidates."""
 
@@ -119,3 +119,28 @@ def inverse_loss(
 ) -> torch.Tensor:
     """Scalar half squared distance, summed over the actions: ``(T, B, A)``, mask ``(T, B)``."""
     return masked_mean(0.5 * (predictions - actions).square().sum(dim=-1), mask)
+
+
+def twin_critic_loss(
+    values: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """Scalar sum of both critics' mean squared errors (Eq. 6, arXiv:2112.01163).
+
+    :param values: ``(2, ...)``
+    :param targets: ``(...)``, for both
+    :param mask: ``(...)``
+    """
+    return masked_mean((values - targets).square().sum(dim=0), mask)
+
+
+def bilinear_info_nce(queries: torch.Tensor, keys: torch.Tensor, weight: torch.Tensor) -> InfoNCE:
+    """InfoNCE of queries against keys, their similarity being ``q W k`` (Eq. 4, arXiv:2004.04136).
+
+    :param queries: ``(N, D)``
+    :param keys: ``(N, D)``; key ``i`` is the positive of query ``i``, the others its negatives
+    :param weight: ``(D, D)``
+    """
+    logits = queries @ weight @ keys.t()
+    positives = logits.diagonal()
+    correct = (positives >= logits.amax(dim=1)).to(logits.dtype)
+    return InfoNCE((logits.logsumexp(dim=1) - positives).mean(), correct.mean().detach())

@@ -1,10 +1,11 @@
-"""The networks of the recurrent agents, and how they act."""
+"""The networks of the agents, and how they act."""
 
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,11 +17,13 @@ from stable_baselines3.common.utils import get_device
 from torch import nn
 
 from core_agent.distributions import SquashedGaussian
-from core_agent.encoders import any_entry
+from core_agent.encoders import ObservationEncoder, any_entry
 from core_agent.layers import MLP, Activation, TwinMLP
 from core_agent.safe_loading import RESTRICTED_PICKLE, UnsafeFileError
-from core_agent.types import ActingState, Latent
+from core_agent.types import ActingState, Latent, Observation
 from core_agent.world_model import WorldModel
+
+SelfPolicy = TypeVar("SelfPolicy", bound="StatefulPolicy")
 
 MEAN_SCALE = 5.0
 LOG_STD_RANGE = (-10.0, 2.0)
@@ -58,6 +61,14 @@ class Actor(nn.Module):
             low + (high - low) * torch.sigmoid(log_std),
         )
 
+    def choose(self, states: torch.Tensor, deterministic: bool) -> torch.Tensor:
+        """Actions ``(..., A)``: the policy's mode, or a sample."""
+        policy = self(states)
+        if deterministic:
+            return policy.mode
+        action, _ = policy.sample(torch.randn_like(policy.mean))
+        return action
+
 
 class Critic(nn.Module):
     """Two action values from a state vector and an action.
@@ -83,41 +94,33 @@ class Critic(nn.Module):
         x = torch.cat([states, actions], dim=-1)
         return self.net(x.flatten(0, -2)).unflatten(1, x.shape[:-1])
 
+    def first(self, states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """The first of both values alone, ``(...)``; arguments as in :meth:`forward`."""
+        x = torch.cat([states, actions], dim=-1)
+        return self.net(x.flatten(0, -2), n_members=1).reshape(x.shape[:-1])
 
-class RecurrentPolicy(BasePolicy):
-    """World model, actor and critics in one module; acts with a latent state carried along.
 
-    ``predict`` takes and returns the state as a tuple of three numpy arrays: deterministic part,
-    stochastic part and the action executed last (in [-1, 1]).
+class StatefulPolicy(BasePolicy):
+    """A policy that carries a state from one call of ``predict`` to the next.
+
+    A subclass says what the state is at first (:meth:`initial_state`) and what becomes of it
+    (:meth:`carry`), and has an encoder and two critics.
 
     :param observation_space: images (channels first), vectors or a ``Dict`` of both
     :param action_space: Box with finite bounds
-    :param lr_schedule: for SB3's interface; the algorithm makes the optimisers
-    :param actor_dims: hidden layers of the actor
-    :param critic_dims: hidden layers of each critic
-    :param activation: of actor and critics
-    :param initial_log_ent_coef: initial log of the entropy temperature
-    :param sample_when_deterministic: carry a sample of the stochastic state, not its mean, under
-        ``deterministic=True`` too, as the authors did in their evaluation
-    :param model_kwargs: further keywords go to :class:`~core_agent.world_model.WorldModel`
+    :param constructor_kwargs: the other arguments of the subclass, for saving
     :raises ValueError: for an action space that is no Box
     """
 
     critic_optimizer: torch.optim.Optimizer
-    actor_optimizer: torch.optim.Optimizer
-    ent_coef_optimizer: torch.optim.Optimizer
+    critic: Critic
+    critic_target: Critic
 
     def __init__(
         self,
         observation_space: spaces.Space,
         action_space: spaces.Space,
-        lr_schedule: Schedule | None = None,
-        actor_dims: Sequence[int] = (1024, 1024, 1024),
-        critic_dims: Sequence[int] = (1024, 1024, 1024),
-        activation: Activation = "elu",
-        initial_log_ent_coef: float = -2.3,
-        sample_when_deterministic: bool = False,
-        **model_kwargs: Any,
+        constructor_kwargs: dict[str, Any],
     ) -> None:
         super().__init__(observation_space, action_space, squash_output=True)
         if not isinstance(action_space, spaces.Box):
@@ -125,25 +128,50 @@ class RecurrentPolicy(BasePolicy):
                 f"action_space must be a Box of continuous actions, got {action_space}; "
                 "for discrete actions use an algorithm such as sb3_contrib's RecurrentPPO"
             )
-        self.constructor_kwargs = dict(
-            actor_dims=actor_dims,
-            critic_dims=critic_dims,
-            activation=activation,
-            initial_log_ent_coef=initial_log_ent_coef,
-            sample_when_deterministic=sample_when_deterministic,
-            **model_kwargs,
-        )
-        self.sample_when_deterministic = sample_when_deterministic
+        self.constructor_kwargs = constructor_kwargs
         self._stateless_calls = 0
         self.action_dim = get_action_dim(action_space)
-        self.world_model = WorldModel(observation_space, self.action_dim, **model_kwargs)
-        latent_dim = self.world_model.latent_dim
-        self.actor = Actor(latent_dim, self.action_dim, actor_dims, activation)
-        self.critic = Critic(latent_dim, self.action_dim, critic_dims, activation)
-        self.critic_target = Critic(latent_dim, self.action_dim, critic_dims, activation)
+
+    def _make_critics(
+        self, state_dim: int, hidden_dims: Sequence[int], activation: Activation
+    ) -> None:
+        self.critic = Critic(state_dim, self.action_dim, hidden_dims, activation)
+        self.critic_target = Critic(state_dim, self.action_dim, hidden_dims, activation)
         self.critic_target.load_state_dict(self.critic.state_dict())
         self.critic_target.requires_grad_(False)
-        self.log_ent_coef = nn.Parameter(torch.tensor(initial_log_ent_coef))
+
+    @property
+    @abstractmethod
+    def observation_encoder(self) -> ObservationEncoder:
+        """What turns observations into features."""
+
+    @abstractmethod
+    def first_look(self, observation: PyTorchObs) -> Observation:
+        """What the encoder reads of observations ``(n, ...)`` that begin an episode."""
+
+    def targets(self) -> dict[nn.Module, nn.Module]:
+        """Modules that follow another one slowly, each with the one that it follows."""
+        return {self.critic_target: self.critic}
+
+    @abstractmethod
+    def initial_state(self, n_envs: int) -> tuple[torch.Tensor, ...]:
+        """The state before the first observation: zeros, ``(n_envs, ...)`` each."""
+
+    @abstractmethod
+    def carry(
+        self,
+        observation: PyTorchObs,
+        state: tuple[torch.Tensor, ...],
+        episode_start: torch.Tensor,
+        deterministic: bool,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Actions ``(n, A)`` in [-1, 1] and the next state.
+
+        :param observation: ``(n, ...)``, images not cropped yet
+        :param state: what the last step left
+        :param episode_start: ``(n,)`` bool: environments that begin anew
+        :param deterministic: draw no random number
+        """
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return dict(
@@ -154,8 +182,11 @@ class RecurrentPolicy(BasePolicy):
 
     @classmethod
     def load(
-        cls, path: str, device: torch.device | str = "auto", trusted: bool = False
-    ) -> RecurrentPolicy:
+        cls: type[SelfPolicy],
+        path: str,
+        device: torch.device | str = "auto",
+        trusted: bool = False,
+    ) -> SelfPolicy:
         """Load a policy from what ``save`` wrote, without running anything in the file.
 
         :param path: file
@@ -178,6 +209,152 @@ class RecurrentPolicy(BasePolicy):
         policy = cls(**saved["data"])
         policy.load_state_dict(saved["state_dict"])
         return policy.to(device)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
+        n_envs = len(any_entry(observation))
+        starts = torch.ones(n_envs, dtype=torch.bool, device=self.device)
+        return self.carry(observation, self.initial_state(n_envs), starts, deterministic)[0]
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Actions for one observation or a batch, and the state to pass to the next call.
+
+        :param observation: one observation, or ``n`` of them stacked; images channels first or last
+        :param state: what the last call returned; ``None`` starts anew
+        :param episode_start: ``(n,)`` bool: environments to start anew
+        :param deterministic: draw no random number
+        :return: actions within the bounds of the action space, and the state: arrays ``(n, ...)``
+        :raises ValueError: for an ``(observation, info)`` tuple, or a state of another size
+        """
+        if isinstance(observation, tuple):
+            raise ValueError(
+                "observation must be an array or a dict, got a tuple; env.reset() of Gymnasium "
+                "returns (observation, info): pass the first of both"
+            )
+        self._notice_forgotten_state(state, episode_start)
+        observations, vectorized = self.obs_to_tensor(observation)
+        n_envs = len(any_entry(observations))
+        with torch.no_grad():
+            acting_state, starts = self._unpack_state(state, episode_start, n_envs)
+            scaled, next_state = self.carry(observations, acting_state, starts, deterministic)
+        arrays = tuple(part.cpu().numpy() for part in next_state)
+        actions = self.to_env_actions(scaled.cpu().numpy())
+        return actions if vectorized else actions[0], arrays
+
+    def _notice_forgotten_state(
+        self, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None
+    ) -> None:
+        """Warn once if call after call brings no state: nothing else would fail."""
+        if state is not None or (episode_start is not None and np.all(episode_start)):
+            if self._stateless_calls < STATELESS_CALLS:
+                self._stateless_calls = 0
+            return
+        self._stateless_calls += 1
+        if self._stateless_calls == STATELESS_CALLS:
+            warnings.warn(
+                f"predict was called {STATELESS_CALLS} times in a row without a state: the "
+                "agent then starts anew at every step and plays worse; carry it along: "
+                "action, state = model.predict(observation, state, episode_start)",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def _unpack_state(
+        self,
+        state: tuple[np.ndarray, ...] | None,
+        episode_start: np.ndarray | None,
+        n_envs: int,
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        initial = self.initial_state(n_envs)
+        if state is None:
+            return initial, torch.ones(n_envs, dtype=torch.bool, device=self.device)
+        tensors = tuple(torch.as_tensor(part, device=self.device) for part in state)
+        if [part.shape for part in tensors] != [wanted.shape for wanted in initial]:
+            raise ValueError(
+                f"state must be arrays of shapes {[tuple(w.shape) for w in initial]} for "
+                f"{n_envs} observation(s), got {[tuple(p.shape) for p in tensors]}; pass the state "
+                "that the last call of predict returned, or None to start anew"
+            )
+        if episode_start is None:
+            return tensors, torch.zeros(n_envs, dtype=torch.bool, device=self.device)
+        starts = torch.as_tensor(np.asarray(episode_start, dtype=bool), device=self.device)
+        return tensors, starts.reshape(-1).expand(n_envs)
+
+    def to_env_actions(self, scaled_actions: np.ndarray) -> np.ndarray:
+        """Actions ``(n, A)`` in [-1, 1] as the environment takes them: its bounds, shape, dtype."""
+        assert isinstance(self.action_space, spaces.Box)
+        actions = scaled_actions.reshape(-1, *self.action_space.shape)
+        unscaled = self.unscale_action(actions)
+        low, high = self.action_space.low, self.action_space.high
+        return np.clip(unscaled, low, high).astype(self.action_space.dtype)
+
+
+class ActorPolicy(StatefulPolicy):
+    """A policy with an actor and an entropy temperature."""
+
+    actor: Actor
+    log_ent_coef: nn.Parameter
+    actor_optimizer: torch.optim.Optimizer
+    ent_coef_optimizer: torch.optim.Optimizer
+
+
+class RecurrentPolicy(ActorPolicy):
+    """World model, actor and critics in one module; acts with a latent state carried along.
+
+    ``predict`` takes and returns the state as a tuple of three numpy arrays: deterministic part,
+    stochastic part and the action executed last (in [-1, 1]).
+
+    :param observation_space: images (channels first), vectors or a ``Dict`` of both
+    :param action_space: Box with finite bounds
+    :param lr_schedule: for SB3's interface; the algorithm makes the optimisers
+    :param actor_dims: hidden layers of the actor
+    :param critic_dims: hidden layers of each critic
+    :param activation: of actor and critics
+    :param initial_log_ent_coef: initial log of the entropy temperature
+    :param sample_when_deterministic: carry a sample of the stochastic state, not its mean, under
+        ``deterministic=True`` too, as the authors did in their evaluation
+    :param model_kwargs: further keywords go to :class:`~core_agent.world_model.WorldModel`
+    :raises ValueError: for an action space that is no Box
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule | None = None,
+        actor_dims: Sequence[int] = (1024, 1024, 1024),
+        critic_dims: Sequence[int] = (1024, 1024, 1024),
+        activation: Activation = "elu",
+        initial_log_ent_coef: float = -2.3,
+        sample_when_deterministic: bool = False,
+        **model_kwargs: Any,
+    ) -> None:
+        own = dict(
+            actor_dims=actor_dims,
+            critic_dims=critic_dims,
+            activation=activation,
+            initial_log_ent_coef=initial_log_ent_coef,
+            sample_when_deterministic=sample_when_deterministic,
+        )
+        super().__init__(observation_space, action_space, {**own, **model_kwargs})
+        self.sample_when_deterministic = sample_when_deterministic
+        self.world_model = WorldModel(observation_space, self.action_dim, **model_kwargs)
+        latent_dim = self.world_model.latent_dim
+        self.actor = Actor(latent_dim, self.action_dim, actor_dims, activation)
+        self._make_critics(latent_dim, critic_dims, activation)
+        self.log_ent_coef = nn.Parameter(torch.tensor(initial_log_ent_coef))
+
+    @property
+    def observation_encoder(self) -> ObservationEncoder:
+        return self.world_model.encoder
+
+    def first_look(self, observation: PyTorchObs) -> Observation:
+        return self.world_model.encoder.center_crop(observation)
 
     def initial_state(self, n_envs: int) -> ActingState:
         """The state before the first observation: zeros."""
@@ -226,93 +403,15 @@ class RecurrentPolicy(BasePolicy):
         """
         sample_state = not deterministic or self.sample_when_deterministic
         latent, actor_input = self.step(observation, state, episode_start, sample_state)
-        policy = self.actor(actor_input)
-        if deterministic:
-            action = policy.mode
-        else:
-            action, _ = policy.sample(torch.randn_like(policy.mean))
+        action = self.actor.choose(actor_input, deterministic)
         return ActingState(latent.deter, latent.stoch, action)
 
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
-        n_envs = len(any_entry(observation))
-        starts = torch.ones(n_envs, dtype=torch.bool, device=self.device)
-        return self.act(observation, self.initial_state(n_envs), starts, deterministic).action
-
-    def predict(
+    def carry(
         self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Actions for one observation or a batch, and the state to pass to the next call.
-
-        :param observation: one observation, or ``n`` of them stacked; images channels first or last
-        :param state: what the last call returned; ``None`` starts anew
-        :param episode_start: ``(n,)`` bool: environments to start anew
-        :param deterministic: see :meth:`act`
-        :return: actions within the bounds of the action space, and the state: three arrays
-            ``(n, deter_dim)``, ``(n, stoch_dim)``, ``(n, A)``
-        :raises ValueError: for an ``(observation, info)`` tuple, or a state of another size
-        """
-        if isinstance(observation, tuple):
-            raise ValueError(
-                "observation must be an array or a dict, got a tuple; env.reset() of Gymnasium "
-                "returns (observation, info): pass the first of both"
-            )
-        self._notice_forgotten_state(state, episode_start)
-        observations, vectorized = self.obs_to_tensor(observation)
-        n_envs = len(any_entry(observations))
-        with torch.no_grad():
-            acting_state, starts = self._unpack_state(state, episode_start, n_envs)
-            next_state = self.act(observations, acting_state, starts, deterministic)
-        arrays = tuple(part.cpu().numpy() for part in next_state)
-        actions = self.to_env_actions(arrays[-1])
-        return actions if vectorized else actions[0], arrays
-
-    def _notice_forgotten_state(
-        self, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None
-    ) -> None:
-        """Warn once if call after call brings no state: nothing else would fail."""
-        if state is not None or (episode_start is not None and np.all(episode_start)):
-            if self._stateless_calls < STATELESS_CALLS:
-                self._stateless_calls = 0
-            return
-        self._stateless_calls += 1
-        if self._stateless_calls == STATELESS_CALLS:
-            warnings.warn(
-                f"predict was called {STATELESS_CALLS} times in a row without a state: a recurrent "
-                "agent then starts anew at every step and plays worse; carry it along: "
-                "action, state = model.predict(observation, state, episode_start)",
-                UserWarning,
-                stacklevel=4,
-            )
-
-    def _unpack_state(
-        self,
-        state: tuple[np.ndarray, ...] | None,
-        episode_start: np.ndarray | None,
-        n_envs: int,
-    ) -> tuple[ActingState, torch.Tensor]:
-        initial = self.initial_state(n_envs)
-        if state is None:
-            return initial, torch.ones(n_envs, dtype=torch.bool, device=self.device)
-        tensors = ActingState(*(torch.as_tensor(part, device=self.device) for part in state))
-        if any(part.shape != wanted.shape for part, wanted in zip(tensors, initial)):
-            raise ValueError(
-                f"state must be three arrays of shapes {[tuple(w.shape) for w in initial]} for "
-                f"{n_envs} observation(s), got {[tuple(p.shape) for p in tensors]}; pass the state "
-                "that the last call of predict returned, or None to start anew"
-            )
-        if episode_start is None:
-            return tensors, torch.zeros(n_envs, dtype=torch.bool, device=self.device)
-        starts = torch.as_tensor(np.asarray(episode_start, dtype=bool), device=self.device)
-        return tensors, starts.reshape(-1).expand(n_envs)
-
-    def to_env_actions(self, scaled_actions: np.ndarray) -> np.ndarray:
-        """Actions ``(n, A)`` in [-1, 1] as the environment takes them: its bounds, shape, dtype."""
-        assert isinstance(self.action_space, spaces.Box)
-        actions = scaled_actions.reshape(-1, *self.action_space.shape)
-        unscaled = self.unscale_action(actions)
-        low, high = self.action_space.low, self.action_space.high
-        return np.clip(unscaled, low, high).astype(self.action_space.dtype)
+        observation: PyTorchObs,
+        state: tuple[torch.Tensor, ...],
+        episode_start: torch.Tensor,
+        deterministic: bool,
+    ) -> tuple[torch.Tensor, ActingState]:
+        acting_state = self.act(observation, ActingState(*state), episode_start, deterministic)
+        return acting_state.action, acting_state

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,69 +10,19 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from torch import nn
-from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from core_agent.algorithm import Metrics, SequenceOffPolicyAlgorithm
+from core_agent.algorithm import POLICY_ALIASES, Metrics
 from core_agent.hardware import Precision
 from core_agent.latent import OpenLatent
-from core_agent.losses import masked_mean
+from core_agent.losses import twin_critic_loss
+from core_agent.optimization import move_towards
 from core_agent.policies import RecurrentPolicy
+from core_agent.soft_actor_critic import SoftActorCritic
 from core_agent.types import ActingState, SequenceBatch
-from core_agent.validation import check, check_positive, is_number
+from core_agent.validation import check_integer, check_positive
 
 
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Inside, gradients flow through ``module`` but its parameters get none."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
-
-def initial_ent_coef(ent_coef: float | str) -> float | None:
-    """The temperature to start with; ``None`` leaves it to the policy.
-
-    :raises ValueError: for anything but ``"auto"``, ``"auto_0.1"`` or a number > 0
-    """
-    value: Any = ent_coef
-    if isinstance(ent_coef, str):
-        if ent_coef == "auto":
-            return None
-        prefix, _, number = ent_coef.partition("_")
-        try:
-            value = float(number) if prefix == "auto" else None
-        except ValueError:
-            value = None
-    rule = "be 'auto', 'auto_' and a number > 0, or a number > 0"
-    check(is_number(value) and value > 0, "ent_coef", rule, ent_coef)
-    return float(value)
-
-
-def descend(
-    loss: torch.Tensor,
-    optimizer: torch.optim.Optimizer,
-    clipped: Iterable[nn.Parameter],
-    max_norm: float,
-) -> torch.Tensor:
-    """One step of ``optimizer`` on ``loss``; the norm of the clipped gradients before clipping.
-
-    A loss that nothing trainable leads to, as of frozen parts, leaves everything as it is.
-    """
-    optimizer.zero_grad()
-    if loss.requires_grad:
-        loss.backward()
-    norm = clip_grad_norm_(clipped, max_norm)
-    optimizer.step()
-    return norm
-
-
-class RecurrentSAC(OpenLatent, SequenceOffPolicyAlgorithm):
+class RecurrentSAC(OpenLatent, SoftActorCritic):
     """Soft actor-critic whose state is filtered from observations and actions by a recurrent model.
 
     The model is trained by the critic's loss alone, on random crops where observations are
@@ -125,15 +72,8 @@ class RecurrentSAC(OpenLatent, SequenceOffPolicyAlgorithm):
     :raises ValueError: for a bad argument, naming it and its rule
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "CnnPolicy": RecurrentPolicy,
-        "MlpPolicy": RecurrentPolicy,
-        "MultiInputPolicy": RecurrentPolicy,
-    }
-    optimizer_names: ClassVar[tuple[str, ...]] = (
-        "critic_optimizer",
-        "actor_optimizer",
-        "ent_coef_optimizer",
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(
+        POLICY_ALIASES, RecurrentPolicy
     )
     max_critic_grad_norm: ClassVar[float] = 100.0
     max_actor_grad_norm: ClassVar[float] = 10.0
@@ -174,17 +114,8 @@ class RecurrentSAC(OpenLatent, SequenceOffPolicyAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
+        check_integer("sequence_length", sequence_length, 2)
         check_positive("critic_learning_rate", critic_learning_rate)
-        check_positive("actor_learning_rate", actor_learning_rate)
-        check_positive("ent_coef_learning_rate", ent_coef_learning_rate)
-        initial_ent_coef(ent_coef)
-        check(
-            target_entropy == "auto" or is_number(target_entropy),
-            "target_entropy",
-            "be a number or 'auto'",
-            target_entropy,
-        )
-        check(is_number(max_log_ent_coef), "max_log_ent_coef", "be a number", max_log_ent_coef)
         super().__init__(
             policy=policy,
             env=env,
@@ -192,12 +123,16 @@ class RecurrentSAC(OpenLatent, SequenceOffPolicyAlgorithm):
             buffer_size=buffer_size,
             learning_starts=learning_starts,
             batch_size=batch_size,
-            sequence_length=sequence_length,
             tau=tau,
             gamma=gamma,
             train_freq=train_freq,
             gradient_steps=gradient_steps,
             update_ratio=update_ratio,
+            actor_learning_rate=actor_learning_rate,
+            ent_coef=ent_coef,
+            ent_coef_learning_rate=ent_coef_learning_rate,
+            target_entropy=target_entropy,
+            max_log_ent_coef=max_log_ent_coef,
             crop_size=crop_size,
             precision=precision,
             action_noise=action_noise,
@@ -210,44 +145,23 @@ class RecurrentSAC(OpenLatent, SequenceOffPolicyAlgorithm):
             seed=seed,
             device=device,
         )
+        self.sequence_length = sequence_length
         self.critic_learning_rate = critic_learning_rate
-        self.actor_learning_rate = actor_learning_rate
-        self.ent_coef = ent_coef
-        self.ent_coef_learning_rate = ent_coef_learning_rate
-        self.target_entropy = target_entropy
-        self.max_log_ent_coef = max_log_ent_coef
         self.train_model_with_critic = train_model_with_critic
         if _init_setup_model:
             self._setup_model()
 
-    def _make_optimizers(self) -> None:
-        initial = initial_ent_coef(self.ent_coef)
-        if initial is not None:
-            self.policy.log_ent_coef.data.fill_(math.log(initial))
-        policy, model_rate = self.policy, self.base_learning_rate
+    def _buffer_arguments(self) -> dict[str, Any]:
+        window = {**self._policy_arguments(), "sequence_length": self.sequence_length}
+        return {**super()._buffer_arguments(), **window}
+
+    def _critic_groups(self) -> list[dict[str, Any]]:
+        policy = self.policy
         groups = [dict(params=list(policy.critic.parameters()), lr=self.critic_learning_rate)]
         if self.train_model_with_critic:
-            groups.append(dict(params=list(policy.world_model.filter_parameters()), lr=model_rate))
-        policy.critic_optimizer = self._adam(groups)
-        # The name under which SB3's tools look for an optimiser.
-        policy.optimizer = policy.critic_optimizer
-        policy.actor_optimizer = self._adam(
-            [dict(params=list(policy.actor.parameters()), lr=self.actor_learning_rate)]
-        )
-        policy.ent_coef_optimizer = self._adam(
-            [dict(params=[policy.log_ent_coef], lr=self.ent_coef_learning_rate)],
-            betas=(0.5, 0.999),
-        )
-        self._update_target = get_ema_multi_avg_fn(1.0 - self.tau)
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_update_target"]
-
-    @property
-    def _target_entropy(self) -> float:
-        if self.target_entropy == "auto":
-            return -float(self.policy.action_dim)
-        return float(self.target_entropy)
+            filtering = list(policy.world_model.filter_parameters())
+            groups.append(dict(params=filtering, lr=self.base_learning_rate))
+        return groups
 
     # ---- acting ----
 
@@ -256,32 +170,29 @@ class RecurrentSAC(OpenLatent, SequenceOffPolicyAlgorithm):
     ) -> np.ndarray:
         """Filter the last observation, choose actions and remember what was executed."""
         policy = self.policy
-        observation, _ = policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]
-        starts = torch.as_tensor(self._last_episode_starts, device=self.device)
-        state = policy.initial_state(len(starts))
-        if self._last_states is not None:
-            state = ActingState(
-                *(torch.as_tensor(part, device=self.device) for part in self._last_states)
-            )
-        latent, actor_input = policy.step(observation, state, starts, sample_state=True)
+        observation, state, starts = self._acting_inputs()
+        latent, actor_input = policy.step(
+            observation, ActingState(*state), starts, sample_state=True
+        )
         if random_actions is None:
-            distribution = policy.actor(actor_input)
-            actions, _ = distribution.sample(torch.randn_like(distribution.mean))
-            scaled = actions.cpu().numpy()
+            scaled = policy.actor.choose(actor_input, deterministic=False).cpu().numpy()
         else:
             scaled = random_actions.astype(np.float32)
-        if action_noise is not None:
-            scaled = np.clip(scaled + action_noise(), -1.0, 1.0).astype(np.float32)
+        scaled = self._with_noise(scaled, action_noise)
         self._last_states = (latent.deter.cpu().numpy(), latent.stoch.cpu().numpy(), scaled)
         return scaled
 
     # ---- learning ----
 
+    def _sample_batch(self, batch_size: int) -> SequenceBatch:
+        assert self.replay_buffer is not None
+        return self.replay_buffer.sample(batch_size, self._vec_normalize_env)
+
     def update(self, batch: SequenceBatch) -> Metrics:
         """One step of critic, actor, temperature and target on the same batch."""
         with torch.set_grad_enabled(self.train_model_with_critic):
             latents = self.filter(batch)
-        critic_metrics = self.update_critic(batch, latents)
+        critic_metrics = self._descend_critics(self.critic_loss(batch, latents))
         actor_metrics, log_prob = self.update_actor(batch, latents.detach()[:-1])
         ent_coef_metrics = self.update_ent_coef(batch, log_prob)
         self.update_target()
@@ -298,78 +209,14 @@ class RecurrentSAC(OpenLatent, SequenceOffPolicyAlgorithm):
             noise = torch.randn(size, device=self.device)
         return model.observe(model.encode(batch.observations), batch.actions, noise).mean()
 
-    @torch.no_grad()
-    def target_values(
-        self, batch: SequenceBatch, next_latents: torch.Tensor, noise: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """``r + γ (1 - terminated) (min Q'(z', a') - α log π(a'|z'))``, ``(T - 1, B)``.
-
-        Episodes cut by a time limit are not terminated, so their last value counts.
-        """
-        policy = self.policy
-        distribution = policy.actor(next_latents)
-        if noise is None:
-            noise = torch.randn_like(distribution.mean)
-        actions, log_prob = distribution.sample(noise)
-        values = policy.critic_target(next_latents, actions).amin(dim=0)
-        soft_values = values - policy.log_ent_coef.exp() * log_prob
-        return batch.rewards + self.gamma * (1.0 - batch.terminated) * soft_values
-
     def critic_loss(
         self, batch: SequenceBatch, latents: torch.Tensor, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
         """J_Q: the sum of both critics' mean squared errors (Eq. 6, arXiv:2112.01163)."""
         targets = self.target_values(batch, latents[1:].detach(), noise)
         values = self.policy.critic(latents[:-1], batch.actions)
-        errors = (values - targets).square().sum(dim=0)
-        return masked_mean(errors, batch.transition_mask)
+        return twin_critic_loss(values, targets, batch.transition_mask)
 
-    def update_critic(self, batch: SequenceBatch, latents: torch.Tensor) -> Metrics:
-        policy, loss = self.policy, self.critic_loss(batch, latents)
-        clipped = policy.critic.parameters()
-        norm = descend(loss, policy.critic_optimizer, clipped, self.max_critic_grad_norm)
-        return {"critic_loss": loss, "critic_grad_norm": norm}
-
-    def actor_loss(
-        self, batch: SequenceBatch, latents: torch.Tensor, noise: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """J_π: mean of ``α log π - min Q`` at detached latents, and ``log π`` ``(T - 1, B)``."""
-        distribution = self.policy.actor(latents)
-        if noise is None:
-            noise = torch.randn_like(distribution.mean)
-        actions, log_prob = distribution.sample(noise)
-        values = self.policy.critic(latents, actions).amin(dim=0)
-        ent_coef = self.policy.log_ent_coef.detach().exp()
-        return masked_mean(ent_coef * log_prob - values, batch.transition_mask), log_prob
-
-    def update_actor(
-        self, batch: SequenceBatch, latents: torch.Tensor
-    ) -> tuple[Metrics, torch.Tensor]:
-        with frozen(self.policy.critic):
-            loss, log_prob = self.actor_loss(batch, latents)
-            clipped = self.policy.actor.parameters()
-            norm = descend(loss, self.policy.actor_optimizer, clipped, self.max_actor_grad_norm)
-        return {"actor_loss": loss, "actor_grad_norm": norm}, log_prob.detach()
-
-    def update_ent_coef(self, batch: SequenceBatch, log_prob: torch.Tensor) -> Metrics:
-        """Move the temperature towards the target entropy; ``log_prob`` ``(T - 1, B)``."""
-        log_ent_coef = self.policy.log_ent_coef
-        mean_log_prob = masked_mean(log_prob, batch.transition_mask)
-        if not isinstance(self.ent_coef, str):
-            return {"ent_coef": log_ent_coef.detach().exp(), "policy_entropy": -mean_log_prob}
-        loss = -log_ent_coef.exp() * (mean_log_prob + self._target_entropy)
-        optimizer = self.policy.ent_coef_optimizer
-        descend(loss, optimizer, [log_ent_coef], self.max_ent_coef_grad_norm)
-        with torch.no_grad():
-            log_ent_coef.clamp_(max=self.max_log_ent_coef)
-            ent_coef = log_ent_coef.exp()
-        return {"ent_coef_loss": loss, "ent_coef": ent_coef, "policy_entropy": -mean_log_prob}
-
-    @torch.no_grad()
     def update_target(self) -> None:
         """Move the target critics towards the critics."""
-        self._update_target(
-            list(self.policy.critic_target.parameters()),
-            list(self.policy.critic.parameters()),
-            None,
-        )
+        move_towards(self.policy.critic_target, self.policy.critic, self.tau)

@@ -31,7 +31,10 @@ ALLOWED: dict[str, frozenset[str]] = {
     "builtins": frozenset({"set", "frozenset", "slice", "complex", "range"}),
     "collections": frozenset({"OrderedDict", "deque"}),
     "core_agent.buffers": frozenset({"Episode", "SequenceReplayBuffer"}),
+    "core_agent.curl": frozenset({"CURLPolicy"}),
     "core_agent.policies": frozenset({"RecurrentPolicy"}),
+    "core_agent.qt_opt_rad": frozenset({"QTOptPolicy"}),
+    "core_agent.sac_rad": frozenset({"SACRADPolicy"}),
     "gymnasium.spaces.box": frozenset({"Box"}),
     "gymnasium.spaces.dict": frozenset({"Dict"}),
     "gymnasium.spaces.discrete": frozenset({"Discrete"}),
@@ -101,12 +104,11 @@ def restricted_load(file: Any, what: str, way_out: str) -> Any:
         raise UnsafeFileError(f"{what} cannot be read: {error!r}; {way_out}") from error
 
 
-def safe_data(path: str | pathlib.Path | io.BufferedIOBase, replaced: set[str]) -> dict[str, Any]:
-    """The pickled entries of a model file, for SB3's ``custom_objects``: it unpickles none then.
+def read_data(path: str | pathlib.Path | io.BufferedIOBase) -> dict[str, Any]:
+    """The ``data`` entry of a model file, what is pickled in it left as it is.
 
     :param path: what ``load`` takes
-    :param replaced: entries that the caller replaces, which are not read
-    :raises UnsafeFileError: for an entry that asks for a name that is not allowed
+    :raises UnsafeFileError: for a file that is no saved model
     """
     file = open_path(path, "r", suffix="zip")
     try:
@@ -115,7 +117,7 @@ def safe_data(path: str | pathlib.Path | io.BufferedIOBase, replaced: set[str]) 
                 raise UnsafeFileError(
                     f"path must be a saved model, got {path!r}; the file has no entry 'data'"
                 )
-            data = json.loads(archive.read("data"))
+            return json.loads(archive.read("data"))
     except (zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UnsafeFileError(
             f"path must be a saved model, got {path!r}; the file is damaged ({error})"
@@ -125,8 +127,17 @@ def safe_data(path: str | pathlib.Path | io.BufferedIOBase, replaced: set[str]) 
             file.close()
         else:
             file.seek(0)
+
+
+def safe_data(path: str | pathlib.Path | io.BufferedIOBase, replaced: set[str]) -> dict[str, Any]:
+    """The pickled entries of a model file, for SB3's ``custom_objects``: it unpickles none then.
+
+    :param path: what ``load`` takes
+    :param replaced: entries that the caller replaces, which are not read
+    :raises UnsafeFileError: for an entry that asks for a name that is not allowed
+    """
     objects = {}
-    for key, item in data.items():
+    for key, item in read_data(path).items():
         if not (isinstance(item, dict) and ":serialized:" in item) or key in replaced:
             continue
         way_out = (

@@ -13,24 +13,26 @@ from __future__ import annotations
 import fcntl
 import json
 import signal
+import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import gymnasium as gym
 from stable_baselines3.common.callbacks import BaseCallback
 
-from core_agent.algorithm import PAPER_SIMULATOR_STEPS, make_env
+from core_agent.agents import get_agent
+from core_agent.algorithm import PAPER_SIMULATOR_STEPS, SequenceOffPolicyAlgorithm, make_env
 from core_agent.callbacks import (
     ExactCheckpointCallback,
     RichProgressCallback,
     ValidationCallback,
 )
 from core_agent.checkpoint import NoCheckpointError
-from core_agent.core import CoRe
+from core_agent.gating import GatingCallback
 from core_agent.presets import get_preset
 from core_agent.presets import preset as preset_arguments
 from core_agent.validation import check
@@ -41,6 +43,8 @@ class Run:
     """All that decides what a run learns."""
 
     env_id: str
+    agent: str = "core"
+    """See :data:`core_agent.agents.AGENTS`."""
     preset: str = "paper"
     seed: int = 0
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -74,21 +78,31 @@ def make_environment(
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """Inside, no other process trains in ``folder``. A process that dies lets go of it.
 
-    :raises ValueError: if another one does
+    :param patience: seconds to wait for that
+    :raises ValueError: if another one still does
     """
     folder.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + patience
     with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"folder must belong to one run at a time, got {str(folder)!r}, where another "
-                "process is training; wait for it, or give another folder"
-            ) from None
+        while not _try_to_lock(file):
+            if time.monotonic() >= until:
+                raise ValueError(
+                    f"folder must belong to one run at a time, got {str(folder)!r}, where another "
+                    "process is training; wait for it, or give another folder"
+                )
+            time.sleep(0.5)
         yield
+
+
+def _try_to_lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def check_same_run(path: Path, run: Run) -> None:
@@ -117,6 +131,8 @@ def train_run(
     checkpoint_every: int = 10_000,
     validate_every: int = 10_000,
     callbacks: list[BaseCallback] | None = None,
+    progress: bool = True,
+    patience: float = 0.0,
 ) -> Outcome:
     """Train in a folder; go on with what was begun there.
 
@@ -127,6 +143,8 @@ def train_run(
     :param checkpoint_every: agent steps between two checkpoints; 0: at the end alone
     :param validate_every: agent steps between two validations; 0: none
     :param callbacks: further ones
+    :param progress: show a progress bar
+    :param patience: seconds to wait for another process to let go of the folder
     :raises ValueError: if the folder holds checkpoints that are not to be gone on from, or those
         of another run, or if another process trains there; for a bad argument
     """
@@ -141,9 +159,11 @@ def train_run(
     )
     if begun:
         check_same_run(folder / "run.json", run)
-    env = make_environment(run.env_id, run.preset, "train", run.env_arguments)
-    model = None if begun else new_model(run, env, folder)
-    with locked(folder):
+    with ExitStack() as stack:
+        env = stack.enter_context(closing(training_environment(run, "train")))
+        # What a constructor refuses is refused before anything is written.
+        model = None if begun else new_model(run, env, folder)
+        stack.enter_context(locked(folder, patience))
         if model is None:
             model = resume_model(run, env, folder)
         resumed_at = model.num_timesteps or None
@@ -153,9 +173,14 @@ def train_run(
         if resumed_at is None:
             (folder / "run.json").write_text(json.dumps(asdict(run), indent=1))
         exact = ExactCheckpointCallback(checkpoints, checkpoint_every)
-        all_callbacks = [RichProgressCallback(), exact, *(callbacks or [])]
+        all_callbacks: list[BaseCallback] = [exact, *(callbacks or [])]
+        if progress:
+            loss = "train/model_loss" if run.agent == "core" else "train/critic_loss"
+            all_callbacks.append(RichProgressCallback(loss_key=loss))
+        if model.policy_kwargs.get("gating"):
+            all_callbacks.append(GatingCallback())
         if validate_every:
-            other = make_environment(run.env_id, run.preset, "val", run.env_arguments)
+            other = stack.enter_context(closing(training_environment(run, "val")))
             all_callbacks.append(ValidationCallback(other, validate_every, seed=run.seed))
         try:
             model.learn(
@@ -170,21 +195,24 @@ def train_run(
         return Outcome(model.num_timesteps, resumed_at, received)
 
 
-def new_model(run: Run, env: gym.Env, folder: Path) -> CoRe:
+def training_environment(run: Run, split: str) -> gym.Env:
+    """The environment of a run, on the videos of ``split``."""
+    return make_environment(run.env_id, run.preset, split, run.env_arguments)
+
+
+def new_model(run: Run, env: gym.Env, folder: Path) -> SequenceOffPolicyAlgorithm:
     """The model at the beginning of a run."""
-    return CoRe(
-        "auto",
-        env,
-        seed=run.seed,
-        tensorboard_log=str(folder / "tensorboard"),
-        **preset_arguments(run.preset, **run.arguments),
+    arguments = preset_arguments(run.preset, run.agent, **run.arguments)
+    log = str(folder / "tensorboard")
+    return get_agent(run.agent)(
+        policy="auto", env=env, seed=run.seed, tensorboard_log=log, **arguments
     )
 
 
-def resume_model(run: Run, env: gym.Env, folder: Path) -> CoRe:
+def resume_model(run: Run, env: gym.Env, folder: Path) -> SequenceOffPolicyAlgorithm:
     """The model at the newest whole checkpoint; a new one if none is whole."""
     try:
-        return CoRe.resume(folder / "checkpoints", env)
+        return get_agent(run.agent).resume(folder / "checkpoints", env)
     except NoCheckpointError:
         warnings.warn(f"no checkpoint in {folder} is whole: the run begins anew", stacklevel=2)
         return new_model(run, env, folder)

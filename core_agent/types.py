@@ -38,6 +38,26 @@ class SequenceBatch(NamedTuple):
         return self.mask[1:]
 
 
+class TransitionBatch(NamedTuple):
+    """``B`` transitions, each with the stack of the last frames before and after it."""
+
+    observations: Observation
+    """``(B, ...)``: see :func:`~core_agent.stacking.stack_frames`; images as uint8."""
+    actions: torch.Tensor
+    """``(B, A)``, float32 in [-1, 1]."""
+    next_observations: Observation
+    """``(B, ...)``"""
+    rewards: torch.Tensor
+    """``(B,)``, float32."""
+    terminated: torch.Tensor
+    """``(B,)``, float32: 1 where the episode ended for good, not by a time limit."""
+
+    @property
+    def transition_mask(self) -> torch.Tensor:
+        """``(B,)``, float32: every transition counts."""
+        return torch.ones_like(self.rewards)
+
+
 class Gaussian(NamedTuple):
     """A diagonal Gaussian; both fields have shape ``(..., S)``."""
 

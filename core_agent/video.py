@@ -63,6 +63,13 @@ def encode_gif(frames: Sequence[np.ndarray], fps: float) -> bytes:
     return file.getvalue()
 
 
+def encode_png(image: np.ndarray) -> bytes:
+    """A PNG of an image ``(H, W, 3)``, uint8."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="PNG")
+    return file.getvalue()
+
+
 def log_video(
     logger: Logger, tag: str, frames: Sequence[np.ndarray], fps: float, step: int
 ) -> None:
@@ -71,14 +78,20 @@ def log_video(
     ``SummaryWriter.add_video`` of PyTorch 2.13 looks for ``moviepy.editor``, which moviepy 2 no
     longer has, so the summary is built here.
     """
-    height, width, channels = frames[0].shape
+    _log_image(logger, tag, frames[0].shape, encode_gif(frames, fps), step)
+
+
+def log_picture(logger: Logger, tag: str, image: np.ndarray, step: int) -> None:
+    """Show a picture ``(H, W, 3)``, uint8, in TensorBoard, where the logger writes one, at once."""
+    _log_image(logger, tag, image.shape, encode_png(image), step)
+
+
+def _log_image(logger: Logger, tag: str, shape: tuple[int, ...], encoded: bytes, step: int) -> None:
+    height, width, channels = shape
     for output in logger.output_formats:
         if isinstance(output, TensorBoardOutputFormat):
             image = Summary.Image(
-                height=height,
-                width=width,
-                colorspace=channels,
-                encoded_image_string=encode_gif(frames, fps),
+                height=height, width=width, colorspace=channels, encoded_image_string=encoded
             )
             summary = Summary(value=[Summary.Value(tag=tag, image=image)])
             output.writer._get_file_writer().add_summary(summary, step)

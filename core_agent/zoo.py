@@ -1,50 +1,44 @@
-"""CoRe and RecurrentSAC in rl-zoo: training, playing, resuming and tuning with its commands.
+"""The agents in rl-zoo: training, playing, resuming and tuning with its commands.
 
     python -m core_agent.zoo train --algo core --env DCS-cheetah-run-easy-dynamic
     python -m core_agent.zoo train --algo core --env DCS-cheetah-run-easy-dynamic -i model.zip
     python -m core_agent.zoo enjoy --algo core --env DCS-cheetah-run-easy-dynamic -f logs
     python -m core_agent.zoo train --algo core --env Pendulum-v1 --optimize --n-trials 20
 
-Every option is rl-zoo's own. What is added: the algorithms ``core`` and ``recurrent_sac``; their
-configurations where ``-conf`` names none; the ids of the Distracting Control Suite, evaluated on
-the validation videos and enjoyed without a window, which they do not have.
+Every option is rl-zoo's own. What is added: the algorithms ``core``, ``recurrent_sac``, ``sacrad``,
+``curl``, ``qtopt_rad`` and ``qtopt_drq``; their configurations where ``-conf`` names none; the ids
+of the Distracting Control Suite, evaluated on the validation videos and enjoyed without a window,
+which they do not have.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from core_agent.core import CoRe
-from core_agent.recurrent_sac import RecurrentSAC
+from core_agent.agents import AGENTS
 from core_agent.validation import check
 
-ALGORITHMS: dict[str, type[RecurrentSAC]] = {"core": CoRe, "recurrent_sac": RecurrentSAC}
 CONFIGS = Path(__file__).parent / "configs"
 COMMANDS = ("train", "enjoy")
 
 
-def sample_recurrent_sac(
-    trial: Any, n_actions: int, n_envs: int, additional_args: dict[str, Any]
-) -> dict[str, Any]:
-    """Constructor arguments of RecurrentSAC for one Optuna trial.
-
-    :param trial: the ``optuna.Trial``
-    :param n_actions: for rl-zoo's interface
-    :param n_envs: for rl-zoo's interface
-    :param additional_args: for rl-zoo's interface
-    """
-    return convert_parameters(suggest_recurrent_sac(trial))
-
-
-def suggest_recurrent_sac(trial: Any) -> dict[str, Any]:
-    """What is searched for both algorithms, as Optuna stores it."""
+def suggest_common(trial: Any) -> dict[str, Any]:
+    """What is searched for every agent, as Optuna stores it."""
     return {
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.002, 0.05, log=True),
         "tau": trial.suggest_float("tau", 0.002, 0.05, log=True),
         "learning_rate": trial.suggest_float("learning_rate", 5e-5, 2e-3, log=True),
+    }
+
+
+def suggest_recurrent(trial: Any) -> dict[str, Any]:
+    """What is searched for the recurrent agents."""
+    return {
+        **suggest_common(trial),
         "critic_learning_rate": trial.suggest_float("critic_learning_rate", 1e-4, 3e-3, log=True),
         "actor_learning_rate": trial.suggest_float("actor_learning_rate", 1e-4, 3e-3, log=True),
         "batch_size_pow": trial.suggest_int("batch_size_pow", 3, 6),
@@ -53,29 +47,65 @@ def suggest_recurrent_sac(trial: Any) -> dict[str, Any]:
     }
 
 
-def sample_core(
-    trial: Any, n_actions: int, n_envs: int, additional_args: dict[str, Any]
-) -> dict[str, Any]:
-    """Constructor arguments of CoRe for one Optuna trial; see :func:`sample_recurrent_sac`."""
-    parameters = {
-        **suggest_recurrent_sac(trial),
+def suggest_core(trial: Any) -> dict[str, Any]:
+    """What is searched for CoRe."""
+    return {
+        **suggest_recurrent(trial),
         "kl_coef": trial.suggest_float("kl_coef", 1e-3, 1.0, log=True),
         "reward_coef": trial.suggest_float("reward_coef", 0.1, 10.0, log=True),
         "inverse_coef": trial.suggest_float("inverse_coef", 0.1, 10.0, log=True),
     }
-    return convert_parameters(parameters)
+
+
+def suggest_frame_stack(trial: Any) -> dict[str, Any]:
+    """What is searched for the feed-forward agents."""
+    return {
+        **suggest_common(trial),
+        "encoder_tau": trial.suggest_float("encoder_tau", 0.005, 0.1, log=True),
+        "batch_size_pow": trial.suggest_int("batch_size_pow", 6, 9),
+    }
+
+
+def suggest_sacrad(trial: Any) -> dict[str, Any]:
+    """What is searched for SACRAD and CURL."""
+    return {
+        **suggest_frame_stack(trial),
+        "actor_learning_rate": trial.suggest_float("actor_learning_rate", 1e-4, 3e-3, log=True),
+    }
 
 
 def convert_parameters(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """Parameters as Optuna stores them to constructor arguments."""
     arguments = dict(sampled_params)
     arguments["gamma"] = 1.0 - arguments.pop("one_minus_gamma")
-    for name in ("batch_size", "sequence_length"):
-        arguments[name] = 2 ** arguments.pop(f"{name}_pow")
+    for name in [name for name in arguments if name.endswith("_pow")]:
+        arguments[name.removesuffix("_pow")] = 2 ** arguments.pop(name)
     return arguments
 
 
-SAMPLERS = {"core": sample_core, "recurrent_sac": sample_recurrent_sac}
+Suggest = Callable[[Any], dict[str, Any]]
+SUGGESTIONS: dict[str, Suggest] = {
+    "core": suggest_core,
+    "recurrent_sac": suggest_recurrent,
+    "sacrad": suggest_sacrad,
+    "curl": suggest_sacrad,
+    "qtopt_rad": suggest_frame_stack,
+    "qtopt_drq": suggest_frame_stack,
+}
+
+
+def make_sampler(suggest: Suggest) -> Callable[..., dict[str, Any]]:
+    """A function in rl-zoo's form: constructor arguments for one Optuna trial."""
+
+    def sample(
+        trial: Any, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+    ) -> dict[str, Any]:
+        return convert_parameters(suggest(trial))
+
+    return sample
+
+
+SAMPLERS = {name: make_sampler(suggest) for name, suggest in SUGGESTIONS.items()}
 
 
 def register() -> None:
@@ -91,9 +121,9 @@ def register() -> None:
             f"rl-zoo cannot be imported ({error}); install it with: pip install 'core-agent[zoo]'"
         ) from error
     # Changed in place: rl-zoo's modules have imported these tables by name.
-    rl_zoo3.ALGOS.update(ALGORITHMS)
+    rl_zoo3.ALGOS.update(AGENTS)
     hyperparams_opt.HYPERPARAMS_SAMPLER.update(SAMPLERS)
-    hyperparams_opt.HYPERPARAMS_CONVERTER.update(dict.fromkeys(ALGORITHMS, convert_parameters))
+    hyperparams_opt.HYPERPARAMS_CONVERTER.update(dict.fromkeys(AGENTS, convert_parameters))
 
 
 def with_defaults(command: str, arguments: list[str]) -> list[str]:
@@ -111,7 +141,7 @@ def with_defaults(command: str, arguments: list[str]) -> list[str]:
     parser.add_argument("--no-render", action="store_true")
     given, _ = parser.parse_known_args(arguments)
     added: list[str] = []
-    if command == "train" and given.conf_file is None and given.algo in ALGORITHMS:
+    if command == "train" and given.conf_file is None and given.algo in AGENTS:
         added += ["--conf-file", str(CONFIGS / f"{given.algo}.yml")]
     if given.env.startswith("DCS-"):
         import distracting_envs  # noqa: F401  (registers the ids)

@@ -9,37 +9,52 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from core_agent import SACRAD, RecurrentSAC
 from core_agent.policies import RecurrentPolicy
 from core_agent.types import SequenceBatch
 
+TINY_ENCODER: dict[str, Any] = dict(
+    feature_dim=5, vector_dims=(8, 8, 8), cnn_channels=(4,), cnn_strides=(2,)
+)
 TINY_MODEL: dict[str, Any] = dict(
     deter_dim=6,
     stoch_dim=4,
-    feature_dim=5,
     embed_dims=(8, 8),
     gru_dims=(8, 8),
     prior_dims=(8, 8, 8),
     posterior_dims=(8, 8),
     decoder_dims=(8, 8),
     head_dims=(8, 8),
-    vector_dims=(8, 8, 8),
-    cnn_channels=(4,),
-    cnn_strides=(2,),
+    **TINY_ENCODER,
 )
 TINY_POLICY: dict[str, Any] = dict(actor_dims=(8, 8), critic_dims=(8, 8), **TINY_MODEL)
-TINY: dict[str, Any] = dict(
-    policy_kwargs=TINY_POLICY,
-    batch_size=3,
-    sequence_length=4,
-    learning_starts=8,
-    buffer_size=200,
-    seed=0,
-    device="cpu",
+TINY_ANY: dict[str, Any] = dict(
+    batch_size=3, learning_starts=8, buffer_size=200, seed=0, device="cpu"
 )
+TINY: dict[str, Any] = dict(policy_kwargs=TINY_POLICY, sequence_length=4, **TINY_ANY)
+TINY_CRITICS: dict[str, Any] = dict(critic_dims=(8, 8), **TINY_ENCODER)
+TINY_STACKS: dict[str, Any] = dict(policy_kwargs=TINY_CRITICS, **TINY_ANY)
+TINY_ACTOR_STACKS: dict[str, Any] = dict(
+    policy_kwargs=dict(actor_dims=(8, 8), **TINY_CRITICS), **TINY_ANY
+)
+
+
+def tiny(algorithm: type) -> dict[str, Any]:
+    """Arguments that make any agent small."""
+    if issubclass(algorithm, RecurrentSAC):
+        return TINY
+    return TINY_ACTOR_STACKS if issubclass(algorithm, SACRAD) else TINY_STACKS
+
 
 IMAGE = spaces.Box(0, 255, (8, 8, 3), np.uint8)
 VECTOR = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 BOTH = spaces.Dict({"image": IMAGE, "vector": VECTOR})
+
+
+def policy_name(space: spaces.Space) -> str:
+    if isinstance(space, spaces.Dict):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if len(space.shape or ()) == 3 else "MlpPolicy"
 
 
 class FakeEnv(gym.Env):

@@ -1,4 +1,4 @@
-"""CoRe and RecurrentSAC as Stable-Baselines3 algorithms."""
+"""The agents as Stable-Baselines3 algorithms."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from core_agent import CoRe, RecurrentSAC
-from tests.agent.fakes import BOTH, IMAGE, TINY, VECTOR, FakeEnv, random_batch
+from core_agent.agents import AGENTS
+from tests.agent.fakes import BOTH, IMAGE, TINY, VECTOR, FakeEnv, policy_name, random_batch, tiny
 
-ALGORITHMS = [CoRe, RecurrentSAC]
+ALGORITHMS = list(AGENTS.values())
 
 
 class Recorder(BaseCallback):
@@ -54,19 +55,13 @@ def parameters(model) -> torch.Tensor:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("space", [IMAGE, VECTOR, BOTH, spaces.Box(0, 255, (40, 40, 1), np.uint8)])
 def test_learns_on_any_observation_space(algorithm, space):
-    model = algorithm(policy_name(space), FakeEnv(space), **TINY)
+    model = algorithm(policy_name(space), FakeEnv(space), **tiny(algorithm))
     before = parameters(model).clone()
     model.learn(20)
     assert model.num_timesteps >= 20
     assert model._n_updates > 0
     assert torch.isfinite(parameters(model)).all()
     assert not torch.equal(before, parameters(model))
-
-
-def policy_name(space: spaces.Space) -> str:
-    if isinstance(space, spaces.Dict):
-        return "MultiInputPolicy"
-    return "CnnPolicy" if len(space.shape) == 3 else "MlpPolicy"
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 12])
@@ -154,16 +149,17 @@ def test_a_callback_stops_training():
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_same_seed_gives_the_same_run(algorithm):
-    models = [algorithm("CnnPolicy", FakeEnv(), **TINY).learn(24) for _ in range(2)]
+    sizes = tiny(algorithm)
+    models = [algorithm("CnnPolicy", FakeEnv(), **sizes).learn(24) for _ in range(2)]
     assert torch.equal(parameters(models[0]), parameters(models[1]))
-    other = algorithm("CnnPolicy", FakeEnv(), **{**TINY, "seed": 1}).learn(24)
+    other = algorithm("CnnPolicy", FakeEnv(), **{**sizes, "seed": 1}).learn(24)
     assert not torch.equal(parameters(models[0]), parameters(other))
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_save_and_load_reproduce_actions_exactly(algorithm, tmp_path):
     env = FakeEnv()
-    model = algorithm("CnnPolicy", env, **TINY).learn(18)
+    model = algorithm("CnnPolicy", env, **tiny(algorithm)).learn(18)
     model.save(tmp_path / "model")
     loaded = algorithm.load(tmp_path / "model", env=FakeEnv())
     observations = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8), dtype=np.uint8)

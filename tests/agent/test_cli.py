@@ -7,9 +7,10 @@ import signal
 
 import pytest
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
-from core_agent import CoRe, cli, doctor
+from core_agent import CoRe, QTOptDrQ, cli, doctor, load_agent
 from core_agent.demo import run_demo
 from core_agent.training import Outcome
 from core_agent.zoo import CONFIGS
@@ -70,6 +71,34 @@ def test_train_leaves_a_model_that_loads(tmp_path):
     assert CoRe.load(tmp_path / "model").kl_coef == 0.5
 
 
+def test_any_agent_is_trained_evaluated_and_recorded(tmp_path):
+    env_id, size = "DCS-cartpole-swingup-clean", ["--preset", "debug"]
+    arguments = ["train", env_id, "--agent", "qtopt_drq", *size, "--steps", "60"]
+    folder = ["--folder", str(tmp_path), "--validate-every", "0", "--set", "n_stack=2"]
+    result = runner.invoke(cli.app, [*arguments, *folder])
+    assert result.exit_code == 0, result.output
+    model = load_agent(tmp_path / "model")
+    assert isinstance(model, QTOptDrQ)
+    assert (model.n_stack, model._n_updates) == (2, 2)  # after steps 40 and 60
+    for command in (
+        ["evaluate", "--episodes", "1"],
+        ["record", "--output", str(tmp_path / "v.mp4")],
+    ):
+        name, *options = command
+        path = str(tmp_path / "model")
+        result = runner.invoke(cli.app, [name, path, env_id, *size, *options])
+        assert result.exit_code == 0, result.output
+
+
+def test_an_ablation_is_a_preset_and_the_gate_is_shown(tmp_path):
+    arguments = ["train", "DCS-cartpole-swingup-clean", "--preset", "debug+core-gating"]
+    more = ["--folder", str(tmp_path), "--steps", "10", "--validate-every", "0"]
+    result = runner.invoke(cli.app, [*arguments, *more])
+    assert result.exit_code == 0, result.output
+    (file,) = tmp_path.rglob("events.out.tfevents.*")
+    assert "gating/observation" in EventAccumulator(str(file)).Reload().Tags()["images"]
+
+
 def test_train_takes_a_configuration_and_settings_on_top(tmp_path):
     config = tmp_path / "config.yml"
     config.write_text(
@@ -106,6 +135,11 @@ def test_settings_are_read_as_yaml_and_nest():
         ),
         (["train", "No-such-v0"], "env must be the id of a registered environment"),
         (["train", "Pendulum-v1", "--preset", "tiny"], "preset must be one of"),
+        (["train", "Pendulum-v1", "--agent", "dreamer"], "agent must be one of"),
+        (
+            ["train", "Pendulum-v1", "--agent", "curl", "--preset", "core-fwd"],
+            "preset must be one for 'curl'",
+        ),
         (["train", "Pendulum-v1", "--set", "gamma=2", "--preset", "debug"], "gamma must lie in"),
         (["train", "Pendulum-v1", "--set", "gama=0.9"], "gama"),
         (["train", "Pendulum-v1", "--config", "missing.yml"], "--config must be a YAML file"),

@@ -43,12 +43,14 @@ from stable_baselines3.common.vec_env import (
     VecVideoRecorder,
 )
 
-from core_agent import CoRe, RecurrentSAC
+from core_agent import SACRAD, CoRe, QTOptRAD, RecurrentSAC
+from core_agent.agents import AGENTS
 from core_agent.buffers import SequenceReplayBuffer
 from core_agent.policies import RecurrentPolicy
-from tests.agent.fakes import BOTH, IMAGE, TINY, TINY_POLICY, VECTOR, FakeEnv
+from tests.agent.fakes import BOTH, IMAGE, VECTOR, FakeEnv, policy_name, tiny
 
-ALGORITHMS = [CoRe, RecurrentSAC]
+ALGORITHMS = list(AGENTS.values())
+POLICIES = [CoRe, SACRAD, QTOptRAD]  # one agent for each kind of policy
 STEP, EPISODE = TrainFrequencyUnit.STEP, TrainFrequencyUnit.EPISODE
 GREY = spaces.Box(0, 255, (9, 12, 1), np.uint8)
 CHANNELS_FIRST = spaces.Box(0, 255, (3, 10, 8), np.uint8)
@@ -67,15 +69,9 @@ SPACES = {
 }
 
 
-def policy_name(space: spaces.Space) -> str:
-    if isinstance(space, spaces.Dict):
-        return "MultiInputPolicy"
-    return "CnnPolicy" if len(space.shape or ()) == 3 else "MlpPolicy"
-
-
 def make_model(space: spaces.Space = VECTOR, algorithm: type = CoRe, env: Any = None, **kwargs):
     env = FakeEnv(space) if env is None else env
-    return algorithm(policy_name(space), env, **{**TINY, **kwargs})
+    return algorithm(policy_name(space), env, **{**tiny(algorithm), **kwargs})
 
 
 def parameters(model) -> torch.Tensor:
@@ -116,6 +112,8 @@ def test_is_an_off_policy_algorithm_with_sacs_common_arguments(algorithm):
         for name in inspect.signature(SAC.__init__).parameters
         if name not in ignored and "sde" not in name
     }
+    if not hasattr(algorithm, "update_actor"):
+        theirs -= {"ent_coef", "target_entropy"}
     assert theirs <= set(ours)
     assert list(ours)[1:6] == ["policy", "env", "learning_rate", "buffer_size", "learning_starts"]
 
@@ -125,28 +123,32 @@ ARGUMENTS: dict[str, Any] = dict(
     buffer_size=50,
     learning_starts=5,
     batch_size=2,
-    sequence_length=3,
     tau=0.1,
     gamma=0.9,
     train_freq=(3, "step"),
     gradient_steps=2,
     update_ratio=0.25,
-    critic_learning_rate=2e-3,
-    actor_learning_rate=3e-3,
-    ent_coef="auto_0.2",
-    ent_coef_learning_rate=4e-3,
-    target_entropy=-1.5,
-    max_log_ent_coef=1.0,
-    train_model_with_critic=False,
     crop_size=7,
     precision="float32",
     action_noise=NormalActionNoise(np.zeros(2), np.ones(2)),
     replay_buffer_class=SequenceReplayBuffer,
     replay_buffer_kwargs=dict(handle_timeout_termination=False),
     tensorboard_log=None,
-    policy_kwargs=TINY_POLICY,
     verbose=0,
     seed=3,
+)
+ACTOR_ARGUMENTS: dict[str, Any] = dict(
+    actor_learning_rate=3e-3,
+    ent_coef="auto_0.2",
+    ent_coef_learning_rate=4e-3,
+    target_entropy=-1.5,
+    max_log_ent_coef=1.0,
+)
+RECURRENT_ARGUMENTS: dict[str, Any] = dict(
+    ACTOR_ARGUMENTS,
+    sequence_length=3,
+    critic_learning_rate=2e-3,
+    train_model_with_critic=False,
 )
 MODEL_ARGUMENTS: dict[str, Any] = dict(
     kl_coef=0.1,
@@ -159,20 +161,32 @@ MODEL_ARGUMENTS: dict[str, Any] = dict(
     smooth_reward_loss=True,
     contrastive_scale_learning_rate=1e-2,
 )
+STACK_ARGUMENTS: dict[str, Any] = dict(n_stack=2, encoder_tau=0.2, target_update_freq=3)
+SACRAD_ARGUMENTS: dict[str, Any] = dict(ACTOR_ARGUMENTS, **STACK_ARGUMENTS, actor_update_freq=1)
+OWN_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "core": {**RECURRENT_ARGUMENTS, **MODEL_ARGUMENTS},
+    "recurrent_sac": RECURRENT_ARGUMENTS,
+    "sacrad": SACRAD_ARGUMENTS,
+    "curl": SACRAD_ARGUMENTS,
+    "qtopt_rad": STACK_ARGUMENTS,
+    "qtopt_drq": STACK_ARGUMENTS,
+}
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_every_argument_is_taken_by_keyword_and_kept_under_its_name(algorithm):
-    arguments = {**ARGUMENTS, **(MODEL_ARGUMENTS if algorithm is CoRe else {})}
+@pytest.mark.parametrize("name", AGENTS)
+def test_every_argument_is_taken_by_keyword_and_kept_under_its_name(name):
+    algorithm = AGENTS[name]
+    policy_kwargs = tiny(algorithm)["policy_kwargs"]
+    arguments = {**ARGUMENTS, **OWN_ARGUMENTS[name], "policy_kwargs": policy_kwargs}
     model = algorithm(
         policy="CnnPolicy", env=FakeEnv(), stats_window_size=7, device="cpu", **arguments
     )
     expected = set(inspect.signature(algorithm.__init__).parameters)
     expected -= {"self", "policy", "env", "device", "stats_window_size", "_init_setup_model"}
     assert set(arguments) == expected
-    for name, value in arguments.items():
-        kept = getattr(model, name)
-        assert kept == (TrainFreq(3, STEP) if name == "train_freq" else value), name
+    for argument, value in arguments.items():
+        kept = getattr(model, argument)
+        assert kept == (TrainFreq(3, STEP) if argument == "train_freq" else value), argument
     assert model._stats_window_size == 7
     assert model.device == torch.device("cpu")
     model.learn(20)
@@ -181,7 +195,7 @@ def test_every_argument_is_taken_by_keyword_and_kept_under_its_name(algorithm):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_model_can_be_set_up_later(algorithm):
-    model = algorithm("MlpPolicy", FakeEnv(VECTOR), **TINY, _init_setup_model=False)
+    model = make_model(algorithm=algorithm, _init_setup_model=False)
     assert not hasattr(model, "policy") or model.policy is None
     model._setup_model()
     model._setup_model()
@@ -190,7 +204,7 @@ def test_the_model_can_be_set_up_later(algorithm):
 
 
 def test_a_policy_class_may_be_given():
-    assert isinstance(CoRe(RecurrentPolicy, FakeEnv(), **TINY).policy, RecurrentPolicy)
+    assert isinstance(CoRe(RecurrentPolicy, FakeEnv(), **tiny(CoRe)).policy, RecurrentPolicy)
 
 
 @pytest.mark.parametrize(
@@ -230,9 +244,10 @@ def test_sb3s_schedules_are_taken():
 # ---- learn ----
 
 
-def test_learn_returns_the_model_and_twice_begins_anew():
+@pytest.mark.parametrize("algorithm", POLICIES)
+def test_learn_returns_the_model_and_twice_begins_anew(algorithm):
     env = CountingEnv()
-    model = make_model(env=env)
+    model = make_model(env=env, algorithm=algorithm)
     assert model.learn(12) is model
     assert env.resets == 3  # at the start and after each episode
     model.learn(12)
@@ -242,9 +257,12 @@ def test_learn_returns_the_model_and_twice_begins_anew():
     assert_windows_hold_consecutive_frames(model.replay_buffer)
 
 
-def test_going_on_neither_resets_nor_forgets_nor_changes_the_log_folder(tmp_path):
+@pytest.mark.parametrize("algorithm", POLICIES)
+def test_going_on_neither_resets_nor_forgets_nor_changes_the_log_folder(algorithm, tmp_path):
     env = CountingEnv(length=100)
-    model = make_model(env=env, train_freq=(4, "step"), tensorboard_log=str(tmp_path))
+    model = make_model(
+        env=env, algorithm=algorithm, train_freq=(4, "step"), tensorboard_log=str(tmp_path)
+    )
     model.learn(12, tb_log_name="run")
     state = [part.copy() for part in model._last_states]
     model.learn(8, reset_num_timesteps=False, tb_log_name="run")
@@ -280,9 +298,10 @@ class StopOnce(BaseCallback):
         return self.num_timesteps != self.after
 
 
+@pytest.mark.parametrize("algorithm", POLICIES)
 @pytest.mark.parametrize("stop_after", [9, 12])  # amid an episode, and at its end
-def test_nothing_is_lost_when_a_callback_stops_and_training_goes_on(stop_after):
-    model = make_model(env=CountingEnv())
+def test_nothing_is_lost_when_a_callback_stops_and_training_goes_on(stop_after, algorithm):
+    model = make_model(env=CountingEnv(), algorithm=algorithm)
     model.learn(30, callback=StopOnce(stop_after))
     assert model.num_timesteps == stop_after
     assert model.replay_buffer.size() == stop_after
@@ -291,12 +310,13 @@ def test_nothing_is_lost_when_a_callback_stops_and_training_goes_on(stop_after):
     assert model.replay_buffer.size() == model.num_timesteps
 
 
+@pytest.mark.parametrize("algorithm", POLICIES)
 @pytest.mark.parametrize(
     ("vec_env_cls", "n_envs"), [*((DummyVecEnv, n) for n in (1, 2, 3, 4)), (SubprocVecEnv, 2)]
 )
-def test_one_to_four_environments(vec_env_cls, n_envs):
+def test_one_to_four_environments(vec_env_cls, n_envs, algorithm):
     env = make_vec_env(FakeEnv, n_envs, vec_env_cls=vec_env_cls, env_kwargs=dict(length=5))
-    model = make_model(IMAGE, env=env)
+    model = make_model(IMAGE, algorithm, env)
     counter = Steps()
     try:
         model.learn(10 * n_envs, callback=counter)
@@ -331,11 +351,14 @@ def test_learns_and_reloads_on_any_space(algorithm, name):
     assert np.array_equal(action, loaded.predict(observation, deterministic=True)[0])
 
 
+@pytest.mark.parametrize("algorithm", POLICIES)
 @pytest.mark.parametrize("n_envs", [1, 3])
 @pytest.mark.parametrize("terminates", [True, False])
-def test_episodes_of_one_step_without_warm_up(n_envs, terminates):
+def test_episodes_of_one_step_without_warm_up(n_envs, terminates, algorithm):
     env = make_vec_env(FakeEnv, n_envs, env_kwargs=dict(length=1, terminates=terminates))
-    model = make_model(IMAGE, env=env, learning_starts=0, gradient_steps=1).learn(3 * n_envs)
+    model = make_model(
+        IMAGE, algorithm, env, learning_starts=0, gradient_steps=1, train_freq=(1, "episode")
+    ).learn(3 * n_envs)
     assert model._n_updates == 3
     assert torch.isfinite(parameters(model)).all()
 
@@ -445,7 +468,9 @@ def test_no_two_keys_are_alike_once_truncated(algorithm, capsys):
     names = [key.partition("/")[2] for key in keys]
     assert len({name[:30] for name in names}) == len(names)
     wanted = {"rollout/ep_rew_mean", "rollout/ep_len_mean", "train/critic_loss", "time/fps"}
-    assert wanted | {"time/time_elapsed", "train/actor_loss", "train/ent_coef_loss"} <= set(keys)
+    if hasattr(algorithm, "update_actor"):
+        wanted |= {"train/actor_loss", "train/ent_coef_loss"}
+    assert wanted | {"time/time_elapsed"} <= set(keys)
     assert all(np.isfinite(value) for value in keys.values())
     model.set_logger(configure(None, ["stdout"]))
     model.learn(30, log_interval=1)
@@ -455,11 +480,12 @@ def test_no_two_keys_are_alike_once_truncated(algorithm, capsys):
 # ---- wrappers ----
 
 
+@pytest.mark.parametrize("algorithm", POLICIES)
 @pytest.mark.parametrize("n_envs", [1, 2])
-def test_normalised_dicts_with_images(n_envs):
+def test_normalised_dicts_with_images(n_envs, algorithm):
     venv = make_vec_env(lambda: FakeEnv(BOTH), n_envs)
     env = VecNormalize(venv, norm_obs_keys=["vector"])
-    model = make_model(BOTH, env=env).learn(24)
+    model = make_model(BOTH, algorithm, env).learn(24)
     frames = model.replay_buffer.episodes[0].frames
     assert frames["image"].dtype == torch.uint8
     raw = np.stack([model.replay_buffer.episodes[0].rewards])
@@ -523,11 +549,12 @@ def test_videos_are_recorded(tmp_path):
 # ---- predict ----
 
 
+@pytest.mark.parametrize("algorithm", POLICIES)
 @pytest.mark.parametrize("name", SPACES)
 @pytest.mark.parametrize("n", [1, 3])
-def test_predict_takes_any_batch_of_any_space(name, n):
+def test_predict_takes_any_batch_of_any_space(name, n, algorithm):
     space = SPACES[name]
-    model = make_model(space)
+    model = make_model(space, algorithm)
     space.seed(0)
     samples = [space.sample() for _ in range(n)]
     if isinstance(space, spaces.Dict):
@@ -543,10 +570,13 @@ def test_predict_takes_any_batch_of_any_space(name, n):
     assert np.allclose(single, actions[0], atol=1e-5)
 
 
-def test_predict_leaves_training_as_it_was():
+@pytest.mark.parametrize("algorithm", POLICIES)
+def test_predict_leaves_training_as_it_was(algorithm):
     results = []
     for n_calls in (0, 5):
-        model = make_model(env=FakeEnv(VECTOR, length=50), train_freq=(5, "step")).learn(20)
+        model = make_model(
+            algorithm=algorithm, env=FakeEnv(VECTOR, length=50), train_freq=(5, "step")
+        ).learn(20)
         for _ in range(n_calls):
             model.predict(np.zeros((4, 3), np.float32), deterministic=True)
         results.append(parameters(model.learn(20, reset_num_timesteps=False)))
@@ -623,9 +653,10 @@ def test_arguments_given_to_load_win_over_the_saved_ones():
     assert loaded.batch_size == 2
 
 
-def test_a_checkpoint_of_a_gpu_trains_on_a_cpu(tmp_path):
+@pytest.mark.parametrize("algorithm", POLICIES)
+def test_a_checkpoint_of_a_gpu_trains_on_a_cpu(algorithm, tmp_path):
     # What a GPU's checkpoint holds beside tensors: Adam's options for CUDA graphs.
-    model = make_model().learn(14)
+    model = make_model(algorithm=algorithm).learn(14)
     for optimizer in model.optimizers:
         for group in optimizer.param_groups:
             group["capturable"] = True
@@ -635,22 +666,26 @@ def test_a_checkpoint_of_a_gpu_trains_on_a_cpu(tmp_path):
     assert loaded.learn(14)._n_updates > model._n_updates
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_models_and_buffers_move_between_gpu_and_cpu(tmp_path):
-    model = make_model(IMAGE, device="cuda").learn(20)
+def test_models_and_buffers_move_between_gpu_and_cpu(algorithm, tmp_path):
+    model = make_model(IMAGE, algorithm, device="cuda").learn(20)
     model.save(tmp_path / "model")
     model.save_replay_buffer(tmp_path / "buffer")
-    loaded = CoRe.load(tmp_path / "model", env=FakeEnv(), device="cpu")
+    loaded = algorithm.load(tmp_path / "model", env=FakeEnv(), device="cpu")
     loaded.load_replay_buffer(tmp_path / "buffer")
     loaded.learn(14, reset_num_timesteps=False)
     assert loaded._n_updates > model._n_updates
     loaded.save(tmp_path / "back")
-    again = CoRe.load(tmp_path / "back", env=FakeEnv(), device="cuda")
+    again = algorithm.load(tmp_path / "back", env=FakeEnv(), device="cuda")
     assert again.learn(14)._n_updates > loaded._n_updates
 
 
-def test_the_place_in_an_episode_is_saved():
-    model = make_model(env=FakeEnv(VECTOR, length=50), train_freq=(4, "step")).learn(12)
+@pytest.mark.parametrize("algorithm", POLICIES)
+def test_the_place_in_an_episode_is_saved(algorithm):
+    model = make_model(
+        algorithm=algorithm, env=FakeEnv(VECTOR, length=50), train_freq=(4, "step")
+    ).learn(12)
     env = FakeEnv(VECTOR, length=50)
     loaded = reload(model, env=env, force_reset=False)
     assert all(np.array_equal(a, b) for a, b in zip(loaded._last_states, model._last_states))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from core_agent import CoRe
+from core_agent import CURL, CoRe
 from core_agent.finetuning import freeze, refresh, unfreeze
-from tests.agent.fakes import TINY, FakeEnv
+from tests.agent.fakes import TINY, TINY_ACTOR_STACKS, FakeEnv
 
 PARTS = ["world_model.encoder", "world_model.rssm", "world_model", "actor", "critic"]
 
@@ -54,6 +54,19 @@ def test_fresh_parts_are_new_and_the_rest_is_kept(path):
     assert torch.equal(weights(model, "world_model"), before["world_model"])
     assert not model.policy.actor_optimizer.state
     assert model.policy.optimizer.state
+    model.learn(18)
+
+
+def test_the_target_encoder_of_a_feed_forward_agent_follows_a_fresh_encoder():
+    model = CURL("CnnPolicy", FakeEnv(), **TINY_ACTOR_STACKS).learn(18)
+    critic_target = weights(model, "critic_target")
+    refresh(model, "encoder")
+    assert torch.equal(weights(model, "encoder"), weights(model, "encoder_target"))
+    assert torch.equal(weights(model, "critic_target"), critic_target)
+    freeze(model, "encoder")
+    unfreeze(model, "encoder", "encoder_target")
+    assert not any(p.requires_grad for p in model.policy.encoder_target.parameters())
+    assert all(p.requires_grad for p in model.policy.encoder.parameters())
     model.learn(18)
 
 

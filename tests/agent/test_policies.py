@@ -124,7 +124,7 @@ def test_an_observation_info_tuple_is_refused():
 def test_a_state_of_another_size_is_refused():
     policy = make_policy()
     _, state = policy.predict(images(2))
-    with pytest.raises(ValueError, match="state must be three arrays of shapes"):
+    with pytest.raises(ValueError, match="state must be arrays of shapes"):
         policy.predict(images(3), state)
 
 

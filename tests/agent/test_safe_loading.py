@@ -18,10 +18,10 @@ from gymnasium import spaces
 from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 from stable_baselines3.common.utils import LinearSchedule
 
-from core_agent import CoRe, RecurrentSAC
-from core_agent.policies import RecurrentPolicy
-from core_agent.safe_loading import UnsafeFileError
-from tests.agent.fakes import BOTH, TINY, VECTOR, FakeEnv
+from core_agent import CoRe, RecurrentSAC, load_agent
+from core_agent.agents import AGENTS
+from core_agent.safe_loading import ALLOWED, UnsafeFileError
+from tests.agent.fakes import BOTH, TINY, VECTOR, FakeEnv, tiny
 
 
 class Attack:
@@ -74,6 +74,48 @@ def test_an_attack_in_the_model_is_refused(path, tmp_path, attack, key):
     with pytest.raises(UnsafeFileError, match=f"entry '{key}' was not loaded, as it asks for"):
         CoRe.load(path)
     assert not proof.exists()
+
+
+@pytest.mark.parametrize("algorithm", AGENTS.values())
+def test_every_agents_file_is_told_apart_loads_and_is_searched_for_attacks(algorithm, tmp_path):
+    path, proof = tmp_path / "model.zip", tmp_path / "proof"
+    model = algorithm("CnnPolicy", FakeEnv(), **tiny(algorithm)).learn(12)
+    model.save(path)
+    policy_class = type(model.policy)
+    assert policy_class.__name__ in ALLOWED[policy_class.__module__]
+    loaded = load_agent(path, device="cpu")
+    assert type(loaded) is algorithm
+    for name, tensor in model.policy.state_dict().items():
+        assert torch.equal(tensor, loaded.policy.state_dict()[name]), name
+    tamper(path, "foreign", Attack(proof))
+    with pytest.raises(UnsafeFileError, match="entry 'foreign' was not loaded, as it asks for"):
+        load_agent(path)
+    assert not proof.exists()
+
+
+def set_agent_class(path, name) -> None:
+    """Let the file say that it holds another agent, or none."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry: archive.read(entry) for entry in archive.namelist()}
+    data = json.loads(entries["data"])
+    del data["agent_class"]
+    entries["data"] = json.dumps({**data, "agent_class": name} if name else data).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for entry, content in entries.items():
+            archive.writestr(entry, content)
+
+
+@pytest.mark.parametrize("algorithm", [CoRe, RecurrentSAC])
+def test_files_from_before_agents_were_named_are_told_apart(algorithm, tmp_path):
+    algorithm("CnnPolicy", FakeEnv(), **TINY).save(tmp_path / "model.zip")
+    set_agent_class(tmp_path / "model.zip", None)
+    assert type(load_agent(tmp_path / "model")) is algorithm
+
+
+def test_an_unknown_agent_is_named(path):
+    set_agent_class(path, "MyCoRe")
+    with pytest.raises(ValueError, match=r"path must be a model of one of .*, got 'MyCoRe'"):
+        load_agent(path)
 
 
 def test_trusted_files_load_as_in_sb3(path, tmp_path):
@@ -140,11 +182,12 @@ def test_an_attack_in_the_replay_buffer_is_refused(tmp_path):
     assert not proof.exists()
 
 
-def test_an_attack_in_a_policy_is_refused(tmp_path):
+@pytest.mark.parametrize("algorithm", AGENTS.values())
+def test_an_attack_in_a_policy_is_refused(algorithm, tmp_path):
     proof = tmp_path / "proof"
     torch.save({"state_dict": {}, "data": Attack(proof)}, tmp_path / "policy.pt")
     with pytest.raises(UnsafeFileError, match="the policy was not loaded, as it asks for"):
-        RecurrentPolicy.load(tmp_path / "policy.pt")
+        algorithm.policy_aliases["CnnPolicy"].load(tmp_path / "policy.pt")
     assert not proof.exists()
 
 

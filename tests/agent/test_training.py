@@ -140,6 +140,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
             train(tmp_path, 24, resume=True)
 
 
+@pytest.mark.filterwarnings("ignore:.* is passed over")
 def test_a_run_without_a_whole_checkpoint_begins_anew(tmp_path):
     train(tmp_path, 12)
     for path in tmp_path.rglob("manifest.json"):
@@ -205,6 +206,21 @@ def test_what_is_no_number_stops_the_run_and_the_last_good_state_is_kept(
     assert model.num_timesteps >= 32, "the model itself goes on as well"
 
 
+def test_an_environment_that_raises_costs_nothing_but_its_episode(tmp_path):
+    class Broken(SavableEnv):
+        def step(self, action):
+            if self.step_count == 4 and len(self.actions) > 20:
+                raise OSError("the robot is gone")
+            return super().step(action)
+
+    model = RecurrentSAC("auto", Broken(), **TINY)
+    with pytest.raises(OSError, match="the robot is gone"):
+        model.learn(60, callback=ExactCheckpointCallback(tmp_path, 0))
+    with pytest.warns(UserWarning, match="they are reset"):
+        resumed = RecurrentSAC.resume(tmp_path, SavableEnv())
+    assert resumed.num_timesteps == resumed.replay_buffer.size() == 22
+
+
 def test_a_key_of_a_dict_observation_is_named():
     class Env(FakeEnv):
         def step(self, action):
@@ -216,6 +232,35 @@ def test_a_key_of_a_dict_observation_is_named():
 
     with pytest.raises(NonFiniteError, match="the observation 'vector' of environment 0"):
         RecurrentSAC("auto", Env(BOTH), **TINY).learn(10)
+
+
+@pytest.mark.parametrize(
+    ("broken", "culprit"),
+    [
+        ("reward_head", "model_loss, reward_loss"),
+        ("decoder", "model_loss, contrastive_loss"),
+        ("critic", "critic_loss"),
+        ("actor", "critic_loss"),
+    ],
+)
+def test_a_loss_that_is_no_number_is_named_before_it_changes_anything(broken, culprit):
+    model = CoRe("auto", SavableEnv(), **TINY)
+    model.learn(12)
+    part = getattr(model.policy, broken, None) or getattr(model.policy.world_model, broken)
+    last = list(part.parameters())[-1]
+    with torch.no_grad():
+        last.fill_(torch.nan)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    with pytest.raises(NonFiniteError, match=f"^{culprit}, gradient of .* must be finite"):
+        model.train(1, 3)
+    optimizer = "optimizer" if culprit.startswith("model") else None
+    changed = {
+        name
+        for name, value in model.policy.state_dict().items()
+        if not torch.equal(value.nan_to_num(7.0), before[name].nan_to_num(7.0))
+    }
+    assert optimizer is None or not changed
+    assert not any(name.startswith(("critic", "actor")) for name in changed)
 
 
 def test_a_full_gpu_says_what_to_lower(monkeypatch):

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from core_agent import CoRe, RecurrentSAC
+from core_agent import CURL, CoRe, RecurrentSAC
+from core_agent.agents import AGENTS
 from core_agent.zoo import (
-    ALGORITHMS,
     COMMANDS,
     CONFIGS,
     SAMPLERS,
@@ -26,7 +26,7 @@ from core_agent.zoo import (
     with_defaults,
 )
 from distracting_envs import ENV_IDS, TASKS
-from tests.agent.fakes import TINY, VECTOR, FakeEnv
+from tests.agent.fakes import VECTOR, FakeEnv, tiny
 
 ROOT = Path(__file__).parents[2]
 needs_zoo = pytest.mark.skipif(find_spec("rl_zoo3") is None, reason="needs rl_zoo3")
@@ -119,6 +119,16 @@ def test_distracting_control_trains_and_is_validated(tmp_path):
 
 
 @needs_zoo
+def test_a_feed_forward_agent_stacks_its_frames_itself(tmp_path):
+    arguments = ["--algo", "curl", "--env", "Pendulum-v1", "--eval-freq", "-1"]
+    zoo(tmp_path, "train", *arguments, "-n", "300", "-params", "n_stack:2")
+    model = CURL.load(tmp_path / "logs/curl/Pendulum-v1_1/Pendulum-v1.zip")
+    assert model.observation_space.shape == (3,)
+    assert model.policy.encoder.spaces["observation"].shape == (6,)
+    assert model._n_updates == 2  # int(0.02 * 50) after steps 250 and 300
+
+
+@needs_zoo
 def test_mistakes_are_one_line(tmp_path):
     arguments = ["--algo", "core", "--env", "DCS-cheetah-run-easy"]
     output = zoo(tmp_path, "train", *arguments, fails=True)
@@ -145,7 +155,7 @@ def test_the_configurations_lie_beside_the_examples_too():
     assert (ROOT / "configs/core.yml").read_text() == (CONFIGS / "core.yml").read_text()
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", AGENTS)
 def test_all_environments_have_the_papers_length(algorithm):
     config = read_config(algorithm)
     assert len(ENV_IDS) == 42
@@ -156,16 +166,24 @@ def test_all_environments_have_the_papers_length(algorithm):
     assert config["Pendulum-v1"] == config["debug"]
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", AGENTS)
 def test_the_values_are_the_constructors_defaults(algorithm):
-    signature = inspect.signature(ALGORITHMS[algorithm].__init__).parameters
+    signature = inspect.signature(AGENTS[algorithm].__init__).parameters
     values = read_config(algorithm)["paper"]
     for name in values.keys() - ZOO_KEYS:
-        value = tuple(values[name]) if name == "train_freq" else values[name]
+        value = tuple(values[name]) if isinstance(values[name], list) else values[name]
         assert value == signature[name].default, name
         assert type(value) is type(signature[name].default), name
     rates = {name for name in signature if name.endswith(("learning_rate", "_coef"))}
     assert rates - {"max_log_ent_coef"} <= set(values)
+
+
+@pytest.mark.parametrize("algorithm", ["sacrad", "curl"])
+def test_the_cheetah_has_its_papers_learning_rate(algorithm):
+    config = read_config(algorithm)
+    for env_id in ENV_IDS:
+        rates = [config[env_id][name] for name in ("learning_rate", "actor_learning_rate")]
+        assert rates == [2e-4 if "cheetah" in env_id else 1e-3] * 2
 
 
 # ---- what is added to rl-zoo's arguments ----
@@ -199,7 +217,7 @@ def test_sampled_parameters_become_constructor_arguments():
     assert arguments == {"gamma": 0.99, "batch_size": 16, "sequence_length": 32, "tau": 0.1}
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", AGENTS)
 def test_every_sampled_argument_is_one_of_the_constructors(algorithm):
     class LowestTrial:
         def suggest_float(self, name, low, high, log):
@@ -209,11 +227,11 @@ def test_every_sampled_argument_is_one_of_the_constructors(algorithm):
             return low
 
     sampled = SAMPLERS[algorithm](LowestTrial(), 1, 1, {})
-    model = ALGORITHMS[algorithm](
-        "MlpPolicy", FakeEnv(VECTOR), **{**TINY, **sampled, "buffer_size": 50}
+    model = AGENTS[algorithm](
+        "MlpPolicy", FakeEnv(VECTOR), **{**tiny(AGENTS[algorithm]), **sampled, "buffer_size": 50}
     )
     assert model.gamma == 0.998
-    assert model.batch_size == 8
+    assert model.batch_size == sampled["batch_size"]
 
 
 def test_a_missing_zoo_says_how_to_get_it(monkeypatch):
