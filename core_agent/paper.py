@@ -16,7 +16,7 @@ METHODS = {
     "qtopt_rad": "QT-Opt+RAD",
     "qtopt_drq": "QT-Opt+DrQ",
 }
-"""The table's name of each algorithm."""
+"""The name that the table has for each of :data:`core_agent.agents.AGENTS`."""
 TASKS = (
     "ball_in_cup-catch",
     "cartpole-swingup",
@@ -26,11 +26,15 @@ TASKS = (
     "walker-walk",
 )
 DIFFICULTIES = ("easy", "medium", "hard")
+DISTRACTIONS = ("static", "dynamic")
 PAPER_STEPS = (500_000, 1_000_000)
 """Simulator steps after which the paper evaluates; the later one for CoRe alone."""
 N_PAPER_SEEDS = 5
 
-_DCS_ID = re.compile(r"DCS-(?P<task>.+)-(?:clean|(?P<difficulty>\w+)-(?P<distraction>\w+))")
+_DCS_ID = re.compile(
+    rf"DCS-(?P<task>.+)-(?:clean|(?P<difficulty>{'|'.join(DIFFICULTIES)})"
+    rf"-(?P<distraction>{'|'.join(DISTRACTIONS)}))"
+)
 
 
 class Setting(NamedTuple):
@@ -40,7 +44,21 @@ class Setting(NamedTuple):
     """For an environment that is not of the suite, its id."""
     difficulty: str = ""
     distraction: str = ""
-    """``"static"`` or ``"dynamic"``; empty, as the difficulty is, where there is none."""
+    """Empty, as the difficulty is, where there is none."""
+
+    @property
+    def is_of_suite(self) -> bool:
+        """Whether an episode has 1,000 simulator steps that earn at most 1 each."""
+        return self.task in TASKS
+
+    @property
+    def order(self) -> tuple[int, int, str]:
+        """Easy before hard, static before dynamic, tasks by name; what is not distracted first."""
+        return (
+            ("", *DIFFICULTIES).index(self.difficulty),
+            ("", *DISTRACTIONS).index(self.distraction),
+            self.task,
+        )
 
 
 class PaperResult(NamedTuple):
@@ -70,10 +88,10 @@ def read_table5() -> dict[tuple[Setting, str, int], PaperResult]:
     return results
 
 
-def find_paper_result(algorithm: str, setting: Setting, steps: int) -> PaperResult | None:
-    """What Table 5 has for an algorithm of this package; ``None`` where it has nothing.
+def find_paper_result(agent: str, setting: Setting, steps: int) -> PaperResult | None:
+    """What Table 5 has for an agent of this package; ``None`` where it has nothing.
 
-    :param algorithm: a key of :data:`METHODS`, or any other name
+    :param agent: a key of :data:`METHODS`, or any other name
     :param steps: simulator steps
     """
-    return read_table5().get((setting, METHODS.get(algorithm, algorithm), steps))
+    return read_table5().get((setting, METHODS.get(agent, agent), steps))

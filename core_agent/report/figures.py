@@ -1,0 +1,482 @@
+"""The report's charts, as figures for Plotly.
+
+Colours are names of the page's CSS variables, such as ``var(--series-1)``, which its script looks
+up: so charts follow the theme. Text is escaped, as Plotly reads a subset of HTML.
+"""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from core_agent.paper import PAPER_STEPS, Setting, find_paper_result
+from core_agent.report.results import (
+    THRESHOLDS,
+    Aggregate,
+    CurvePoint,
+    Estimate,
+    Study,
+    binned_means,
+    learning_curve,
+)
+from core_agent.report.runs import RecordedRun
+from core_agent.statistics import MINIMUM_SEEDS
+
+Figure = dict[str, Any]
+Trace = dict[str, Any]
+
+N_COLOURS = 8
+"""Series colours of the page; further agents begin again with another dash."""
+PAPER_STEPS_SHORT = {500_000: "500k", 1_000_000: "1M"}
+DASHES = ("solid", "dash", "dot")
+N_BINS = 120
+LABEL_GAP = 0.065
+"""Least distance of two labels at the end of lines, as a share of the axis."""
+LABEL_WIDTH = 12
+
+
+class Panel(NamedTuple):
+    """One panel of Figure 1."""
+
+    title: str
+    log: str
+    key: str
+    unit: str
+
+
+PANELS = (
+    Panel("Model, total", "losses", "train/model_loss", "weighted sum"),
+    Panel("Contrastive", "losses", "train/contrastive_loss", "nats"),
+    Panel("Dynamics (KL)", "losses", "train/kl_loss", "nats"),
+    Panel("Inverse dynamics", "losses", "train/inverse_loss", "half squared distance"),
+    Panel("Reward", "losses", "train/reward_loss", "error"),
+    Panel("Actor", "losses", "train/actor_loss", "mean of α log π − Q"),
+    Panel("Critic", "losses", "train/critic_loss", "squared error"),
+    Panel("Training episodes", "episodes", "return", "return per episode"),
+)
+
+
+class Label(NamedTuple):
+    """Words at the right end of a line."""
+
+    text: str
+    height: float
+    colour: str
+
+
+def colour(study: Study, agent: str, kind: str = "series") -> str:
+    """The CSS variable of an agent's lines, or of its bands (``kind="band"``)."""
+    return f"var(--{kind}-{study.agents.index(agent) % N_COLOURS + 1})"
+
+
+def dash(study: Study, agent: str) -> str:
+    """Solid for the first eight agents."""
+    return DASHES[study.agents.index(agent) // N_COLOURS % len(DASHES)]
+
+
+def significant(values: Sequence[float] | np.ndarray) -> list[float | None]:
+    """Six significant digits; ``None``, which leaves a gap, for what is not finite."""
+    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
+
+
+def axis(title: str, **options: Any) -> dict[str, Any]:
+    """An axis that cannot be zoomed, so that a finger scrolls the page."""
+    return {
+        "title": {"text": title, "standoff": 8},
+        "fixedrange": True,
+        "zeroline": False,
+        "linecolor": "var(--rule)",
+        "tickcolor": "var(--rule)",
+        "gridcolor": "var(--rule)",
+        **options,
+    }
+
+
+def layout(x: dict[str, Any], y: dict[str, Any], height: int, **options: Any) -> dict[str, Any]:
+    """What all charts share."""
+    return {
+        "height": height,
+        "margin": {"l": 52, "r": 92, "t": 12, "b": 46},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"size": 12, "color": "var(--muted)"},
+        "hoverlabel": {
+            "bgcolor": "var(--raised)",
+            "bordercolor": "var(--rule)",
+            "font": {"color": "var(--text)", "size": 12},
+        },
+        "showlegend": False,
+        "dragmode": False,
+        "xaxis": x,
+        "yaxis": y,
+        **options,
+    }
+
+
+def steps_axis(title: str) -> dict[str, Any]:
+    """Horizontal, in steps."""
+    return axis(
+        title, rangemode="tozero", showgrid=False, ticks="outside", tickformat="~s", nticks=5
+    )
+
+
+def end_labels(labels: Sequence[Label], low: float, high: float) -> list[dict[str, Any]]:
+    """Annotations right of the plot, moved apart where they would overlap.
+
+    :param low: lower end of the vertical axis
+    :param high: upper end
+    """
+    ordered = sorted(labels, key=lambda label: label.height)
+    heights = spread([label.height for label in ordered], LABEL_GAP * (high - low), high)
+    return [
+        {
+            "xref": "paper",
+            "x": 1.0,
+            "xanchor": "left",
+            "xshift": 6,
+            "y": height,
+            "yanchor": "middle",
+            "text": html.escape(textwrap.shorten(label.text, LABEL_WIDTH, placeholder="…")),
+            "font": {"color": label.colour, "size": 12},
+            "showarrow": False,
+        }
+        for height, label in zip(heights, ordered)
+    ]
+
+
+def spread(heights: Sequence[float], gap: float, high: float) -> list[float]:
+    """Heights, given in ascending order, at least ``gap`` apart and at most ``high``."""
+    result, free_from = [], -np.inf
+    for height in heights:
+        result.append(max(height, free_from))
+        free_from = result[-1] + gap
+    for i, height in reversed(list(enumerate(result))):
+        result[i] = min(height, high)
+        high = result[i] - gap
+    return result
+
+
+def band(x: Sequence[float], low: Sequence[float], high: Sequence[float], fill: str) -> Trace:
+    """The area between two lines."""
+    return {
+        "x": [*x, *reversed(x)],
+        "y": [*significant(low), *reversed(significant(high))],
+        "fill": "toself",
+        "fillcolor": fill,
+        "line": {"width": 0},
+        "mode": "lines",
+        "hoverinfo": "skip",
+    }
+
+
+def line(
+    study: Study,
+    agent: str,
+    x: Sequence[float] | Sequence[float | None],
+    y: Sequence[float | None],
+    **options: Any,
+) -> Trace:
+    """An agent's curve."""
+    return {
+        "x": x,
+        "y": y,
+        "mode": "lines",
+        "name": html.escape(agent),
+        "line": {"color": colour(study, agent), "width": 2.25, "dash": dash(study, agent)},
+        **options,
+    }
+
+
+def interval_text(estimate: Estimate, digits: int) -> str:
+    """``" [1, 3]"``, or nothing where there is no interval."""
+    if estimate.low is None:
+        return ""
+    return f" [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
+def seeds_text(n_seeds: int) -> str:
+    """``"1 seed"``, ``"5 seeds"``."""
+    return f"{n_seeds} seed{'s' if n_seeds != 1 else ''}"
+
+
+def learning_figure(study: Study, setting: Setting) -> Figure:
+    """Return over simulator steps, with the paper's values as dashed lines.
+
+    With at least 3 seeds the band is the bootstrap interval of the mean; with fewer the seeds are
+    drawn one by one.
+
+    :param setting: one with evaluations
+    """
+    traces: list[Trace] = []
+    labels: list[Label] = []
+    shapes: list[dict[str, Any]] = []
+    for agent in study.agents:
+        points = learning_curve(study, agent, setting)
+        if points:
+            line_colour = colour(study, agent)
+            traces += seed_lines(study, study.select(setting, agent), agent)
+            traces += curve_traces(study, agent, points)
+            labels.append(Label(agent, points[-1].mean.value, line_colour))
+            for steps in PAPER_STEPS:
+                paper = find_paper_result(study.paper_name(agent), setting, steps)
+                if paper is not None:
+                    shapes.append(paper_line(line_colour, paper.mean))
+                    traces.append(paper_marker(line_colour, steps, *paper))
+                    words = f"paper {PAPER_STEPS_SHORT[steps]}"
+                    labels.append(Label(words, paper.mean, line_colour))
+    heights = [y for trace in traces for y in trace["y"] if y is not None]
+    low, high = min(0.0, *heights), 1.08 * max(1.0, *heights)
+    entries = [entry for run in study.select(setting) for entry in run.evaluations]
+    last = max(entry.simulator_steps for entry in entries)
+    return {
+        "data": traces,
+        "layout": layout(
+            {**steps_axis("simulator steps"), "range": [0, 1.03 * last]},
+            axis("return per episode", range=[low, high], nticks=6),
+            290,
+            hovermode="x",
+            shapes=shapes,
+            annotations=end_labels(labels, low, high),
+        ),
+    }
+
+
+def seed_lines(study: Study, runs: Sequence[RecordedRun], agent: str) -> list[Trace]:
+    """One thin line for each seed, where there are too few for an interval; none otherwise."""
+    if len(runs) >= MINIMUM_SEEDS or len(runs) == 1:
+        return []
+    return [
+        {
+            "x": [entry.simulator_steps for entry in run.evaluations],
+            "y": significant([entry.score for entry in run.evaluations]),
+            "mode": "lines",
+            "line": {"color": colour(study, agent), "width": 1},
+            "opacity": 0.45,
+            "hoverinfo": "skip",
+        }
+        for run in runs
+        if run.evaluations
+    ]
+
+
+def curve_traces(study: Study, agent: str, points: Sequence[CurvePoint]) -> list[Trace]:
+    """The mean over seeds, and its interval where there is one."""
+    x = [point.steps for point in points]
+    words = [
+        f"{point.mean.value:.0f}{interval_text(point.mean, 0)}, {seeds_text(point.n_seeds)}"
+        for point in points
+    ]
+    traces = [
+        line(
+            study,
+            agent,
+            x,
+            significant([point.mean.value for point in points]),
+            mode="lines+markers",
+            marker={"size": 5},
+            text=words,
+            hovertemplate=f"<b>{html.escape(agent)}</b> %{{text}}<extra></extra>",
+        )
+    ]
+    sure = [point for point in points if point.mean.low is not None]
+    if sure:
+        low, high = zip(*((point.mean.low, point.mean.high) for point in sure))
+        steps = [point.steps for point in sure]
+        traces.insert(0, band(steps, low, high, colour(study, agent, "band")))
+    return traces
+
+
+def paper_line(line_colour: str, height: float) -> dict[str, Any]:
+    """A dashed line across the chart."""
+    return {
+        "type": "line",
+        "xref": "paper",
+        "x0": 0,
+        "x1": 1,
+        "y0": height,
+        "y1": height,
+        "line": {"color": line_colour, "width": 1.25, "dash": "dash"},
+        "layer": "below",
+    }
+
+
+def paper_marker(line_colour: str, steps: int, mean: float, error: float) -> Trace:
+    """The paper's mean and standard error at its steps; it lies outside where runs are shorter."""
+    return {
+        "x": [steps],
+        "y": [mean],
+        "error_y": {"array": [error], "color": line_colour, "thickness": 1.5, "width": 4},
+        "mode": "markers",
+        "marker": {
+            "symbol": "diamond-open",
+            "size": 9,
+            "color": line_colour,
+            "line": {"width": 1.75},
+        },
+        "hovertemplate": f"paper, {steps:,} steps: {mean:.0f} ± {error:.0f}<extra></extra>",
+    }
+
+
+def loss_figures(study: Study, setting: Setting) -> dict[str, Figure]:
+    """The panels of Figure 1 that the runs on a setting have something for, by title."""
+    figures = {}
+    for panel in PANELS:
+        points = {
+            agent: logged_points(study.select(setting, agent), panel) for agent in study.agents
+        }
+        if any(points.values()):
+            figures[panel.title] = loss_figure(study, panel.unit, points)
+    return figures
+
+
+def logged_points(runs: Sequence[RecordedRun], panel: Panel) -> list[tuple[float, float]]:
+    """``(agent steps, value)`` of all entries in the runs' logs that have the panel's key."""
+    return [
+        (entry["agent_steps"], float(entry[panel.key]))
+        for run in runs
+        for entry in getattr(run, panel.log)
+        if entry.get(panel.key) is not None
+    ]
+
+
+def loss_figure(study: Study, unit: str, points: dict[str, list[tuple[float, float]]]) -> Figure:
+    """One panel of Figure 1: the mean over seeds of each agent."""
+    traces, labels = [], []
+    for agent, of_agent in points.items():
+        if of_agent:
+            steps, values = binned_means(of_agent, N_BINS)
+            template = f"<b>{html.escape(agent)}</b> %{{y:.4g}}<extra></extra>"
+            traces.append(
+                line(study, agent, significant(steps), significant(values), hovertemplate=template)
+            )
+            if np.isfinite(values[-1]):
+                labels.append(Label(agent, values[-1], colour(study, agent)))
+    heights = [y for trace in traces for y in trace["y"] if y is not None]
+    low, high = min(heights, default=0.0), max(heights, default=1.0)
+    return {
+        "data": traces,
+        "layout": layout(
+            steps_axis("agent steps"),
+            axis(unit, nticks=5),
+            250,
+            hovermode="x",
+            annotations=end_labels(labels, low, high),
+        ),
+    }
+
+
+def iqm_figure(study: Study, aggregate: Aggregate) -> Figure:
+    """Interquartile mean of each agent, with its interval."""
+    rows = [(agent, estimate, colour(study, agent)) for agent, estimate in aggregate.iqm().items()]
+    return interval_figure(rows, "interquartile mean of return / 1,000", [0, 1])
+
+
+def improvement_figure(study: Study, aggregate: Aggregate) -> Figure:
+    """Probability of improvement of each pair of agents; at 0.5 they are equal."""
+    rows = [
+        (f"{first} over {second}", estimate, colour(study, first))
+        for (first, second), estimate in aggregate.improvements().items()
+    ]
+    figure = interval_figure(rows, "probability that a run of the first scores higher", [0, 1])
+    figure["layout"]["shapes"] = [
+        {
+            "type": "line",
+            "x0": 0.5,
+            "x1": 0.5,
+            "yref": "paper",
+            "y0": 0,
+            "y1": 1,
+            "line": {"color": "var(--muted)", "width": 1, "dash": "dot"},
+            "layer": "below",
+        }
+    ]
+    return figure
+
+
+def interval_figure(
+    rows: Sequence[tuple[str, Estimate, str]], title: str, limits: list[float]
+) -> Figure:
+    """A dot and an interval on a line of its own for each row, named above it.
+
+    :param rows: name, estimate and colour
+    """
+    traces = []
+    annotations = []
+    for position, (name, estimate, row_colour) in enumerate(rows):
+        words = f"{estimate.value:.2f}{interval_text(estimate, 2)}"
+        traces.append(dot_and_interval(position, estimate, row_colour, f"{name}: {words}"))
+        annotations.append(
+            {
+                "xref": "paper",
+                "x": 0,
+                "xanchor": "left",
+                "y": position,
+                "yanchor": "bottom",
+                "yshift": 9,
+                "text": f"<b>{html.escape(name)}</b>  {words}",
+                "font": {"color": row_colour, "size": 12},
+                "showarrow": False,
+            }
+        )
+    y_axis = axis("", range=[len(rows) - 0.5, -0.75], visible=False)
+    return {
+        "data": traces,
+        "layout": layout(
+            axis(title, range=limits, showgrid=True, nticks=6),
+            y_axis,
+            70 + 56 * len(rows),
+            margin={"l": 12, "r": 20, "t": 8, "b": 46},
+            hovermode="closest",
+            annotations=annotations,
+        ),
+    }
+
+
+def dot_and_interval(position: int, estimate: Estimate, row_colour: str, words: str) -> Trace:
+    """One row of :func:`interval_figure`."""
+    trace: Trace = {
+        "x": [estimate.value],
+        "y": [position],
+        "mode": "markers",
+        "marker": {"size": 11, "color": row_colour},
+        "hovertemplate": f"{html.escape(words)}<extra></extra>",
+    }
+    if estimate.low is not None and estimate.high is not None:
+        trace["error_x"] = {
+            "array": [estimate.high - estimate.value],
+            "arrayminus": [estimate.value - estimate.low],
+            "color": row_colour,
+            "thickness": 3,
+            "width": 0,
+        }
+    return trace
+
+
+def profile_figure(study: Study, aggregate: Aggregate) -> Figure:
+    """Share of runs that score more than each threshold."""
+    traces, thresholds = [], THRESHOLDS.tolist()
+    for agent, estimates in aggregate.profiles().items():
+        if estimates[0].low is not None:
+            _, low, high = zip(*estimates)
+            traces.append(band(thresholds, low, high, colour(study, agent, "band")))
+        shares = significant([estimate.value for estimate in estimates])
+        template = f"<b>{html.escape(agent)}</b> %{{y:.0%}}<extra></extra>"
+        traces.append(line(study, agent, thresholds, shares, hovertemplate=template))
+        traces[-1]["line"]["shape"] = "hv"
+        traces[-1]["showlegend"] = True
+    return {
+        "data": traces,
+        "layout": layout(
+            axis("threshold for return / 1,000", range=[0, 1], showgrid=False, ticks="outside"),
+            axis("share of runs above it", range=[0, 1.02], tickformat=".0%", nticks=6),
+            320,
+            margin={"l": 58, "r": 20, "t": 12, "b": 46},
+            hovermode="x",
+            showlegend=True,
+            legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        ),
+    }
