@@ -120,7 +120,15 @@ def layout(x: dict[str, Any], y: dict[str, Any], height: int, **options: Any) ->
 def steps_axis(title: str) -> dict[str, Any]:
     """Horizontal, in steps."""
     return axis(
-        title, rangemode="tozero", showgrid=False, ticks="outside", tickformat="~s", nticks=5
+        title,
+        rangemode="tozero",
+        showgrid=False,
+        ticks="outside",
+        tickformat="~s",
+        nticks=5,
+        unifiedhovertitle={"text": f"%{{x:,.0f}} {title}"},
+        spikecolor="var(--muted)",
+        spikethickness=1,
     )
 
 
@@ -228,8 +236,7 @@ def learning_figure(study: Study, setting: Setting) -> Figure:
                     traces.append(paper_marker(line_colour, steps, *paper))
                     words = f"paper {PAPER_STEPS_SHORT[steps]}"
                     labels.append(Label(words, paper.mean, line_colour))
-    heights = [y for trace in traces for y in trace["y"] if y is not None]
-    low, high = min(0.0, *heights), 1.08 * max(1.0, *heights)
+    low, high = vertical_range(traces)
     entries = [entry for run in study.select(setting) for entry in run.evaluations]
     last = max(entry.simulator_steps for entry in entries)
     return {
@@ -238,11 +245,20 @@ def learning_figure(study: Study, setting: Setting) -> Figure:
             {**steps_axis("simulator steps"), "range": [0, 1.03 * last]},
             axis("return per episode", range=[low, high], nticks=6),
             290,
-            hovermode="x",
+            hovermode="x unified",
             shapes=shapes,
             annotations=end_labels(labels, low, high),
         ),
     }
+
+
+def vertical_range(traces: Sequence[Trace]) -> tuple[float, float]:
+    """From 0, or what lies lower, to a little above the highest point or error bar."""
+    errors = [trace.get("error_y", {}).get("array", [0.0])[0] for trace in traces]
+    heights = [
+        y + error for trace, error in zip(traces, errors) for y in trace["y"] if y is not None
+    ]
+    return min(0.0, *heights), 1.06 * max(1.0, *heights)
 
 
 def seed_lines(study: Study, runs: Sequence[RecordedRun], agent: str) -> list[Trace]:
@@ -317,7 +333,7 @@ def paper_marker(line_colour: str, steps: int, mean: float, error: float) -> Tra
             "color": line_colour,
             "line": {"width": 1.75},
         },
-        "hovertemplate": f"paper, {steps:,} steps: {mean:.0f} ± {error:.0f}<extra></extra>",
+        "hovertemplate": f"paper {mean:.0f} ± {error:.0f}<extra></extra>",
     }
 
 
@@ -363,7 +379,7 @@ def loss_figure(study: Study, unit: str, points: dict[str, list[tuple[float, flo
             steps_axis("agent steps"),
             axis(unit, nticks=5),
             250,
-            hovermode="x",
+            hovermode="x unified",
             annotations=end_labels(labels, low, high),
         ),
     }
@@ -417,18 +433,20 @@ def interval_figure(
                 "y": position,
                 "yanchor": "bottom",
                 "yshift": 9,
-                "text": f"<b>{html.escape(name)}</b>  {words}",
+                "text": f"<b>{html.escape(name)}</b><br>{words}",
+                "align": "left",
                 "font": {"color": row_colour, "size": 12},
+                "bgcolor": "var(--ground)",
                 "showarrow": False,
             }
         )
-    y_axis = axis("", range=[len(rows) - 0.5, -0.75], visible=False)
+    y_axis = axis("", range=[len(rows) - 0.7, -0.8], visible=False)
     return {
         "data": traces,
         "layout": layout(
             axis(title, range=limits, showgrid=True, nticks=6),
             y_axis,
-            70 + 56 * len(rows),
+            70 + 70 * len(rows),
             margin={"l": 12, "r": 20, "t": 8, "b": 46},
             hovermode="closest",
             annotations=annotations,
@@ -467,16 +485,21 @@ def profile_figure(study: Study, aggregate: Aggregate) -> Figure:
         template = f"<b>{html.escape(agent)}</b> %{{y:.0%}}<extra></extra>"
         traces.append(line(study, agent, thresholds, shares, hovertemplate=template))
         traces[-1]["line"]["shape"] = "hv"
-        traces[-1]["showlegend"] = True
     return {
         "data": traces,
         "layout": layout(
-            axis("threshold for return / 1,000", range=[0, 1], showgrid=False, ticks="outside"),
+            axis(
+                "threshold for return / 1,000",
+                range=[0, 1],
+                showgrid=False,
+                ticks="outside",
+                unifiedhovertitle={"text": "above %{x}"},
+                spikecolor="var(--muted)",
+                spikethickness=1,
+            ),
             axis("share of runs above it", range=[0, 1.02], tickformat=".0%", nticks=6),
-            320,
+            290,
             margin={"l": 58, "r": 20, "t": 12, "b": 46},
-            hovermode="x",
-            showlegend=True,
-            legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+            hovermode="x unified",
         ),
     }

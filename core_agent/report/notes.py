@@ -33,9 +33,8 @@ def seeds_note(rows: Sequence[Row]) -> str:
     few = [row for row in rows if row.result.n_seeds < MINIMUM_SEEDS]
     if few:
         return (
-            f"Fewer than {MINIMUM_SEEDS} seeds stand behind {len(few)} of {len(rows)} results. "
-            "They are observations, not findings: no interval is given for them, and no "
-            "difference they show is claimed."
+            f"Fewer than {MINIMUM_SEEDS} seeds: {len(few)} of {len(rows)} results. Read these as "
+            "observations, not as findings: they have no interval, and no difference is claimed."
         )
     if any(row.result.n_seeds < N_PAPER_SEEDS for row in rows):
         fewest = min(row.result.n_seeds for row in rows)
@@ -50,9 +49,8 @@ def steps_note(rows: Sequence[Row]) -> str:
         return ""
     steps = [row.steps for row in others if row.steps]
     return (
-        f"{len(others)} of {len(rows)} results were taken at {span(steps)} simulator steps. They "
-        "stand beside the paper's at 500,000 for orientation (†); the difference says how far "
-        "these runs are from it, not how well the agent does."
+        f"Other steps than the paper's (†): {len(others)} of {len(rows)} results, at {span(steps)} "
+        "simulator steps. The paper's at 500,000 stand beside them for orientation alone."
     )
 
 
@@ -61,9 +59,7 @@ def preset_note(study: Study) -> str:
     others = sorted({run.preset for run in study.runs} - {"paper", "release"})
     if not others:
         return ""
-    return (
-        f"The preset {listing(others)} has smaller networks, batches and pictures than the paper."
-    )
+    return f"Preset {listing(others)}: smaller networks, batches and pictures than the paper's."
 
 
 def videos_note(study: Study) -> str:
@@ -93,7 +89,9 @@ def episodes_note(study: Study) -> str:
     counts = {len(entry.returns) for run in study.runs for entry in run.evaluations}
     if not counts or min(counts) >= PAPER_EPISODES:
         return ""
-    return f"Evaluations have {span(counts)} episodes; the paper's have {PAPER_EPISODES}."
+    return (
+        f"Episodes per evaluation: {span(counts)}; the paper's evaluations have {PAPER_EPISODES}."
+    )
 
 
 def state_note(study: Study) -> str:
@@ -103,8 +101,8 @@ def state_note(study: Study) -> str:
     if not missing:
         return ""
     return (
-        f"Of {len(study.runs)} runs {listing(missing)}. What they evaluated so far is included; "
-        "numbers may still move."
+        f"Not finished, of {len(study.runs)} runs: {listing(missing)}. What they evaluated so far "
+        "is included; numbers may still move."
     )
 
 
@@ -114,8 +112,8 @@ def duplicates_note(study: Study) -> str:
         return ""
     n_folders = len(study.duplicates)
     return (
-        f"{n_folders} folder{'s' * (n_folders > 1)} left out: another one has the same agent, "
-        "setting and seed, and is further."
+        f"Left out: {n_folders} folder{'s' * (n_folders > 1)} with the same agent, setting and "
+        "seed as another one that is further."
     )
 
 

@@ -226,13 +226,14 @@ def number(value: float, digits: int = 0) -> str:
     """With thousands separated and a true minus sign; a dash for what is not finite."""
     if not math.isfinite(value):
         return "–"
-    return f"{value:,.{digits}f}".replace("-", MINUS)
+    # Adding 0 takes the sign off a negative zero.
+    return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", MINUS)
 
 
 def signed(value: float) -> str:
     """``"+12"``, ``"−12"`` or ``"0"``."""
     text = number(value)
-    return f"+{text}" if round(value) > 0 else text.replace(f"{MINUS}0", "0")
+    return f"+{text}" if value > 0 and text != "0" else text
 
 
 def mean_error(result: MeanError | PaperResult) -> str:
