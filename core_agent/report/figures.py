@@ -31,7 +31,7 @@ Trace = dict[str, Any]
 
 N_COLOURS = 8
 """Series colours of the page; further agents begin again with another dash."""
-PAPER_STEPS_SHORT = {500_000: "500k", 1_000_000: "1M"}
+SHORT_STEPS = {500_000: "500k", 1_000_000: "1M"}
 DASHES = ("solid", "dash", "dot")
 N_BINS = 120
 LABEL_GAP = 0.065
@@ -66,6 +66,15 @@ class Label(NamedTuple):
     text: str
     height: float
     colour: str
+
+
+class PaperLine(NamedTuple):
+    """A result of the paper as a chart shows it."""
+
+    colour: str
+    steps: int
+    mean: float
+    standard_error: float
 
 
 def colour(study: Study, agent: str, kind: str = "series") -> str:
@@ -219,26 +228,23 @@ def learning_figure(study: Study, setting: Setting) -> Figure:
 
     :param setting: one with evaluations
     """
+    curves = {agent: learning_curve(study, agent, setting) for agent in study.agents}
+    curves = {agent: points for agent, points in curves.items() if points}
+    papers = paper_lines(study, list(curves), setting)
     traces: list[Trace] = []
-    labels: list[Label] = []
-    shapes: list[dict[str, Any]] = []
-    for agent in study.agents:
-        points = learning_curve(study, agent, setting)
-        if points:
-            line_colour = colour(study, agent)
-            traces += seed_lines(study, study.select(setting, agent), agent)
-            traces += curve_traces(study, agent, points)
-            labels.append(Label(agent, points[-1].mean.value, line_colour))
-            for steps in PAPER_STEPS:
-                paper = find_paper_result(study.paper_name(agent), setting, steps)
-                if paper is not None:
-                    shapes.append(paper_line(line_colour, paper.mean))
-                    traces.append(paper_marker(line_colour, steps, *paper))
-                    words = f"paper {PAPER_STEPS_SHORT[steps]}"
-                    labels.append(Label(words, paper.mean, line_colour))
+    for agent, points in curves.items():
+        traces += seed_lines(study, study.select(setting, agent), agent)
+        traces += curve_traces(study, agent, points)
+    traces += [paper_marker(paper) for paper in papers]
+    labels = [
+        Label(agent, points[-1].mean.value, colour(study, agent))
+        for agent, points in curves.items()
+    ]
+    labels += [
+        Label(f"paper {SHORT_STEPS[paper.steps]}", paper.mean, paper.colour) for paper in papers
+    ]
     low, high = vertical_range(traces)
-    entries = [entry for run in study.select(setting) for entry in run.evaluations]
-    last = max(entry.simulator_steps for entry in entries)
+    last = max(points[-1].steps for points in curves.values())
     return {
         "data": traces,
         "layout": layout(
@@ -246,10 +252,23 @@ def learning_figure(study: Study, setting: Setting) -> Figure:
             axis("return per episode", range=[low, high], nticks=6),
             290,
             hovermode="x unified",
-            shapes=shapes,
+            shapes=[paper_shape(paper) for paper in papers],
             annotations=end_labels(labels, low, high),
         ),
     }
+
+
+def paper_lines(study: Study, agents: Sequence[str], setting: Setting) -> list[PaperLine]:
+    """What the paper reports of the agents; ablations share the line of the agent they are of."""
+    first: dict[str, str] = {}
+    for agent in agents:
+        first.setdefault(study.paper_name(agent), agent)
+    return [
+        PaperLine(colour(study, agent), steps, *paper)
+        for name, agent in first.items()
+        for steps in PAPER_STEPS
+        if (paper := find_paper_result(name, setting, steps)) is not None
+    ]
 
 
 def vertical_range(traces: Sequence[Trace]) -> tuple[float, float]:
@@ -306,34 +325,35 @@ def curve_traces(study: Study, agent: str, points: Sequence[CurvePoint]) -> list
     return traces
 
 
-def paper_line(line_colour: str, height: float) -> dict[str, Any]:
+def paper_shape(paper: PaperLine) -> dict[str, Any]:
     """A dashed line across the chart."""
     return {
         "type": "line",
         "xref": "paper",
         "x0": 0,
         "x1": 1,
-        "y0": height,
-        "y1": height,
-        "line": {"color": line_colour, "width": 1.25, "dash": "dash"},
+        "y0": paper.mean,
+        "y1": paper.mean,
+        "line": {"color": paper.colour, "width": 1.25, "dash": "dash"},
         "layer": "below",
     }
 
 
-def paper_marker(line_colour: str, steps: int, mean: float, error: float) -> Trace:
+def paper_marker(paper: PaperLine) -> Trace:
     """The paper's mean and standard error at its steps; it lies outside where runs are shorter."""
+    error = paper.standard_error
     return {
-        "x": [steps],
-        "y": [mean],
-        "error_y": {"array": [error], "color": line_colour, "thickness": 1.5, "width": 4},
+        "x": [paper.steps],
+        "y": [paper.mean],
+        "error_y": {"array": [error], "color": paper.colour, "thickness": 1.5, "width": 4},
         "mode": "markers",
         "marker": {
             "symbol": "diamond-open",
             "size": 9,
-            "color": line_colour,
+            "color": paper.colour,
             "line": {"width": 1.75},
         },
-        "hovertemplate": f"paper {mean:.0f} ± {error:.0f}<extra></extra>",
+        "hovertemplate": f"paper {paper.mean:.0f} ± {error:.0f}<extra></extra>",
     }
 
 
@@ -392,12 +412,14 @@ def iqm_figure(study: Study, aggregate: Aggregate) -> Figure:
 
 
 def improvement_figure(study: Study, aggregate: Aggregate) -> Figure:
-    """Probability of improvement of each pair of agents; at 0.5 they are equal."""
+    """Probability that the first agent improves on each other one; at 0.5 they are equal."""
+    first = next(iter(aggregate.scores))
     rows = [
-        (f"{first} over {second}", estimate, colour(study, first))
-        for (first, second), estimate in aggregate.improvements().items()
+        (f"{first} over {other}", estimate, colour(study, other))
+        for other, estimate in aggregate.improvements().items()
     ]
-    figure = interval_figure(rows, "probability that a run of the first scores higher", [0, 1])
+    title = f"probability that a run of {html.escape(first)} scores higher"
+    figure = interval_figure(rows, title, [0, 1])
     figure["layout"]["shapes"] = [
         {
             "type": "line",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -105,13 +104,12 @@ class Aggregate(NamedTuple):
             agent: estimate(interquartile_mean, strata) for agent, strata in self.scores.items()
         }
 
-    def improvements(self) -> dict[tuple[str, str], Estimate]:
-        """For each pair of agents the probability that the first scores higher."""
+    def improvements(self) -> dict[str, Estimate]:
+        """Probability that the first agent scores higher, by the other agent's name."""
+        first, *others = self.scores
         return {
-            (first, second): estimate(
-                probability_of_improvement, self.scores[first], self.scores[second]
-            )
-            for first, second in itertools.combinations(self.scores, 2)
+            other: estimate(probability_of_improvement, self.scores[first], self.scores[other])
+            for other in others
         }
 
     def profiles(self) -> dict[str, list[Estimate]]:
@@ -205,10 +203,11 @@ def name_agents(runs: Sequence[RecordedRun]) -> dict[str, str]:
     return names
 
 
-def agent_order(run: RecordedRun) -> tuple[int, str]:
-    """CoRe first, then the others as the paper has them, then what it does not know."""
+def agent_order(run: RecordedRun) -> tuple[int, int, str]:
+    """CoRe first, the others as :data:`METHODS` has them, then unknown ones; ablations follow."""
     known = list(METHODS)
-    return known.index(run.agent) if run.agent in known else len(known), run.variant
+    rank = known.index(run.agent) if run.agent in known else len(known)
+    return rank, len(settings_of(run)), run.variant
 
 
 def settings_of(run: RecordedRun) -> dict[str, str]:

@@ -151,7 +151,7 @@ def test_charts_show_what_the_statistics_say(two_agents):
         assert trace["error_x"]["array"] == [pytest.approx(interval.high - value)]
         assert trace["error_x"]["arrayminus"] == [pytest.approx(value - interval.low)]
 
-    (pair,) = shown.named("probability that a run of the first scores higher")["data"]
+    (pair,) = shown.named("probability that a run of CoRe scores higher")["data"]
     # Cheetah: 8 of 9 pairs; walker: 7 and a half wins, as 730 ties, of 9.
     assert pair["x"] == [pytest.approx((8 / 9 + 7.5 / 9) / 2)]
     assert pair["x"] == [pytest.approx(probability_of_improvement(ours, theirs))]
@@ -165,7 +165,7 @@ def test_charts_show_what_the_statistics_say(two_agents):
 def test_curves_have_the_mean_the_interval_and_the_paper(two_agents):
     folder, shown = two_agents
     figure = shown.named("simulator steps")
-    band, core, paper = figure["data"][:3]
+    band, core, _, _, paper, *_ = figure["data"]
     assert core["x"] == [250_000, 500_000] and core["y"] == pytest.approx([220.0, 440.0])
     study = study_of(folder)
     points = learning_curve(study, "CoRe", study.settings[0])
@@ -173,6 +173,8 @@ def test_curves_have_the_mean_the_interval_and_the_paper(two_agents):
     np.testing.assert_allclose(band["y"], expected, rtol=1e-5)
     assert (paper["x"], paper["y"], paper["error_y"]["array"]) == ([500_000], [423], [22])
     assert [shape["y0"] for shape in figure["layout"]["shapes"]] == [423, 569, 233]
+    labels = [label["text"] for label in figure["layout"]["annotations"]]
+    assert sorted(labels) == ["CURL", "CoRe", "paper 1M", "paper 500k", "paper 500k"]
 
 
 def test_bands_and_intervals_need_three_seeds(tmp_path):
@@ -278,6 +280,14 @@ def test_the_command_writes_the_page(tmp_path):
     assert result.exit_code == 0, result.output
     assert "1 run(s)" in result.output
     assert output.read_text().startswith("<!doctype html>")
+
+
+def test_an_ablation_follows_its_agent_and_shares_the_papers_line(tmp_path):
+    for name, arguments in (("a", {"kl_coef": 0.5}), ("b", {})):
+        write_run(tmp_path / "runs" / name, {500_000: 400.0}, arguments=arguments)
+    assert study_of(tmp_path).agents == ["CoRe", "CoRe (kl_coef=0.5)"]
+    shapes = report_on(tmp_path / "runs").named("simulator steps")["layout"]["shapes"]
+    assert [shape["y0"] for shape in shapes] == [423, 569]
 
 
 def test_a_missing_extra_is_named(monkeypatch):
