@@ -10,7 +10,7 @@
 PYTHON      ?= python3
 VENV        ?= .venv
 TORCH       ?= torch==2.13.0
-TEST_EXTRAS ?= dev,zoo,export,cluster
+TEST_EXTRAS ?= dev,zoo,export,cluster,report
 DEMO_ARGS   ?=
 PYTEST_ARGS ?=
 BUNDLE      ?= bundle

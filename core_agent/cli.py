@@ -344,6 +344,18 @@ def plot(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders that hold runs, at any depth.")],
+    output: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+) -> None:
+    """Show runs as one HTML page: curves, the paper's Table 5 beside them, statistics, videos."""
+    from core_agent.report import write_report
+
+    n_runs = write_report(runs, output)
+    Console().print(f"{n_runs} run(s): {output}")
+
+
+@app.command()
 def doctor() -> None:
     """Tell what works on this machine, and what to type where something does not."""
     from core_agent.doctor import examine, is_healthy

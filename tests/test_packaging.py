@@ -141,7 +141,9 @@ def test_metadata_names_what_users_and_indexes_read(metadata: Message) -> None:
     assert metadata["License-Expression"] == "MIT"
     assert metadata["License-File"] == "LICENSE"
     assert metadata["Description-Content-Type"] == "text/markdown"
-    assert {"cluster", "dev", "export", "zoo"} == set(metadata.get_all("Provides-Extra", []))
+    assert {"cluster", "dev", "export", "report", "zoo"} == set(
+        metadata.get_all("Provides-Extra", [])
+    )
 
 
 def test_version_is_the_same_everywhere(metadata: Message) -> None:
