@@ -4,13 +4,17 @@
 #   VENV=.venv               where the virtual environment goes
 #   DEMO_ARGS="--seed 1"     passed on to `core-agent demo`
 #   PYTEST_ARGS="-n 2"       passed on to pytest
+#   BUNDLE=bundle            where `make bundle` writes
+#   BUNDLE_ARGS="--python-version 3.12 --present freeze.txt"     passed on to scripts/bundle.py
 
 PYTHON      ?= python3
 VENV        ?= .venv
 TORCH       ?= torch==2.13.0
-TEST_EXTRAS ?= dev,zoo,export,cluster,docs
+TEST_EXTRAS ?= dev,zoo,export,cluster,docs,report
 DEMO_ARGS   ?=
 PYTEST_ARGS ?=
+BUNDLE      ?= bundle
+BUNDLE_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -c $(VENV)/constraints.txt
@@ -75,7 +79,7 @@ export CHECK_GL
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup venv gl gl-first demo test test-all torture lint format build docs constraints clean distclean
+.PHONY: help setup venv gl gl-first demo test test-all torture lint format build docs bundle constraints clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -95,11 +99,14 @@ test: gl-first $(VENV)/.dev gl ## set up, then run the tests
 test-all: gl-first $(VENV)/.dev gl ## the tests that take minutes as well
 	@$(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
 
-torture: gl-first $(VENV)/.dev gl ## kill, fill and corrupt runs and see what survives (about 20 minutes)
+torture: gl-first $(VENV)/.dev gl ## kill, fill, corrupt, attack and misuse, and count what survives (about 20 minutes)
 	@$(BIN)/python benchmarks/survival.py kills
 	@$(BIN)/python benchmarks/survival.py flips
 	@[ "$$(id -u)" != 0 ] || $(BIN)/python benchmarks/survival.py disk
 	@$(BIN)/python benchmarks/survival.py soak --picture runs/soak.png
+	@$(BIN)/python benchmarks/torture.py attacks
+	@$(BIN)/python benchmarks/torture.py mutations
+	@$(BIN)/python benchmarks/torture.py bad-inputs
 
 lint: $(VENV)/.dev ## ruff and mypy
 	@$(BIN)/ruff check .
@@ -117,6 +124,9 @@ build: $(VENV)/.dev ## wheel and source archive in dist/, checked
 
 docs: $(VENV)/.dev ## the documentation as a website in site/; a warning is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+bundle: $(VENV)/.dev ## wheels, sources and an install script for a machine without a network
+	@$(BIN)/python scripts/bundle.py --output $(BUNDLE) $(BUNDLE_ARGS)
 
 gl: ## check that MuJoCo can render; as root on Debian, install what it takes
 	@python=$(PYTHON); if [ -x $(BIN)/python ]; then python=$(BIN)/python; fi; \

@@ -144,6 +144,9 @@ def train(
     checkpoint_every: Annotated[
         int, typer.Option(min=0, help="Agent steps between checkpoints; 0: at the end alone.")
     ] = 10_000,
+    n_envs: Annotated[
+        int, typer.Option(min=1, help="Environments side by side, each in its own process.")
+    ] = 1,
     resume: Annotated[
         Resume, typer.Option(help="auto: go on from the folder's newest whole checkpoint.")
     ] = Resume.never,
@@ -156,7 +159,7 @@ def train(
 
     arguments = {**read_config(config, env_id), **parse_settings(settings)}
     configured_steps = arguments.pop("n_timesteps", None)
-    run = Run(env_id, agent, preset, seed, arguments, parse_settings(env_settings))
+    run = Run(env_id, agent, preset, seed, arguments, parse_settings(env_settings), n_envs)
     outcome = train_run(
         run,
         folder,
@@ -338,6 +341,18 @@ def plot(
     output.parent.mkdir(parents=True, exist_ok=True)
     plot_runs(output, tag, curves)
     Console().print(f"{tag} of {len(curves)} run(s): {output}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders that hold runs, at any depth.")],
+    output: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+) -> None:
+    """Show runs as one HTML page: curves, the paper's Table 5 beside them, statistics, videos."""
+    from core_agent.report import write_report
+
+    n_runs = write_report(runs, output)
+    Console().print(f"{n_runs} run(s): {output}")
 
 
 @app.command()

@@ -16,6 +16,7 @@ import argparse
 import importlib
 import importlib.util
 import inspect
+import itertools
 import json
 import os
 import re
@@ -34,6 +35,16 @@ import yaml
 from typer.testing import CliRunner
 
 from core_agent import CoRe, cli
+from core_agent.paper import (
+    DIFFICULTIES,
+    DISTRACTIONS,
+    METHODS,
+    PAPER_STEPS,
+    TASKS,
+    PaperResult,
+    Setting,
+    read_table5,
+)
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "envs" / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -47,7 +58,8 @@ ELSEWHERE = {"mkdir", "sbatch", "squeue", "srun", "sudo", "tar", "tensorboard"}
 WRITE_DOWN = """
 command_not_found_handle() { printf '%s\\037' "$@" >> "$COMMANDS"; printf '\\036' >> "$COMMANDS"; }
 """
-MAKE_TARGETS = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.M)
+MAKEFILE = (ROOT / "Makefile").read_text()
+MAKE_TARGETS = re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.M)
 
 EXTRAS = re.findall(
     r"^(\w+) = \[",
@@ -165,12 +177,15 @@ def check_python(arguments: list[str]) -> None:
     if arguments[:2] == ["-m", "core_agent.zoo"]:
         return
     start = start_module if arguments[0] == "-m" else start_script
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         start(arguments)
 
 
 def check_make(arguments: list[str]) -> None:
-    assert set(arguments) <= set(MAKE_TARGETS)
+    """Targets exist, and so do variables."""
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        assert f"\n{name} " in MAKEFILE if equals else name in MAKE_TARGETS
 
 
 def check_pip(arguments: list[str]) -> None:
@@ -199,6 +214,8 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
 def test_commands_exist_and_take_their_options(tmp_path, monkeypatch):
     parse_only(monkeypatch)
     monkeypatch.setattr(sys, "argv", list(sys.argv))
+    # Benchmarks import each other from their own folder.
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     for place, (program, *arguments) in all_commands(tmp_path):
         if program not in ELSEWHERE:
             assert program in CHECKS, f"{place}: {program} is a program that no test knows"
@@ -269,6 +286,34 @@ def test_configurations_name_arguments_of_the_agent(tmp_path):
             inspect.signature(CoRe).bind_partial(**arguments)
 
 
+def read_rows(markdown: str, first: str) -> Iterator[list[list[str]]]:
+    """The cells below the headings of each table whose first heading is ``first``."""
+    for table in re.findall(r"(?:^\|.*\n)+", markdown, re.M):
+        heading, _, *rows = (
+            [c.strip() for c in line.split("|")[1:-1]] for line in table.split("\n")[:-1]
+        )
+        if heading[0] == first:
+            yield rows
+
+
+def as_written(result: PaperResult | None) -> str:
+    return "–" if result is None else f"{result.mean:.0f} ± {result.standard_error:.0f}"
+
+
+def test_the_papers_figures_are_those_of_table_5():
+    page, table = (ROOT / "docs" / "reproduction.md").read_text(), read_table5()
+    tasks = ("mean", *TASKS)
+    for steps, rows in zip(PAPER_STEPS, read_rows(page, "setting"), strict=True):
+        for name, *cells in rows:
+            settings = [Setting(task, *name.split(", ")) for task in tasks]
+            assert cells == [as_written(table[each, "CoRe", steps]) for each in settings]
+    settings = [Setting("mean", *each) for each in itertools.product(DIFFICULTIES, DISTRACTIONS)]
+    for name, *cells in next(read_rows(page, "agent")):
+        method = name.replace(" + ", "+")
+        assert method in METHODS.values()
+        assert cells == [as_written(table.get((each, method, 500_000))) for each in settings]
+
+
 def test_every_block_is_of_a_kind_that_is_tested():
     for page in PAGES:
         for block in read_blocks(page):
@@ -331,6 +376,15 @@ def test_the_website_loads_nothing_from_elsewhere(site):
         assert not [url for url in loaded.urls if url.startswith(("http", "//"))], page
     for sheet in site.rglob("*.css"):
         assert not re.search(r"(?:@import|url\()\s*['\"]?(?:https?:)?//", sheet.read_text()), sheet
+
+
+def test_a_section_ends_at_the_next_heading_of_its_level():
+    section = runpy.run_path(str(ROOT / "docs" / "hooks.py"))["section"]
+    text = "# a\n## b\nx\n### c\n```bash\n# y\n```\n## d\nz\n"
+    assert section(text, "b") == "x\n### c\n```bash\n# y\n```"
+    assert section(text, "d") == "z"
+    with pytest.raises(ValueError, match="must name a heading of the file, got 'e'"):
+        section(text, "e")
 
 
 def test_the_website_takes_the_environments_options_from_their_readme(site):
