@@ -26,7 +26,10 @@ ROOT = Path(__file__).parents[1]
 INCLUDE = re.compile(r"<!-- include (?P<file>\S+): (?P<heading>.+?) -->\n.*?<!-- end -->", re.S)
 MATH = re.compile(r"^```math\n(?P<latex>.*?)^```$", re.S | re.M)
 DRAWING = re.compile(r'<img alt="(?P<alt>[^"]*)" src="(?P<file>[^"]+\.svg)" ?/?>')
-ROLE = re.compile(r":(?:class|data|func|meth|mod):<code>(?P<tilde>~?)(?P<path>[\w.]+)</code>")
+ROLE = re.compile(
+    r":(?:attr|class|data|func|meth|mod):<code>"
+    r"(?:(?P<title>[^<&]+?)\s+&lt;(?P<named>[\w.]+)&gt;|(?P<tilde>~?)(?P<path>[\w.]+))</code>"
+)
 FENCE = "```"
 
 
@@ -88,8 +91,8 @@ def inline_drawing(match: re.Match[str]) -> str:
 
 def link(match: re.Match[str]) -> str:
     """A reference as a link, where the site describes what it names, and as code elsewhere."""
-    path = match["path"]
-    name = path.rpartition(".")[2] if match["tilde"] else path
+    path = match["named"] or match["path"]
+    name = match["title"] or (path.rpartition(".")[2] if match["tilde"] else path)
     return f'<autoref optional identifier="{path}"><code>{name}</code></autoref>'
 
 

@@ -392,9 +392,11 @@ def test_the_website_takes_the_environments_options_from_their_readme(site):
 
 
 def test_references_in_docstrings_become_links(site):
-    html = (site / "api" / "agents.html").read_text()
-    assert not re.findall(r":(?:class|meth|func|data|mod):", html)
-    assert 'href="#core_agent.RecurrentSAC"' in html
+    pages = [path.read_text() for path in site.glob("api/*.html")]
+    assert not re.findall(
+        r":(?:class|meth|func|data|mod|attr|param|raises|return)\b", "".join(pages)
+    )
+    assert any('href="#core_agent.RecurrentSAC"' in page for page in pages)
 
 
 def test_formulas_and_the_drawing_are_in_the_page(site):
