@@ -3,7 +3,7 @@
 #   TORCH=torch==2.12.0      another PyTorch; the build (CPU or CUDA) is what your pip is configured to find
 #   VENV=.venv               where the virtual environment goes
 #   DEMO_ARGS="--seed 1"     passed on to `core-agent demo`
-#   PYTEST_ARGS="-n 2"       passed on to pytest
+#   PYTEST_ARGS="-k cli"     passed on to pytest, instead of the options for several processes
 #   BUNDLE=bundle            where `make bundle` writes
 #   BUNDLE_ARGS="--python-version 3.12 --present freeze.txt"     passed on to scripts/bundle.py
 
@@ -12,7 +12,7 @@ VENV        ?= .venv
 TORCH       ?= torch==2.13.0
 TEST_EXTRAS ?= dev,zoo,export,cluster,docs,report
 DEMO_ARGS   ?=
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 BUNDLE      ?= bundle
 BUNDLE_ARGS ?=
 
@@ -94,10 +94,10 @@ demo: gl-first $(VENV)/.runtime gl ## set up, then train an agent on a real task
 	@$(BIN)/core-agent demo $(DEMO_ARGS)
 
 test: gl-first $(VENV)/.dev gl ## set up, then run the tests
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-all: gl-first $(VENV)/.dev gl ## the tests that take minutes as well
-	@$(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
 
 torture: gl-first $(VENV)/.dev gl ## kill, fill, corrupt, attack and misuse, and count what survives (about 20 minutes)
 	@$(BIN)/python benchmarks/survival.py kills

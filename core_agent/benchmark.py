@@ -41,21 +41,12 @@ from core_agent.algorithm import (
 )
 from core_agent.callbacks import next_multiple
 from core_agent.evaluation import play
+from core_agent.paper import DIFFICULTIES, DISTRACTIONS, N_PAPER_SEEDS, TASKS
 from core_agent.presets import preset
 from core_agent.training import Run, train_run, training_environment
 from core_agent.validation import check, check_integer
 from core_agent.video import write_mp4
 
-TASKS = (
-    "ball_in_cup-catch",
-    "cartpole-swingup",
-    "cheetah-run",
-    "finger-spin",
-    "reacher-easy",
-    "walker-walk",
-)
-DIFFICULTIES = ("easy", "medium", "hard")
-DISTRACTIONS = ("static", "dynamic")
 EPISODE_STEPS = 1_000
 """Simulator steps in an episode of the Distracting Control Suite."""
 EVALUATION_SEED = 10_000
@@ -89,7 +80,7 @@ class Suite:
     tasks: tuple[str, ...] = TASKS
     difficulties: tuple[str, ...] = DIFFICULTIES
     distractions: tuple[str, ...] = DISTRACTIONS
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] = tuple(range(N_PAPER_SEEDS))
     preset: str = "paper"
     simulator_steps: int = PAPER_SIMULATOR_STEPS
     evaluate_every: int = 100_000

@@ -82,7 +82,7 @@ pip="$python -m pip install --no-index --no-input --disable-pip-version-check"
 if [ $# -gt 0 ]; then
     $pip --no-deps --upgrade --target "$1" "$here"/wheels/*.whl
 else
-    $pip --find-links "$here/wheels" "{package}=={version}"
+    PIP_FIND_LINKS="$here/wheels" $pip "{package}=={version}"
 fi
 """
 
