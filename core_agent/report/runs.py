@@ -53,6 +53,7 @@ class RecordedRun:
     arguments: dict[str, Any] = field(default_factory=dict)
     env_arguments: dict[str, Any] = field(default_factory=dict)
     status: dict[str, Any] = field(default_factory=dict)
+    """What is known of it: nothing in it is ``None``."""
     evaluations: tuple[Evaluation, ...] = ()
     episodes: tuple[dict[str, Any], ...] = ()
     losses: tuple[dict[str, Any], ...] = ()
@@ -128,15 +129,17 @@ def read_run(folder: Path) -> RecordedRun:
     """
     run = json.loads((folder / "run.json").read_text())
     status_file = folder / "status.json"
-    status = json.loads(status_file.read_text()) if status_file.is_file() else {}
+    written = json.loads(status_file.read_text()) if status_file.is_file() else {}
+    status = {key: value for key, value in written.items() if value is not None}
     state = status.get("state", NOT_BEGUN)
     check(state in STATES, "state", f"be one of {STATES}", state)
-    names = ("preset", "seed", "arguments", "env_arguments")
+    names = ("preset", "arguments", "env_arguments")
     return RecordedRun(
         folder,
         str(run["env_id"]),
         # Runs from before there was more than one agent do not say which theirs is.
         agent=run.get("agent", run.get("algorithm", "core")),
+        seed=int(run.get("seed", 0)),
         status=status,
         evaluations=tuple(map(parse_evaluation, read_lines(folder / "evaluations.jsonl"))),
         episodes=tuple(read_lines(folder / "episodes.jsonl")),

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from core_agent import cli
 from core_agent.report import page, write_report
+from core_agent.report.figures import shortened, spread
 from core_agent.report.notes import notes
 from core_agent.report.results import (
     aggregates,
@@ -181,6 +182,7 @@ def test_bands_and_intervals_need_three_seeds(tmp_path):
     write_runs(tmp_path / "runs", {CHEETAH: (400.0, 420.0)})
     shown = report_on(tmp_path / "runs")
     assert "Fewer than 3 seeds: 1 of 1 results" in shown.text
+    assert "2 seeds, too few for a claim" in shown.text
     assert "Fewer than 3 seeds: no interval, and nothing is claimed." in shown.text
     (dot,) = shown.named("interquartile mean of return / 1,000")["data"]
     assert "error_x" not in dot
@@ -232,7 +234,9 @@ def test_what_runs_say_never_becomes_markup(tmp_path):
 def test_failures_come_with_their_reasons(tmp_path):
     failed = {**STATUS, "state": "failed", "error": "NonFiniteError: critic_loss is NaN"}
     write_run(tmp_path / "runs" / "failed", {1_000: 5.0}, status=failed, seed=1)
-    write_run(tmp_path / "runs" / "going", status={**STATUS, "state": "running"}, seed=2)
+    # A run that has just begun knows none of its figures.
+    begun = {**dict.fromkeys(STATUS), "state": "running"}
+    write_run(tmp_path / "runs" / "going", status=begun, seed=2)
     write_run(tmp_path / "runs" / "waiting", status=None, seed=3)
     broken = write_run(tmp_path / "runs" / "broken", seed=4)
     write_lines(broken / "evaluations.jsonl", [{"agent_steps": 1, "simulator_steps": 4}])
@@ -424,6 +428,22 @@ def test_losses_that_are_not_finite_leave_a_gap(tmp_path):
     write_run(tmp_path / "runs" / "a", {1_000: 1.0}, losses)
     (curve,) = report_on(tmp_path / "runs").named("agent steps")["data"]
     assert curve["y"] == [1.0, None, 3.0]
+
+
+def test_labels_keep_apart_and_stay_within_the_chart():
+    assert spread([1.0, 1.2, 9.9, 10.0], gap=1.0, high=10.0) == [1.0, 2.0, 9.0, 10.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("QT-Opt+RAD", "QT-Opt+RAD"),
+        ("Recurrent SAC+RAD", "Recurrent…"),
+        ("a_very_long_name", "a_very_long…"),
+    ],
+)
+def test_labels_are_cut_between_words_where_that_goes(name, expected):
+    assert shortened(name) == expected
 
 
 @pytest.mark.parametrize(
