@@ -73,9 +73,9 @@ class RecordedRun:
         return json.dumps(parts, sort_keys=True)
 
     @property
-    def video(self) -> Path | None:
-        path = self.folder / "validation.mp4"
-        return path if path.is_file() else None
+    def video(self) -> Path:
+        """Where its video is, if it has one."""
+        return self.folder / "validation.mp4"
 
     def evaluation_at(self, simulator_steps: int) -> Evaluation | None:
         """The evaluation at that step, if there was one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -294,9 +295,16 @@ def test_an_ablation_follows_its_agent_and_shares_the_papers_line(tmp_path):
     assert [shape["y0"] for shape in shapes] == [423, 569]
 
 
-def test_a_missing_extra_is_named(monkeypatch):
-    with pytest.raises(ModuleNotFoundError, match="a report needs no_such_module"):
-        page.need("no_such_module")
+@pytest.mark.parametrize("module", ["jinja2", "plotly.offline"])
+def test_a_missing_extra_is_an_error_of_one_line(module, tmp_path, monkeypatch, capsys):
+    write_run(tmp_path / "runs" / "a", {1_000: 5.0})
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr("sys.argv", ["core-agent", "report", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit):
+        cli.main()
+    error = capsys.readouterr().err
+    assert f"a report needs {module}" in error
+    assert "pip install 'core-agent[report]'" in error
 
 
 def test_the_page_asks_for_nothing(two_agents):
