@@ -3,14 +3,18 @@
 #   TORCH=torch==2.12.0      another PyTorch; the build (CPU or CUDA) is what your pip is configured to find
 #   VENV=.venv               where the virtual environment goes
 #   DEMO_ARGS="--seed 1"     passed on to `core-agent demo`
-#   PYTEST_ARGS="-n 2"       passed on to pytest
+#   PYTEST_ARGS="-k cli"     passed on to pytest, instead of the options for several processes
+#   BUNDLE=bundle            where `make bundle` writes
+#   BUNDLE_ARGS="--python-version 3.12 --present freeze.txt"     passed on to scripts/bundle.py
 
 PYTHON      ?= python3
 VENV        ?= .venv
 TORCH       ?= torch==2.13.0
-TEST_EXTRAS ?= dev,zoo,export,report
+TEST_EXTRAS ?= dev,zoo,export,cluster,report
 DEMO_ARGS   ?=
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
+BUNDLE      ?= bundle
+BUNDLE_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -c $(VENV)/constraints.txt
@@ -75,7 +79,7 @@ export CHECK_GL
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup venv gl gl-first demo test test-all torture lint format build constraints clean distclean
+.PHONY: help setup venv gl gl-first demo test test-all torture lint format build bundle constraints clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -90,16 +94,19 @@ demo: gl-first $(VENV)/.runtime gl ## set up, then train an agent on a real task
 	@$(BIN)/core-agent demo $(DEMO_ARGS)
 
 test: gl-first $(VENV)/.dev gl ## set up, then run the tests
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-all: gl-first $(VENV)/.dev gl ## the tests that take minutes as well
-	@$(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
 
-torture: gl-first $(VENV)/.dev gl ## kill, fill and corrupt runs and see what survives (about 20 minutes)
+torture: gl-first $(VENV)/.dev gl ## kill, fill, corrupt, attack and misuse, and count what survives (about 20 minutes)
 	@$(BIN)/python benchmarks/survival.py kills
 	@$(BIN)/python benchmarks/survival.py flips
 	@[ "$$(id -u)" != 0 ] || $(BIN)/python benchmarks/survival.py disk
 	@$(BIN)/python benchmarks/survival.py soak --picture runs/soak.png
+	@$(BIN)/python benchmarks/torture.py attacks
+	@$(BIN)/python benchmarks/torture.py mutations
+	@$(BIN)/python benchmarks/torture.py bad-inputs
 
 lint: $(VENV)/.dev ## ruff and mypy
 	@$(BIN)/ruff check .
@@ -114,6 +121,9 @@ build: $(VENV)/.dev ## wheel and source archive in dist/, checked
 	@rm -rf build dist
 	@$(BIN)/python -W ignore -m build --no-isolation . > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 	@$(BIN)/twine check --strict dist/*
+
+bundle: $(VENV)/.dev ## wheels, sources and an install script for a machine without a network
+	@$(BIN)/python scripts/bundle.py --output $(BUNDLE) $(BUNDLE_ARGS)
 
 gl: ## check that MuJoCo can render; as root on Debian, install what it takes
 	@python=$(PYTHON); if [ -x $(BIN)/python ]; then python=$(BIN)/python; fi; \

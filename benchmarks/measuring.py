@@ -19,7 +19,9 @@ from gymnasium import spaces
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from core_agent import CoRe, preset
+from core_agent import preset
+from core_agent.agents import AGENTS
+from core_agent.algorithm import SequenceOffPolicyAlgorithm
 from core_agent.hardware import compute_dtype
 from core_agent.presets import get_preset
 
@@ -70,26 +72,32 @@ class MadeUpEnv(gym.Env):
 
 
 def made_up_model(
-    preset_name: str, device: str, n_envs: int = 1, model_class: type[CoRe] = CoRe, **options: Any
-) -> CoRe:
-    """CoRe on made-up frames of the preset's size, its replay buffer filled.
+    preset_name: str,
+    device: str,
+    n_envs: int = 1,
+    agent: str = "core",
+    n_episodes: int = FILLED_EPISODES,
+    **options: Any,
+) -> Any:
+    """An agent on made-up frames of the preset's size, its replay buffer filled.
 
     :param preset_name: see :data:`core_agent.presets.PRESETS`
     :param device: ``"cpu"`` or ``"cuda"``
     :param n_envs: number of environments
-    :param model_class: CoRe or a subclass
+    :param agent: see :data:`core_agent.agents.AGENTS`
+    :param n_episodes: to fill the buffer with
     :param options: override the preset's arguments
     """
     image_size = get_preset(preset_name).env_arguments.get("image_size", IMAGE_SIZE)
     env = DummyVecEnv([lambda: MadeUpEnv(image_size)] * n_envs)
-    arguments = preset(preset_name, **options)
-    model = model_class("CnnPolicy", env, seed=0, device=device, **arguments)
+    arguments = preset(preset_name, agent, **options)
+    model = AGENTS[agent]("CnnPolicy", env, seed=0, device=device, **arguments)
     model.set_logger(Logger(None, []))
-    fill(model)
+    fill(model, n_episodes)
     return model
 
 
-def fill(model: CoRe, n_episodes: int = FILLED_EPISODES) -> None:
+def fill(model: SequenceOffPolicyAlgorithm, n_episodes: int) -> None:
     """Store episodes of random actions."""
     env, buffer = model.get_env(), model.replay_buffer
     assert env is not None and buffer is not None

@@ -23,17 +23,20 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
 
 from core_agent.callbacks import EpisodeReturns
 from core_agent.evaluation import play, summarize
 
 RECURRENT: dict[str, Any] = dict(
-    batch_size=32,
-    sequence_length=32,
-    learning_rate=1e-3,
+    batch_size=64,
+    sequence_length=16,
+    update_ratio=1.0,
+    gamma=0.98,
+    learning_rate=LinearSchedule(1e-3, 0.0, 1.0),
     policy_kwargs=dict(
         deter_dim=64,
-        stoch_dim=16,
+        stoch_dim=64,
         embed_dims=(64, 64),
         gru_dims=(64, 64),
         posterior_dims=(64, 64),
@@ -75,7 +78,7 @@ def train(model: BaseAlgorithm, steps: int, n_episodes: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--episodes", type=int, default=20, help="for evaluation")
     parser.add_argument("--json", type=Path)

@@ -83,12 +83,14 @@ class Life:
         command = [sys.executable, __file__, "live", str(folder), str(until), str(every)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.put(line)
+        with self.process.stdout as lines:
+            for line in lines:
+                self.lines.put(line)
 
     def wait_for_start(self) -> int:
         """The step at which it begins."""
@@ -97,7 +99,7 @@ class Life:
     def last_checkpoint(self) -> int | None:
         """The step of the last checkpoint that it said was written."""
         self.process.wait()
-        time.sleep(0.1)
+        self.listener.join()
         said = [self.lines.get() for _ in range(self.lines.qsize())]
         steps = [int(line.split()[1].rstrip(":")) for line in said if line.startswith("step")]
         return steps[-1] if steps else None
@@ -209,7 +211,7 @@ def free_bytes(folder: Path) -> int:
 
 
 class Gauge(BaseCallback):
-    """Notes memory, open files and time every so many steps."""
+    """Notes memory, open files and processor time every so many steps."""
 
     def __init__(self, every: int) -> None:
         super().__init__()
@@ -221,7 +223,7 @@ class Gauge(BaseCallback):
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             memory = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
             n_files = len(os.listdir("/proc/self/fd"))
-            self.readings.append((self.num_timesteps, memory, n_files, time.perf_counter()))
+            self.readings.append((self.num_timesteps, memory, n_files, time.process_time()))
         return True
 
 
@@ -236,7 +238,7 @@ def soak(steps: int, picture: Path | None = None) -> Figures:
             tensorboard_log=name,
             **preset("debug"),
         )
-        gauge = Gauge(every=500)
+        gauge = Gauge(every=max(1, steps // 60))
         model.learn(steps, [gauge, ExactCheckpointCallback(Path(name, "checkpoints"), 2_000)])
     step, memory, files, clock = (np.array(column) for column in zip(*gauge.readings))
     speed = np.diff(step) / np.diff(clock)
@@ -249,8 +251,12 @@ def soak(steps: int, picture: Path | None = None) -> Figures:
         "memory at the end, MiB": round(float(memory[-1]), 1),
         "open files after a tenth": int(files[tenth]),
         "open files at the end": int(files[-1]),
-        "steps/s, second tenth (median)": round(float(np.median(speed[tenth : 2 * tenth])), 1),
-        "steps/s, last tenth (median)": round(float(np.median(speed[-tenth:])), 1),
+        "steps per processor second, second tenth (median)": round(
+            float(np.median(speed[tenth : 2 * tenth])), 1
+        ),
+        "steps per processor second, last tenth (median)": round(
+            float(np.median(speed[-tenth:])), 1
+        ),
     }
 
 
@@ -258,7 +264,11 @@ def draw(
     path: Path, step: np.ndarray, memory: np.ndarray, files: np.ndarray, speed: np.ndarray
 ) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
-    series = ((memory, "memory, MiB"), (files, "open files"), (speed, "agent steps/s"))
+    series = (
+        (memory, "memory, MiB"),
+        (files, "open files"),
+        (speed, "agent steps per processor second"),
+    )
     for axis, (values, label) in zip(axes, series):
         axis.plot(step[-len(values) :], values)
         axis.set(xlabel="agent steps", title=label, ylim=(0, 1.2 * values.max()))

@@ -33,14 +33,8 @@ from measuring import (
     write_json,
 )
 
-TASKS = (
-    "ball_in_cup-catch",
-    "cartpole-swingup",
-    "cheetah-run",
-    "finger-spin",
-    "reacher-easy",
-    "walker-walk",
-)
+from core_agent.paper import TASKS
+
 PARTS = ("environment", "acting", "sampling", "update", "storing")
 EPISODE_SIMULATOR_STEPS = 1000
 

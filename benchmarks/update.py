@@ -79,7 +79,7 @@ def use_contiguous_images(model: CoRe) -> None:
 
     def prepare(images: torch.Tensor) -> torch.Tensor:
         dtype = encoder.compute_dtype or encoder.linear.weight.dtype
-        return images.to(dtype, memory_format=torch.contiguous_format) / 255.0
+        return images.to(dtype, memory_format=torch.contiguous_format)
 
     encoder.prepare = prepare
 

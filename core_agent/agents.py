@@ -14,7 +14,7 @@ from core_agent.qt_opt_rad import QTOptRAD
 from core_agent.recurrent_sac import RecurrentSAC
 from core_agent.sac_rad import SACRAD
 from core_agent.safe_loading import read_data
-from core_agent.validation import check
+from core_agent.validation import check, check_file
 
 AGENTS: dict[str, type[SequenceOffPolicyAlgorithm]] = {
     "core": CoRe,
@@ -44,6 +44,7 @@ def load_agent(
     :param arguments: of :meth:`~core_agent.algorithm.SequenceOffPolicyAlgorithm.load`
     :raises ValueError: for a file that is no saved model, or one of another class
     """
+    check_file("path", path)
     data = read_data(path)
     # Models saved before there were more than two agents do not say which they are.
     unnamed = "CoRe" if "kl_coef" in data else "RecurrentSAC"

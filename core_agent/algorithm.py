@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import math
 import pathlib
@@ -22,7 +23,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.type_aliases import (
     GymEnv,
     MaybeCallback,
@@ -32,11 +33,14 @@ from stable_baselines3.common.type_aliases import (
     TrainFreq,
     TrainFrequencyUnit,
 )
-from stable_baselines3.common.utils import should_collect_more_steps
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.utils import (
+    check_for_correct_spaces,
+    should_collect_more_steps,
+)
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from core_agent.buffers import SequenceReplayBuffer
+from core_agent.buffers import BUFFER_CHECKS, SequenceReplayBuffer
 from core_agent.checkpoint import CheckpointFolder, resume
 from core_agent.encoders import as_dict_space, is_image
 from core_agent.hardware import (
@@ -46,18 +50,48 @@ from core_agent.hardware import (
     keep_freed_memory,
     memory_advice,
 )
+from core_agent.integrity import (
+    check_attributes,
+    check_optimizer_state,
+    check_replay,
+    check_state_dict,
+)
 from core_agent.layers import set_compute_dtype
 from core_agent.optimization import descend
 from core_agent.policies import StatefulPolicy
 from core_agent.resumable import make_resumable
-from core_agent.safe_loading import loads_safely, restricted_load, safe_data
+from core_agent.safe_loading import (
+    SavedModel,
+    loads_safely,
+    opened,
+    read_model,
+    read_parameters,
+    reading,
+    restricted_load,
+)
 from core_agent.validation import (
     NonFiniteError,
+    argument_names,
+    as_seed,
     check,
     check_at_least,
+    check_boolean,
+    check_choice,
+    check_crop_size,
+    check_device,
+    check_each,
+    check_file,
     check_fraction,
     check_integer,
+    check_names,
+    check_options,
+    check_path,
     check_positive,
+    check_size,
+    check_text,
+    check_verbose,
+    is_whole,
+    optional,
 )
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="SequenceOffPolicyAlgorithm")
@@ -65,6 +99,20 @@ Metrics = Mapping[str, torch.Tensor]
 
 PAPER_SIMULATOR_STEPS = 500_000
 POLICY_ALIASES = ("CnnPolicy", "MlpPolicy", "MultiInputPolicy")
+
+
+def unknown_id(env_id: str, error: Exception) -> ValueError:
+    """The error to raise for an id that Gymnasium does not know."""
+    return ValueError(
+        f"env must be the id of a registered environment, got {env_id!r}; import the package "
+        f"that registers it first, or give 'package:id' ({error})"
+    )
+
+
+def register_suite(env_id: str) -> None:
+    """Register the ids of the Distracting Control Suite if ``env_id`` is one of them."""
+    if env_id.startswith("DCS-"):
+        import distracting_envs  # noqa: F401
 
 
 def make_env(env_id: str, **kwargs: Any) -> gym.Env:
@@ -76,15 +124,13 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     :param kwargs: passed to the environment
     :raises ValueError: for an unknown id
     """
-    if env_id.startswith("DCS-"):
-        import distracting_envs  # noqa: F401  (registers the ids)
+    register_suite(env_id)
     try:
         return gym.make(env_id, **{"render_mode": "rgb_array", **kwargs})
-    except (gym.error.UnregisteredEnv, gym.error.NamespaceNotFound) as error:
-        raise ValueError(
-            f"env must be the id of a registered environment, got {env_id!r}; import the package "
-            f"that registers it first, or give 'package:id' ({error})"
-        ) from error
+    except gym.error.DependencyNotInstalled:
+        raise
+    except (gym.error.Error, ModuleNotFoundError) as error:
+        raise unknown_id(env_id, error) from error
 
 
 def as_train_freq(train_freq: int | tuple[int, str] | TrainFreq) -> TrainFreq:
@@ -96,10 +142,10 @@ def as_train_freq(train_freq: int | tuple[int, str] | TrainFreq) -> TrainFreq:
     pair: tuple[Any, ...] = (
         tuple(train_freq) if isinstance(train_freq, (tuple, list)) else (train_freq, "step")
     )
-    unit = pair[-1].value if isinstance(pair[-1], TrainFrequencyUnit) else pair[-1]
-    whole = isinstance(pair[0], int) and not isinstance(pair[0], bool) and pair[0] >= 1
+    unit = getattr(pair[-1], "value", pair[-1]) if pair else None
+    whole = len(pair) == 2 and is_whole(pair[0]) and pair[0] >= 1
     check(
-        len(pair) == 2 and whole and unit in units,
+        whole and isinstance(unit, str) and unit in units,
         "train_freq",
         "be a whole number >= 1 of steps, (n, 'step') or (n, 'episode')",
         train_freq,
@@ -163,6 +209,40 @@ def find_non_finite(name: str, values: Any) -> tuple[str, int] | None:
     return name, int(np.argwhere(~np.isfinite(values))[0][0])
 
 
+def check_buffer_class(buffer_class: Any, buffer_kwargs: Any) -> None:
+    """Make sure that a replay buffer can be made of this class with these arguments.
+
+    :raises ValueError: if it cannot
+    """
+    fits = isinstance(buffer_class, type) and issubclass(buffer_class, SequenceReplayBuffer)
+    check(
+        fits or buffer_class is None,
+        "replay_buffer_class",
+        "be a subclass of SequenceReplayBuffer, or None",
+        buffer_class,
+    )
+    check_options("replay_buffer_kwargs", buffer_kwargs)
+    known = argument_names(buffer_class or SequenceReplayBuffer)
+    unknown = sorted(set(buffer_kwargs or {}) - known)
+    rule = f"hold arguments of {(buffer_class or SequenceReplayBuffer).__name__}"
+    check(not unknown, "replay_buffer_kwargs", rule, unknown, f"they are {sorted(known)}")
+    check_each(buffer_kwargs or {}, BUFFER_CHECKS)
+
+
+def check_callback(callback: Any) -> None:
+    """Make sure that ``callback`` is one of SB3's kinds: a callback, a list, a function or none.
+
+    :raises ValueError: if it is not
+    """
+    several = isinstance(callback, list) and all(isinstance(c, BaseCallback) for c in callback)
+    check(
+        several or callback is None or isinstance(callback, BaseCallback) or callable(callback),
+        "callback",
+        "be a callback, a list of them, a function or None",
+        callback,
+    )
+
+
 class MetricMeans:
     """Means of the metrics of many updates, without waiting for the device at each."""
 
@@ -195,6 +275,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {}
     optimizer_names: ClassVar[tuple[str, ...]] = ()
     """Attributes of the policy that hold its optimisers, for saving."""
+    memory_settings: ClassVar[tuple[str, ...]] = ("batch_size",)
+    """Arguments that the memory of an update grows with."""
     max_critic_grad_norm: ClassVar[float] = math.inf
     policy: StatefulPolicy
     replay_buffer: SequenceReplayBuffer | None
@@ -235,12 +317,34 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 "gradient_steps", gradient_steps, -1, "None makes update_ratio updates a step"
             )
         check_at_least("update_ratio", update_ratio, 0)
-        check(precision in PRECISIONS, "precision", f"be one of {PRECISIONS}", precision)
+        check_choice("precision", precision, PRECISIONS)
         as_train_freq(train_freq)
         if not callable(learning_rate):
             check_positive("learning_rate", learning_rate)
+            learning_rate = float(learning_rate)
+        check_crop_size("crop_size", crop_size)
+        check(
+            action_noise is None or isinstance(action_noise, ActionNoise),
+            "action_noise",
+            "be an ActionNoise or None",
+            action_noise,
+        )
+        check_buffer_class(replay_buffer_class, replay_buffer_kwargs)
+        check_size("stats_window_size", stats_window_size)
+        optional(check_path)("tensorboard_log", tensorboard_log)
+        check_verbose("verbose", verbose)
+        seed = as_seed("seed", seed)
+        check_device("device", device)
+        check_boolean("_init_setup_model", _init_setup_model)
         if env is None and isinstance(policy, str) and policy not in self.policy_aliases:
             policy, env = "auto", policy
+        check(
+            env is None or isinstance(env, (str, gym.Env, VecEnv)),
+            "env",
+            "be an environment, vectorised environments or the id of one",
+            env,
+        )
+        self._check_policy(policy, policy_kwargs)
         if isinstance(env, str):
             env = make_env(env)
         if policy == "auto":
@@ -294,6 +398,21 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         # Saved, so that a file tells which agent it holds.
         self.agent_class = type(self).__name__
 
+    @classmethod
+    def _check_policy(cls, policy: Any, policy_kwargs: Any) -> None:
+        names = ("auto", *cls.policy_aliases)
+        is_class = isinstance(policy, type) and issubclass(policy, BasePolicy)
+        check(
+            is_class or (isinstance(policy, str) and policy in names),
+            "policy",
+            f"be one of {names} or a class of policies",
+            policy,
+        )
+        check_options("policy_kwargs", policy_kwargs)
+        policy_class: Any = policy if is_class else next(iter(cls.policy_aliases.values()))
+        if issubclass(policy_class, StatefulPolicy):
+            policy_class.check_arguments(policy_kwargs or {})
+
     @staticmethod
     def _policy_for(space: spaces.Space) -> str:
         if isinstance(space, spaces.Dict):
@@ -319,10 +438,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 n_envs=self.n_envs,
                 **{**self._buffer_arguments(), **self.replay_buffer_kwargs},
             )
-        policy_kwargs = {**self._policy_arguments(), **self.policy_kwargs}
-        self.policy = self.policy_class(  # type: ignore[assignment]
-            self.observation_space, self.action_space, self.lr_schedule, **policy_kwargs
-        ).to(self.device)
+        self.policy = self._make_policy().to(self.device)
         set_compute_dtype(self.policy, compute_dtype(self.precision, self.device))
         self._make_optimizers()
         for optimizer in self.optimizers:
@@ -338,6 +454,12 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         """What the policy is made with, unless ``policy_kwargs`` say otherwise."""
         size = self.crop_size
         return {"crop_size": tuple(size) if isinstance(size, list) else size}
+
+    def _make_policy(self) -> StatefulPolicy:
+        policy_kwargs = {**self._policy_arguments(), **self.policy_kwargs}
+        return self.policy_class(  # type: ignore[return-value]
+            self.observation_space, self.action_space, self.lr_schedule, **policy_kwargs
+        )
 
     @abstractmethod
     def _make_optimizers(self) -> None:
@@ -378,7 +500,16 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         exclude: Iterable[str] | None = None,
         include: Iterable[str] | None = None,
     ) -> None:
-        """Save the model as SB3 does; warn of a learning rate that :meth:`load` would refuse."""
+        """Save the model as SB3 does; warn of a learning rate that :meth:`load` would refuse.
+
+        :param path: file to write, by name or open
+        :param exclude: names of attributes to leave out
+        :param include: names of attributes to take along that are left out otherwise
+        :raises ValueError: for a bad argument, before anything is written
+        """
+        check_file("path", path)
+        check_names("exclude", exclude)
+        check_names("include", include)
         if callable(self.learning_rate) and not loads_safely(self.learning_rate):
             warnings.warn(
                 "learning_rate is a function of your own: load() will refuse it unless given "
@@ -405,15 +536,89 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         The arguments are those of SB3's ``load``, and
 
         :param trusted: unpickle whatever the file holds, as SB3 does
-        :raises UnsafeFileError: if the file asks for names that loading does not allow; a kind of
-            ``ValueError``
+        :raises UnsafeFileError: if the file asks for names that loading does not allow, or is not a
+            whole model of this class; a kind of ``ValueError``
+        :raises FileNotFoundError: if there is no file
+        :raises ValueError: for an environment or an argument that does not fit the model
         """
-        if not trusted:
-            replaced = custom_objects or {}
-            custom_objects = {**safe_data(path, set(replaced)), **replaced}
-        return super().load(
-            path, env, device, custom_objects, print_system_info, force_reset, **kwargs
-        )
+        check_file("path", path)
+        fits = env is None or isinstance(env, (gym.Env, VecEnv))
+        check(fits, "env", "be an environment, vectorised environments or None", env)
+        check_device("device", device)
+        check_options("custom_objects", custom_objects)
+        check_boolean("print_system_info", print_system_info)
+        check_boolean("force_reset", force_reset)
+        check_boolean("trusted", trusted)
+        if trusted:
+            return super().load(
+                path, env, device, custom_objects, print_system_info, force_reset, **kwargs
+            )
+        what = "a saved model"
+        with opened(path, "zip") as file:
+            # What is checked is what is loaded, whoever writes the file meanwhile.
+            content = io.BytesIO(file.read())
+        replaced = custom_objects or {}
+        with reading(path, what):
+            saved = read_model(content, replaced)
+            complete = {**saved.data, **replaced}
+            cls._check_saved(saved, complete)
+        cls._check_arguments(complete["policy_class"], {**saved.data, **kwargs})
+        if env is not None:
+            env = cls._fitting_env(env, complete)
+        unpickled = {key: saved.data[key] for key in saved.pickled}
+        with reading(path, what):
+            return super().load(
+                content,
+                env,
+                device,
+                {**unpickled, **replaced},
+                print_system_info,
+                force_reset,
+                **kwargs,
+            )
+
+    @classmethod
+    def _check_arguments(
+        cls, policy_class: type[BasePolicy], data: Mapping[str, Any]
+    ) -> SequenceOffPolicyAlgorithm:
+        """A model without networks, of those attributes that are the constructor's arguments.
+
+        :raises ValueError: for a bad one
+        """
+        names = inspect.signature(cls).parameters.keys() & data.keys()
+        arguments = {name: data[name] for name in names}
+        fixed = dict(policy=policy_class, env=None, device="cpu", _init_setup_model=False)
+        return cls(**{**arguments, **fixed})
+
+    @classmethod
+    def _check_saved(cls, saved: SavedModel, complete: Mapping[str, Any]) -> None:
+        """Make sure that a file holds a model of this class, before networks take memory.
+
+        :param saved: what is in the file
+        :param complete: its data, and what replaces some of it: that is the caller's business
+        :raises ValueError: if it does not
+        """
+        check_attributes(cls, complete)
+        probe = cls._check_arguments(complete["policy_class"], saved.data)
+        probe.__dict__.update(complete)
+        names, found = set(probe._get_torch_save_params()[0]), set(saved.parameters)
+        check(found == names, "the file", f"hold the parameters of {sorted(names)}", sorted(found))
+        if not probe.policy_class.__module__.startswith("core_agent."):
+            return  # A policy of the user's may do what tensors without memory cannot.
+        with torch.device("meta"):
+            own = probe._make_policy().state_dict()
+        check_state_dict("policy", own, saved.parameters["policy"])
+
+    @classmethod
+    def _fitting_env(cls, env: GymEnv, data: Mapping[str, Any]) -> VecEnv:
+        """The environment, wrapped for a saved model.
+
+        :raises ValueError: if its spaces are not the model's
+        """
+        wrapped = cls._wrap_env(env, data["verbose"])
+        check_for_correct_spaces(wrapped, data["observation_space"], data["action_space"])
+        refuse_normalized_images(wrapped.observation_space, unwrap_vec_normalize(wrapped))
+        return wrapped
 
     def load_replay_buffer(
         self,
@@ -428,22 +633,15 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :param trusted: unpickle whatever the file holds, as SB3 does
         :raises UnsafeFileError: if the file asks for names that loading does not allow
         """
+        check_file("path", path)
+        check_boolean("truncate_last_traj", truncate_last_traj)
+        check_boolean("trusted", trusted)
         if trusted:
             super().load_replay_buffer(path, truncate_last_traj)
             return
-        file = open_path(path, "r", verbose=self.verbose, suffix="pkl")
-        try:
-            way_out = "pass trusted=True if you know where the file comes from"
-            buffer = restricted_load(file, "the replay buffer", way_out)
-        finally:
-            if isinstance(path, (str, pathlib.Path)):
-                file.close()
-        check(
-            isinstance(buffer, SequenceReplayBuffer),
-            "path",
-            "be a replay buffer of this package",
-            type(buffer).__name__,
-        )
+        with opened(path, "pkl") as file, reading(path, "a saved replay buffer"):
+            buffer = restricted_load(file, "the replay buffer")
+            check_replay(buffer, self.observation_space, self.action_space)
         self.replay_buffer = buffer
         self.replay_buffer.device = self.device
 
@@ -460,6 +658,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :raises OSError: if it cannot be written; the checkpoints there are left as they are
         :raises ValueError: if a parameter is not finite
         """
+        check_path("folder", folder)
         if self._checkpoints is None or self._checkpoints.path != pathlib.Path(folder):
             self._checkpoints = CheckpointFolder(folder)
         return self._checkpoints.write(self)
@@ -489,7 +688,13 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :raises NoCheckpointError: if nothing there is whole; a kind of ``ValueError``
         :raises ValueError: for another algorithm's checkpoint or other environments
         """
+        check_path("folder", folder)
+        check_device("device", device)
+        check_options("custom_objects", custom_objects)
+        check_boolean("trusted", trusted)
         made = make_env(env) if isinstance(env, str) else env
+        is_env = isinstance(made, (gym.Env, VecEnv))
+        check(is_env, "env", "be an environment, vectorised environments or an id", env)
         return resume(cls, folder, made, device, custom_objects, trusted)
 
     def _excluded_save_params(self) -> list[str]:
@@ -510,15 +715,44 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         exact_match: bool = True,
         device: torch.device | str = "auto",
     ) -> None:
-        """Load networks and optimisers; learning rates and the like stay those of this model."""
+        """Load networks and optimisers; learning rates and the like stay those of this model.
+
+        :raises UnsafeFileError: if a file is no saved model
+        :raises ValueError: for parameters that do not fit this model, which is left as it is
+        """
+        check_boolean("exact_match", exact_match)
+        check_device("device", device)
+        parameters: Any = load_path_or_dict
+        if not isinstance(load_path_or_dict, dict):
+            check_file("load_path_or_dict", load_path_or_dict)
+            with (
+                opened(load_path_or_dict, "zip") as file,
+                reading(load_path_or_dict, "a saved model"),
+            ):
+                parameters = read_parameters(file)
+        self._check_parameters(parameters, exact_match)
         options = [
             [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
             for optimizer in self.optimizers
         ]
-        super().set_parameters(load_path_or_dict, exact_match, device)
+        super().set_parameters(parameters, exact_match, device)
         for optimizer, own in zip(self.optimizers, options):
             for group, kept in zip(optimizer.param_groups, own):
                 group.update(kept)
+
+    def _check_parameters(self, parameters: Mapping[str, Any], exact: bool) -> None:
+        """Make sure that state dicts by name, as SB3 has them, fit networks and optimisers.
+
+        :raises ValueError: if one does not
+        """
+        known = self._get_torch_save_params()[0]
+        for name, found in parameters.items():
+            check(name in known, "parameters", f"be of {known}", name)
+            own = recursive_getattr(self, name)
+            if isinstance(own, torch.optim.Optimizer):
+                check_optimizer_state(name, own, found)
+            else:
+                check_state_dict(name, own.state_dict(), found, exact)
 
     # ---- collection ----
 
@@ -603,8 +837,11 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         # 0 finishes what a run was doing when it was stopped.
         lowest = 0 if self._is_unfinished and not reset_num_timesteps else 1
         check_integer("total_timesteps", total_timesteps, lowest)
-        if log_interval is not None:
-            check_integer("log_interval", log_interval, 1)
+        optional(check_size)("log_interval", log_interval)
+        check_callback(callback)
+        optional(check_text)("tb_log_name", tb_log_name)
+        check_boolean("reset_num_timesteps", reset_num_timesteps)
+        check_boolean("progress_bar", progress_bar)
         total_timesteps, callback = self._setup_learn(
             total_timesteps,
             callback,
@@ -615,10 +852,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         callback.on_training_start(locals(), globals())
         error: BaseException | None = None
         try:
-            sizes = {
-                n: getattr(self, n) for n in ("batch_size", "sequence_length") if hasattr(self, n)
-            }
-            with memory_advice(**sizes):
+            with memory_advice(**{name: getattr(self, name) for name in self.memory_settings}):
                 self._alternate(total_timesteps, callback, log_interval)
             callback.on_training_end()
         except BaseException as raised:

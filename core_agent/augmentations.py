@@ -25,7 +25,7 @@ def random_shift(images: torch.Tensor, size: tuple[int, int], pad: int = 4) -> t
     """The middle ``(N, C, h, w)`` of images ``(N, C, H, W)``, each shifted by up to ``pad`` pixels.
 
     What a shift uncovers repeats the pixel at the border, as if the image had been padded with
-    its border and cropped again (Section 3.1, arXiv:2004.13649).
+    its border and cropped again. Source: DrQ, arXiv:2004.13649.
     """
     images, device = center_crop(images, size), images.device
     down, right = torch.randint(-pad, pad + 1, (2, len(images), 1), device=device)

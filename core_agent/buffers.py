@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,50 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
-from core_agent.encoders import SINGLE_KEY, as_dict_space, crop_sizes, frame_bytes, is_image
+from core_agent.encoders import (
+    SINGLE_KEY,
+    as_dict_space,
+    check_box,
+    check_observations,
+    check_space,
+    crop_sizes,
+    frame_bytes,
+    is_image,
+)
 from core_agent.stacking import stack_frames
 from core_agent.types import Observation, SequenceBatch, TransitionBatch
+from core_agent.validation import (
+    Check,
+    as_array,
+    check,
+    check_boolean,
+    check_crop_size,
+    check_device,
+    check_each,
+    check_integer,
+    check_seed,
+    check_size,
+)
 
 GPU_MEMORY_SHARE = 0.5
 """Frames are kept on the GPU if the full buffer takes at most this share of its free memory."""
 FIRST_ALLOCATION = 64
+
+
+BUFFER_CHECKS: dict[str, Check] = {
+    "buffer_size": check_size,
+    "observation_space": check_space,
+    "action_space": check_box,
+    "device": check_device,
+    "n_envs": check_size,
+    "optimize_memory_usage": check_boolean,
+    "handle_timeout_termination": check_boolean,
+    "sequence_length": partial(check_integer, low=2),
+    "crop_size": check_crop_size,
+    "seed": check_seed,
+    "storage_device": check_device,
+}
+"""What each argument of :class:`SequenceReplayBuffer` must be."""
 
 
 class Episode:
@@ -173,12 +211,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         seed: int | None = None,
         storage_device: torch.device | str = "auto",
     ) -> None:
-        if buffer_size < 1:
-            raise ValueError(f"buffer_size must be >= 1, got {buffer_size}; the paper's is 100000")
-        if sequence_length < 2:
-            raise ValueError(
-                f"sequence_length must be >= 2, got {sequence_length}; the paper's is 32"
-            )
+        check_each(locals(), BUFFER_CHECKS)
         # The parent would allocate every frame twice and at once, so only its fields are set.
         self.buffer_size = buffer_size
         self.observation_space = observation_space
@@ -252,11 +285,25 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param action: ``(n_envs, A)`` in [-1, 1]
         :param reward: ``(n_envs,)``
         :param done: ``(n_envs,)``
-        :param infos: one for each environment
+        :param infos: one for each environment; ``"episode_lost"``: the step never happened, see
+            :class:`~core_agent.vec_env.SupervisedSubprocVecEnv`
+        :raises ValueError: for another number of environments, or of actions
         """
-        actions = action.reshape(self.n_envs, self.action_dim)
+        sizes = dict(action=self.n_envs * self.action_dim, reward=self.n_envs, done=self.n_envs)
+        for name, value in dict(action=action, reward=reward, done=done).items():
+            size = as_array(name, value).size
+            check(size == sizes[name], name, f"have {sizes[name]} entries", value)
+        check(len(infos) == self.n_envs, "infos", f"be {self.n_envs} dicts", infos)
+        for name, observation in dict(obs=obs, next_obs=next_obs).items():
+            check_observations(name, observation, self.observation_space, self.n_envs)
+        actions = np.asarray(action).reshape(self.n_envs, self.action_dim)
         for env in range(self.n_envs):
             episode = self.running[env]
+            if infos[env].get("episode_lost", False):
+                # Its environment was restarted: the episode ends at its last step, not at this one.
+                if episode is not None:
+                    self._finish(env, terminated=False)
+                continue
             if episode is None:
                 episode = self._begin(env, self._split(obs, env))
             episode.append(self._split(next_obs, env), actions[env], float(reward[env]))
@@ -332,6 +379,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         :return: ``T = sequence_length`` frames each, on the buffer's device
         :raises RuntimeError: if nothing is stored yet
         """
+        check_size("batch_size", batch_size)
+        check(env is None or isinstance(env, VecNormalize), "env", "be a VecNormalize or None", env)
         episodes = self._stored_episodes()
         chosen = [episodes[i] for i in self.generator.integers(len(episodes), size=batch_size)]
         lengths = np.array([min(self.sequence_length, ep.n_steps + 1) for ep in chosen])
@@ -365,8 +414,8 @@ class SequenceReplayBuffer(ReplayBuffer):
     ) -> TransitionBatch:
         """Draw ``batch_size`` transitions uniformly, with stacks of the last ``n_frames`` frames.
 
-        A stack never reaches into another episode: at a start the first frame stands in for those
-        that are missing. Images are not cropped.
+        A stack never reaches into another episode: at a start, also where a long episode was cut,
+        the first frame stands in for those that are missing. Images are not cropped.
 
         :param batch_size: number of transitions, ``B``
         :param n_frames: frames in a stack

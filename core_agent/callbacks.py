@@ -22,9 +22,20 @@ from rich.progress import (
 )
 from stable_baselines3.common.callbacks import BaseCallback
 
-from core_agent.evaluation import EpisodeResult, play, summarize
+from core_agent.evaluation import EpisodeResult, check_env, play, summarize
 from core_agent.resumable import get_env_state
-from core_agent.validation import NonFiniteError, check_integer, check_positive
+from core_agent.validation import (
+    NonFiniteError,
+    check,
+    check_boolean,
+    check_integer,
+    check_path,
+    check_positive,
+    check_seed,
+    check_size,
+    check_text,
+    check_verbose,
+)
 from core_agent.video import log_video
 
 if TYPE_CHECKING:
@@ -39,6 +50,9 @@ class RichProgressCallback(BaseCallback):
     """
 
     def __init__(self, console: Console | None = None, loss_key: str = "train/model_loss") -> None:
+        fits = console is None or isinstance(console, Console)
+        check(fits, "console", "be a Console of Rich or None", console)
+        check_text("loss_key", loss_key)
         super().__init__()
         self.console = console or Console(stderr=True)
         self.loss_key = loss_key
@@ -139,8 +153,12 @@ class ValidationCallback(BaseCallback):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_integer("every", every, 1)
-        check_integer("n_episodes", n_episodes, 1)
+        check_env("env", env)
+        check_size("every", every)
+        check_size("n_episodes", n_episodes)
+        check_boolean("deterministic", deterministic)
+        check_boolean("video", video)
+        check_seed("seed", seed)
         self.env, self.every, self.n_episodes = env, every, n_episodes
         self.deterministic, self.video, self.seed = deterministic, video, seed
         self.results: list[tuple[int, float, float]] = []
@@ -192,7 +210,10 @@ class ExactCheckpointCallback(BaseCallback):
         self, folder: str | Path, every: int = 10_000, signals: bool = True, verbose: int = 0
     ) -> None:
         super().__init__(verbose)
+        check_path("folder", folder)
         check_integer("every", every, 0)
+        check_boolean("signals", signals)
+        check_verbose("verbose", verbose)
         self.folder, self.every, self.signals = Path(folder), every, signals
         self.received: int | None = None
         """The signal that ended the run."""

@@ -6,7 +6,7 @@ import sys
 from contextlib import closing
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -15,6 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from core_agent.validation import check
+
+if TYPE_CHECKING:
+    from core_agent.benchmark import Job
 
 
 class Resume(str, Enum):
@@ -142,6 +145,9 @@ def train(
     checkpoint_every: Annotated[
         int, typer.Option(min=0, help="Agent steps between checkpoints; 0: at the end alone.")
     ] = 10_000,
+    n_envs: Annotated[
+        int, typer.Option(min=1, help="Environments side by side, each in its own process.")
+    ] = 1,
     resume: Annotated[
         Resume, typer.Option(help="auto: go on from the folder's newest whole checkpoint.")
     ] = Resume.never,
@@ -154,14 +160,14 @@ def train(
 
     arguments = {**read_config(config, env_id), **parse_settings(settings)}
     configured_steps = arguments.pop("n_timesteps", None)
-    run = Run(env_id, agent, preset, seed, arguments, parse_settings(env_settings))
+    run = Run(env_id, agent, preset, seed, arguments, parse_settings(env_settings), n_envs)
     outcome = train_run(
         run,
         folder,
         steps or configured_steps,
-        resume is Resume.auto,
-        checkpoint_every,
-        validate_every,
+        resume=resume is Resume.auto,
+        checkpoint_every=checkpoint_every,
+        validate_every=validate_every,
     )
     if outcome.interrupted_by is not None:
         errors.print(
@@ -171,6 +177,103 @@ def train(
         )
         raise typer.Exit(128 + outcome.interrupted_by)
     errors.print(f"{outcome.agent_steps} agent steps; the model is {folder / 'model.zip'}")
+
+
+@app.command()
+def benchmark(
+    folder: Annotated[Path, typer.Argument(help="Where the runs lie; shared by all machines.")],
+    suite: Annotated[str, typer.Option(help="easy, medium, hard, all or smoke.")] = "smoke",
+    agent: Annotated[list[str] | None, typer.Option(help="Instead of the suite's.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Such as cheetah-run.")] = None,
+    difficulty: Annotated[list[str] | None, typer.Option(help="easy, medium, hard.")] = None,
+    distraction: Annotated[list[str] | None, typer.Option(help="static, dynamic.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="By default 0 to 4.")] = None,
+    preset: Annotated[str | None, typer.Option(help=PRESET_HELP)] = None,
+    simulator_steps: Annotated[int | None, typer.Option(help="By default 500,000.")] = None,
+    evaluate_every: Annotated[int | None, typer.Option(help="In simulator steps.")] = None,
+    episodes: Annotated[int | None, typer.Option(help="Of an evaluation; by default 20.")] = None,
+    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster.")] = None,
+    cpus: Annotated[float, typer.Option(min=0, help="Processors for a run.")] = 1.0,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs for a run; 0.25: four on each.")] = 0.0,
+    shard: Annotated[
+        str | None, typer.Option(help="i/n: run that slice here, one by one, without Ray.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Tell what it would take; run nothing.")] = False,
+    price: Annotated[float, typer.Option(min=0, help="Of an hour of one run.")] = 0.0,
+    status: Annotated[bool, typer.Option(help="Show how far the runs are; run nothing.")] = False,
+) -> None:
+    """Run agents × tasks × difficulties × seeds, and go on with what is unfinished.
+
+    Every run has a folder of its own; the same command can be given again at any time.
+    """
+    from core_agent.benchmark import get_suite, take_shard
+    from core_agent.benchmark_table import draw_estimate, draw_table
+
+    def chosen(values: list[Any] | None) -> tuple[Any, ...] | None:
+        return tuple(values) if values else None
+
+    jobs = get_suite(
+        suite,
+        agents=chosen(agent),
+        tasks=chosen(task),
+        difficulties=chosen(difficulty),
+        distractions=chosen(distraction),
+        seeds=chosen(seed),
+        preset=preset,
+        simulator_steps=simulator_steps,
+        evaluate_every=evaluate_every,
+        n_episodes=episodes,
+    ).jobs()
+    if shard is not None:
+        jobs = take_shard(jobs, shard)
+    console = Console()
+    if dry_run:
+        console.print(draw_estimate(jobs, folder, price))
+    elif status:
+        console.print(draw_table(jobs, folder))
+    else:
+        ended = run_benchmark(jobs, folder, shard is None, address, cpus, gpus, console)
+        console.print(draw_table(jobs, folder))
+        failed = [path for path, end in ended.items() if end == "failed"]
+        for path in failed:
+            errors.print(f"{path} failed; why is in its status.json", soft_wrap=True)
+        if failed:
+            raise typer.Exit(1)
+
+
+def run_benchmark(
+    jobs: list[Job],
+    folder: Path,
+    on_ray: bool,
+    address: str | None,
+    cpus: float,
+    gpus: float,
+    console: Console,
+) -> dict[Path, str]:
+    """Do the jobs, by Ray or here, with a table that follows them; how each ended."""
+    from rich.live import Live
+
+    from core_agent.benchmark import RunInterruptedError, run_job
+    from core_agent.benchmark_table import draw_table
+    from core_agent.cluster import run_on_ray
+
+    if on_ray:
+        with Live(draw_table(jobs, folder), console=console, auto_refresh=False) as live:
+
+            def watch() -> None:
+                live.update(draw_table(jobs, folder), refresh=True)
+
+            return run_on_ray(jobs, folder, address, cpus, gpus, watch)
+    ended = {}
+    for number, job in enumerate(jobs, start=1):
+        path = job.folder(folder)
+        console.print(f"{number} of {len(jobs)}: {path}", soft_wrap=True)
+        try:
+            ended[path] = run_job(job, folder, progress=True)
+        except RunInterruptedError as error:
+            errors.print(f"{error}; the same command goes on.", soft_wrap=True)
+            raise typer.Exit(128 + error.signal) from None
+    return ended
 
 
 @app.command()

@@ -17,7 +17,13 @@ from core_agent.losses import NEGATIVES, Negatives
 from core_agent.optimization import descend
 from core_agent.recurrent_sac import RecurrentSAC
 from core_agent.types import SequenceBatch
-from core_agent.validation import check, check_at_least, check_fraction, check_positive
+from core_agent.validation import (
+    check_at_least,
+    check_boolean,
+    check_choice,
+    check_fraction,
+    check_positive,
+)
 from core_agent.world_model import ModelLossOptions, ModelNoise
 
 CONTRASTIVE_SOURCES = ("prior", "posterior")
@@ -100,13 +106,9 @@ class CoRe(OpenModel, RecurrentSAC):
         check_at_least("inverse_coef", inverse_coef, 0)
         check_at_least("free_nats", free_nats, 0)
         check_fraction("kl_balance", kl_balance)
-        check(
-            contrastive_from in CONTRASTIVE_SOURCES,
-            "contrastive_from",
-            f"be one of {CONTRASTIVE_SOURCES}",
-            contrastive_from,
-        )
-        check(negatives in NEGATIVES, "negatives", f"be one of {NEGATIVES}", negatives)
+        check_choice("contrastive_from", contrastive_from, CONTRASTIVE_SOURCES)
+        check_choice("negatives", negatives, NEGATIVES)
+        check_boolean("smooth_reward_loss", smooth_reward_loss)
         check_positive("contrastive_scale_learning_rate", contrastive_scale_learning_rate)
         super().__init__(
             policy=policy,

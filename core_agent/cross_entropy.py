@@ -15,7 +15,7 @@ def best_actions(
     Each iteration draws ``S`` candidates from each state's own Gaussian, clipped to the bounds, and
     fits that Gaussian to the best of them; the best candidate of the last iteration wins. The
     first Gaussian is standard normal, which the paper leaves open: a third of the draws lie on the
-    bounds, as the best torques often do. Source: arXiv:1806.10293, Section 4.
+    bounds, as the best torques often do. Source: QT-Opt, arXiv:1806.10293.
 
     :param value: gives values ``(N, S)`` of candidates ``(N, S, A)``
     :param noise: standard normal ``(I, N, S, A)`` for ``I`` iterations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +14,29 @@ from torch import nn
 from core_agent.augmentations import center_crop
 from core_agent.layers import MLP, ImageEncoder
 from core_agent.types import Observation
+from core_agent.validation import (
+    Check,
+    as_array,
+    check,
+    check_boolean,
+    check_crop_size,
+    check_size,
+    check_sizes,
+)
 
 SINGLE_KEY = "observation"
 """The key under which an observation that is no ``Dict`` is kept."""
+
+
+def check_space(name: str, value: Any) -> None:
+    """Make sure that ``value`` is a space."""
+    check(isinstance(value, spaces.Space), name, "be a space of Gymnasium", value)
+
+
+def check_box(name: str, value: Any) -> None:
+    """Make sure that ``value`` is a space of continuous actions."""
+    way_out = "for discrete actions use an algorithm such as sb3_contrib's RecurrentPPO"
+    check(isinstance(value, spaces.Box), name, "be a Box of continuous actions", value, way_out)
 
 
 def as_dict_space(space: spaces.Space) -> dict[str, spaces.Space]:
@@ -72,6 +93,26 @@ def crop_sizes(
             )
         sizes[key] = size
     return sizes
+
+
+def check_observations(name: str, value: Any, space: spaces.Space, n_envs: int) -> None:
+    """Make sure that ``value`` holds one observation of ``space`` for each environment."""
+    entries = value if isinstance(value, dict) else {SINGLE_KEY: value}
+    shapes = {key: (n_envs, *(sub.shape or ())) for key, sub in as_dict_space(space).items()}
+    found = {key: as_array(name, entry).shape for key, entry in entries.items()}
+    check(found == shapes, name, f"have the shapes {shapes}", found)
+
+
+ENCODER_CHECKS: dict[str, Check] = {
+    "observation_space": check_space,
+    "crop_size": check_crop_size,
+    "feature_dim": check_size,
+    "vector_dims": check_sizes,
+    "cnn_channels": check_sizes,
+    "cnn_strides": check_sizes,
+    "gating": check_boolean,
+}
+"""What each argument of :class:`ObservationEncoder` must be."""
 
 
 class ObservationEncoder(nn.Module):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from core_agent.validation import check_integer
+from core_agent.validation import as_seed, check, check_boolean, check_size
 
 
 class EpisodeResult(NamedTuple):
@@ -28,6 +28,18 @@ class ReturnStatistics(NamedTuple):
     n_episodes: int
 
 
+def check_env(name: str, value: Any) -> None:
+    """Make sure that ``value`` is one environment."""
+    way_out = "vectorised environments have theirs in a list, envs"
+    check(isinstance(value, gym.Env), name, "be an environment of Gymnasium", value, way_out)
+
+
+def check_player(name: str, value: Any) -> None:
+    """Make sure that ``value`` chooses actions, or is ``None``."""
+    fits = value is None or callable(getattr(value, "predict", None))
+    check(fits, name, "be a model, with predict(), or None", value)
+
+
 def play(
     env: gym.Env,
     model: BaseAlgorithm | None = None,
@@ -44,15 +56,21 @@ def play(
     :param deterministic: passed to ``model.predict``
     :param seed: of the first reset and of random actions
     :param record: keep the rendered frames of every episode, or of the ``"first"`` alone
-    :raises ValueError: for fewer than one episode
+    :raises ValueError: for a bad argument
     """
-    check_integer("n_episodes", n_episodes, 1)
+    check_env("env", env)
+    check_player("model", model)
+    check_size("n_episodes", n_episodes)
+    check_boolean("deterministic", deterministic)
+    seed = as_seed("seed", seed)
+    first = isinstance(record, str) and record == "first"
+    check(first or isinstance(record, bool), "record", "be True, False or 'first'", record)
     env.action_space.seed(seed)
     results = []
     for episode in range(n_episodes):
         observation, _ = env.reset(seed=seed if episode == 0 else None)
         state = None
-        recorded = record is True or (record == "first" and episode == 0)
+        recorded = record is True or (first and episode == 0)
         frames = [np.asarray(env.render())] if recorded else []
         total, n_steps, over = 0.0, 0, False
         while not over:
@@ -70,7 +88,12 @@ def play(
 
 
 def summarize(results: list[EpisodeResult]) -> ReturnStatistics:
-    """Mean return and its standard error (0 for one episode)."""
+    """Mean return and its standard error (0 for one episode).
+
+    :raises ValueError: for anything but at least one result
+    """
+    fits = isinstance(results, (list, tuple)) and all(isinstance(r, EpisodeResult) for r in results)
+    check(fits and len(results) >= 1, "results", "be at least one EpisodeResult", results)
     returns = np.array([result.episode_return for result in results])
     error = returns.std(ddof=1) / np.sqrt(len(returns)) if len(returns) > 1 else 0.0
     return ReturnStatistics(float(returns.mean()), float(error), len(returns))

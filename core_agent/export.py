@@ -15,12 +15,13 @@ input                  shape               what
 =====================  ==================  =====================================================
 ``observation``, or    ``(n, ...)``        as the agent sees it: images channels first, uint8;
 the keys of a Dict                         whatever ``VecNormalize`` did is still to be done
-``deter``, ``stoch``,  ``(n, ...)``        float32, as the last step gave them; zeros at first
-``previous_action``
+the state              ``(n, ...)``        as the last step gave it; zeros at first
 ``episode_start``      ``(n,)``            bool
 =====================  ==================  =====================================================
 
-The outputs are ``action``, ``next_deter``, ``next_stoch`` and ``next_previous_action``.
+The state of CoRe and RecurrentSAC is ``deter``, ``stoch`` and ``previous_action``; that of the
+other agents the stack of the last frames, ``stack``, or ``stack_`` and the key for each key of a
+Dict. The outputs are ``action`` and the next state, ``next_deter`` and so on.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ from torch import nn
 
 from core_agent.encoders import SINGLE_KEY, as_dict_space
 from core_agent.layers import set_compute_dtype
-from core_agent.policies import RecurrentPolicy
-from core_agent.types import ActingState
-from core_agent.validation import check
+from core_agent.policies import RecurrentPolicy, StatefulPolicy
+from core_agent.validation import check, check_path
 
-STATE_NAMES = ("deter", "stoch", "previous_action")
 START_NAME = "episode_start"
+ONNX_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
+"""ONNX's names that are not NumPy's, with ``tensor()`` around them."""
 
 
 class StepFunction(nn.Module):
@@ -56,10 +57,11 @@ class StepFunction(nn.Module):
     low: torch.Tensor
     high: torch.Tensor
 
-    def __init__(self, policy: RecurrentPolicy) -> None:
+    def __init__(self, policy: StatefulPolicy) -> None:
         super().__init__()
         self.policy = copy.deepcopy(policy).cpu().eval()
-        self.policy.sample_when_deterministic = False
+        if isinstance(self.policy, RecurrentPolicy):
+            self.policy.sample_when_deterministic = False
         set_compute_dtype(self.policy, None)
         self.names = tuple(as_dict_space(policy.observation_space))
         self.is_dict = isinstance(policy.observation_space, spaces.Dict)
@@ -69,18 +71,20 @@ class StepFunction(nn.Module):
         self.register_buffer("high", torch.as_tensor(space.high))
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Observations in the order of ``names``, the three parts of the state, the starts."""
+        """Observations in the order of ``names``, the parts of the state, the starts."""
         n_entries = len(self.names)
         entries = dict(zip(self.names, inputs))
-        state, episode_start = ActingState(*inputs[n_entries:-1]), inputs[-1]
+        state, episode_start = inputs[n_entries:-1], inputs[-1]
         observation = entries if self.is_dict else inputs[0]
-        result = self.policy.act(observation, state, episode_start, deterministic=True)
-        scaled = result.action.reshape(-1, *self.low.shape)
+        actions, following = self.policy.carry(
+            observation, state, episode_start, deterministic=True
+        )
+        scaled = actions.reshape(-1, *self.low.shape)
         action = self.low + 0.5 * (scaled + 1.0) * (self.high - self.low)
-        return torch.clamp(action, self.low, self.high).to(self.low.dtype), *result
+        return torch.clamp(action, self.low, self.high).to(self.low.dtype), *following
 
 
-def example_inputs(policy: RecurrentPolicy, n_envs: int = 2) -> tuple[torch.Tensor, ...]:
+def example_inputs(policy: StatefulPolicy, n_envs: int = 2) -> tuple[torch.Tensor, ...]:
     """Inputs of :class:`StepFunction` of the right shapes and types, all zero."""
     observations = []
     for space in as_dict_space(policy.observation_space).values():
@@ -93,20 +97,21 @@ def example_inputs(policy: RecurrentPolicy, n_envs: int = 2) -> tuple[torch.Tens
 def export_onnx(model: BaseAlgorithm, path: str | Path) -> Path:
     """Write the agent's step function as an ONNX file, for any number of environments.
 
-    :param model: CoRe or RecurrentSAC
+    :param model: an agent of this package
     :param path: file to write
     :return: the path
     :raises ValueError: for another algorithm's model
     :raises ModuleNotFoundError: without onnx and onnxscript, saying how to install them
     """
-    policy = model.policy
+    policy = getattr(model, "policy", None)
     check(
-        isinstance(policy, RecurrentPolicy),
+        isinstance(policy, StatefulPolicy),
         "model",
-        "have a recurrent policy (CoRe or RecurrentSAC)",
+        "be an agent of this package",
         type(model).__name__,
     )
-    assert isinstance(policy, RecurrentPolicy)
+    assert isinstance(policy, StatefulPolicy)
+    check_path("path", path)
     _need("onnx"), _need("onnxscript")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,8 +125,8 @@ def export_onnx(model: BaseAlgorithm, path: str | Path) -> Path:
             function,
             inputs,
             str(path),
-            input_names=[*function.names, *STATE_NAMES, START_NAME],
-            output_names=["action", *(f"next_{name}" for name in STATE_NAMES)],
+            input_names=[*function.names, *policy.state_names, START_NAME],
+            output_names=["action", *(f"next_{name}" for name in policy.state_names)],
             dynamic_shapes=(tuple({0: batch} for _ in inputs),),
             dynamo=True,
             external_data=False,
@@ -143,16 +148,26 @@ class OnnxAgent:
     """An exported agent, called as a model is.
 
     :param path: what :func:`export_onnx` wrote
+    :raises ValueError: if there is no such file
     :raises ModuleNotFoundError: without onnxruntime
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.session = _need("onnxruntime").InferenceSession(
-            str(path), providers=["CPUExecutionProvider"]
-        )
+        check_path("path", path)
+        runtime = _need("onnxruntime")
+        check(Path(path).is_file(), "path", "be an exported agent", str(path))
+        self.session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         inputs = self.session.get_inputs()
-        self.names = [entry.name for entry in inputs][: -len(STATE_NAMES) - 1]
-        self.state_dims = [entry.shape[1] for entry in inputs[len(self.names) : -1]]
+        n_state = len(self.session.get_outputs()) - 1
+        self.names = [entry.name for entry in inputs[: -n_state - 1]]
+        self.state_inputs = inputs[-n_state - 1 : -1]
+
+    def initial_state(self, n_envs: int) -> tuple[np.ndarray, ...]:
+        """The state before the first observation: zeros."""
+        return tuple(
+            np.zeros((n_envs, *entry.shape[1:]), ONNX_DTYPES.get(entry.type, entry.type[7:-1]))
+            for entry in self.state_inputs
+        )
 
     def predict(
         self,
@@ -169,12 +184,12 @@ class OnnxAgent:
         entries = observation if isinstance(observation, dict) else {SINGLE_KEY: observation}
         n_envs = len(entries[self.names[0]])
         if state is None:
-            state = tuple(np.zeros((n_envs, dim), np.float32) for dim in self.state_dims)
+            state = self.initial_state(n_envs)
             episode_start = np.ones(n_envs, dtype=bool)
         elif episode_start is None:
             episode_start = np.zeros(n_envs, dtype=bool)
         feed = {name: entries[name] for name in self.names}
-        feed.update(zip(STATE_NAMES, state))
+        feed.update(zip([entry.name for entry in self.state_inputs], state))
         feed[START_NAME] = np.asarray(episode_start, dtype=bool)
         action, *next_state = self.session.run(None, feed)
         return action, tuple(next_state)

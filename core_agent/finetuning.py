@@ -21,12 +21,19 @@ from core_agent.validation import check
 
 
 def _modules(model: SequenceOffPolicyAlgorithm, parts: tuple[str, ...]) -> Iterator[nn.Module]:
-    modules = dict(model.policy.named_modules())
+    policy = getattr(model, "policy", None)
+    check(isinstance(policy, nn.Module), "model", "be an agent with networks", model)
+    assert isinstance(policy, nn.Module)
+    modules = dict(policy.named_modules())
     names = sorted(name for name in modules if name and name.count(".") <= 1)
     check(bool(parts), "parts", "name at least one module of model.policy", parts, str(names))
     for part in parts:
         check(
-            part in modules and bool(part), "parts", "be modules of model.policy", part, str(names)
+            isinstance(part, str) and bool(part) and part in modules,
+            "parts",
+            "be modules of model.policy",
+            part,
+            str(names),
         )
         yield modules[part]
 
@@ -61,8 +68,8 @@ def refresh(model: SequenceOffPolicyAlgorithm, *parts: str) -> None:
     :param parts: names of modules of ``model.policy``
     :raises ValueError: for an unknown part
     """
-    policy = model.policy
     modules = list(_modules(model, parts))
+    policy = model.policy
     fresh = type(policy)(**policy._get_constructor_parameters()).to(policy.device)
     fresh_modules = dict(fresh.named_modules())
     for part, module in zip(parts, modules):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,13 +21,13 @@ from torch import nn
 
 from core_agent.algorithm import SequenceOffPolicyAlgorithm
 from core_agent.augmentations import random_crop
-from core_agent.encoders import SINGLE_KEY, ObservationEncoder, as_dict
+from core_agent.encoders import ENCODER_CHECKS, SINGLE_KEY, ObservationEncoder, as_dict
 from core_agent.layers import Activation
 from core_agent.optimization import move_towards
 from core_agent.policies import StatefulPolicy
 from core_agent.stacking import stack_frames, stacked_space
 from core_agent.types import Observation, TransitionBatch
-from core_agent.validation import check, check_fraction, check_integer
+from core_agent.validation import Check, check, check_fraction, check_integer, check_size
 
 
 def passed_on(arguments: dict[str, Any], *own: str) -> dict[str, Any]:
@@ -54,8 +54,15 @@ class FrameStackPolicy(StatefulPolicy):
     :param critic_dims: hidden layers of each critic
     :param activation: of actor and critics
     :param encoder_kwargs: go to :class:`~core_agent.encoders.ObservationEncoder`
-    :raises ValueError: for an action space that is no Box
+    :raises ValueError: for a bad argument
     """
+
+    checks: ClassVar[dict[str, Check]] = {
+        **StatefulPolicy.checks,
+        **ENCODER_CHECKS,
+        "n_stack": check_size,
+    }
+    parts: ClassVar[tuple[type, ...]] = (ObservationEncoder,)
 
     def __init__(
         self,
@@ -68,7 +75,7 @@ class FrameStackPolicy(StatefulPolicy):
         **encoder_kwargs: Any,
     ) -> None:
         own = dict(n_stack=n_stack, critic_dims=critic_dims, activation=activation)
-        super().__init__(observation_space, action_space, {**own, **encoder_kwargs})
+        super().__init__(observation_space, action_space, lr_schedule, {**own, **encoder_kwargs})
         self.n_stack = n_stack
         stacked = stacked_space(observation_space, n_stack)
         self.encoder = ObservationEncoder(stacked, **encoder_kwargs)
@@ -80,6 +87,12 @@ class FrameStackPolicy(StatefulPolicy):
     @property
     def observation_encoder(self) -> ObservationEncoder:
         return self.encoder
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        if not isinstance(self.observation_space, spaces.Dict):
+            return ("stack",)
+        return tuple(f"stack_{key}" for key in self.encoder.spaces)
 
     def targets(self) -> dict[nn.Module, nn.Module]:
         return {**super().targets(), self.encoder_target: self.encoder}
@@ -152,6 +165,7 @@ class FrameStackAlgorithm(SequenceOffPolicyAlgorithm):
     :raises ValueError: for a bad argument, naming it and its rule
     """
 
+    memory_settings: ClassVar[tuple[str, ...]] = ("batch_size", "n_stack")
     policy: FrameStackPolicy
 
     def __init__(

@@ -18,9 +18,9 @@ import torch
 from gymnasium import spaces
 
 from core_agent.encoders import SINGLE_KEY, as_dict_space
-from core_agent.policies import RecurrentPolicy
+from core_agent.policies import RecurrentPolicy, fits_space
 from core_agent.types import Latent
-from core_agent.validation import check
+from core_agent.validation import as_array, check, finite_array
 
 FRAMES_AT_ONCE = 256
 """Images that the encoder takes in one go, to bound its memory."""
@@ -54,7 +54,7 @@ class OpenLatent:
         """
         policy = self.policy
         entries = observations if isinstance(observations, Mapping) else {SINGLE_KEY: observations}
-        arrays = {key: np.asarray(value) for key, value in entries.items()}
+        arrays = {key: as_array("observations", value) for key, value in entries.items()}
         sub_spaces = as_dict_space(policy.observation_space)
         check(
             arrays.keys() == sub_spaces.keys(),
@@ -72,6 +72,13 @@ class OpenLatent:
             arrays[key].shape,
         )
         lead = arrays[key].shape[:n_axes]
+        fits = all(
+            value.shape[:n_axes] == lead
+            and fits_space(value.reshape(-1, *value.shape[n_axes:]), sub)
+            for value, sub in zip((arrays[name] for name in sub_spaces), sub_spaces.values())
+        )
+        shapes = {name: value.shape for name, value in arrays.items()}
+        check(fits, "observations", f"be finite and of {policy.observation_space}", shapes)
         flat = {name: value.reshape(-1, *value.shape[n_axes:]) for name, value in arrays.items()}
         tensors, _ = policy.obs_to_tensor(
             flat if isinstance(policy.observation_space, spaces.Dict) else flat[SINGLE_KEY]
@@ -120,7 +127,7 @@ class OpenLatent:
 
     def _latents(self, latent: np.ndarray) -> torch.Tensor:
         latent_dim = self.policy.world_model.latent_dim
-        tensor = torch.as_tensor(np.asarray(latent, np.float32), device=self.policy.device)
+        tensor = torch.as_tensor(finite_array("latent", latent), device=self.policy.device)
         check(
             tensor.shape[-1:] == (latent_dim,),
             "latent",
@@ -134,13 +141,14 @@ class OpenLatent:
         self, actions: np.ndarray, batch: tuple[int, ...], time: bool = True
     ) -> torch.Tensor:
         """Actions ``(n, *batch, ...)`` of the environment, or ``(*batch, ...)``, in [-1, 1]."""
-        array, shape = np.asarray(actions), self.policy.action_space.shape
+        name, shape = "actions" if time else "action", self.policy.action_space.shape
+        array = finite_array(name, actions)
         assert shape is not None
         lead = array.shape[: array.ndim - len(shape)]
         fits = lead[1:] == batch and len(lead) == 1 + len(batch) if time else lead == batch
         check(
             fits and array.shape[len(lead) :] == shape,
-            "actions" if time else "action",
+            name,
             f"have the shape {('n', *batch, *shape) if time else (*batch, *shape)}",
             array.shape,
         )

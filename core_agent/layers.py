@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from core_agent.convolutions import convolve
 from core_agent.validation import check
 
 Activation = Literal["elu", "relu"]
@@ -271,17 +272,22 @@ class ImageEncoder(nn.Module):
         """``(N, C, H, W)``, 0 to ``max_value``, to ``(N, feature_dim)`` of the parameters' type."""
         x = self.prepare(images)
         if self.gate is not None:
-            x = x * self.gate(x)
-        for conv in self.convs:
-            # In place: the gradient of a convolution does not need its output.
-            x = F.relu(cast_conv(x, conv), inplace=True)
+            x = x * self.gate(x / self.max_value)
+        weights = [conv.weight for conv in self.convs]
+        # Weights are fewer than pixels.
+        weights[0] = weights[0] / self.max_value
+        x = convolve(
+            x,
+            [weight.to(x.dtype) for weight in weights],
+            [conv.bias.to(x.dtype) for conv in self.convs],  # type: ignore[union-attr]
+            [conv.stride[0] for conv in self.convs],
+        )
         # Flattened channels-last, as the memory lies.
         x = x.permute(0, 2, 3, 1).flatten(start_dim=1)
         features = cast_linear(x, self.linear, self.compute_dtype)
         return self.norm(features.to(self.linear.weight.dtype))
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        """``(N, C, H, W)``, 0 to ``max_value``, to channels-last values 0 to 1."""
+        """``(N, C, H, W)`` channels-last and in the type that the convolutions compute in."""
         dtype = self.compute_dtype or self.linear.weight.dtype
-        x = images.to(dtype, memory_format=torch.channels_last)
-        return x if self.max_value == 1.0 else x / self.max_value
+        return images.to(dtype, memory_format=torch.channels_last)

@@ -134,7 +134,7 @@ def twin_critic_loss(
 
 
 def bilinear_info_nce(queries: torch.Tensor, keys: torch.Tensor, weight: torch.Tensor) -> InfoNCE:
-    """InfoNCE of queries against keys, their similarity being ``q W k`` (Eq. 4, arXiv:2004.04136).
+    """InfoNCE of queries against keys, their similarity being ``q W k`` (CURL, arXiv:2004.04136).
 
     :param queries: ``(N, D)``
     :param keys: ``(N, D)``; key ``i`` is the positive of query ``i``, the others its negatives

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -17,11 +18,34 @@ from stable_baselines3.common.utils import get_device
 from torch import nn
 
 from core_agent.distributions import SquashedGaussian
-from core_agent.encoders import ObservationEncoder, any_entry
-from core_agent.layers import MLP, Activation, TwinMLP
-from core_agent.safe_loading import RESTRICTED_PICKLE, UnsafeFileError
+from core_agent.encoders import (
+    SINGLE_KEY,
+    ObservationEncoder,
+    any_entry,
+    as_dict_space,
+    check_box,
+    check_space,
+    is_image,
+)
+from core_agent.integrity import check_state_dict
+from core_agent.layers import ACTIVATIONS, MLP, Activation, TwinMLP
+from core_agent.safe_loading import RESTRICTED_PICKLE, check_archive, opened, reading
 from core_agent.types import ActingState, Latent, Observation
-from core_agent.world_model import WorldModel
+from core_agent.validation import (
+    Check,
+    argument_names,
+    as_array,
+    check,
+    check_boolean,
+    check_choice,
+    check_device,
+    check_each,
+    check_file,
+    check_number,
+    check_sizes,
+    finite_array,
+)
+from core_agent.world_model import MODEL_CHECKS, WorldModel
 
 SelfPolicy = TypeVar("SelfPolicy", bound="StatefulPolicy")
 
@@ -29,6 +53,28 @@ MEAN_SCALE = 5.0
 LOG_STD_RANGE = (-10.0, 2.0)
 STATELESS_CALLS = 10
 """Calls of ``predict`` in a row without a state after which a warning is due."""
+
+
+def fits_space(value: Any, space: spaces.Space) -> bool:
+    """Whether ``value`` is one observation of ``space`` or several; images either way round.
+
+    They must be finite numbers, as networks make nothing of others.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        return False
+    shape = tuple(space.shape or ())
+    shapes = [shape, (*shape[1:], shape[0])] if is_image(space) else [shape]
+    finite = array.dtype.kind in "biu" or (array.dtype.kind == "f" and np.isfinite(array).all())
+    return bool(finite) and any(one in (array.shape, array.shape[1:]) for one in shapes)
+
+
+def check_starts(name: str, value: Any, n_envs: int) -> None:
+    """Make sure that ``value`` says of each environment whether it begins an episode."""
+    array = as_array(name, value)
+    fits = array.size in (1, n_envs) and array.dtype.kind in "biuf"
+    check(fits, name, f"be {n_envs} times True or False", value)
 
 
 class Actor(nn.Module):
@@ -108,10 +154,20 @@ class StatefulPolicy(BasePolicy):
 
     :param observation_space: images (channels first), vectors or a ``Dict`` of both
     :param action_space: Box with finite bounds
+    :param lr_schedule: for SB3's interface; the algorithm makes the optimisers
     :param constructor_kwargs: the other arguments of the subclass, for saving
-    :raises ValueError: for an action space that is no Box
+    :raises ValueError: for a bad argument
     """
 
+    checks: ClassVar[dict[str, Check]] = {
+        "observation_space": check_space,
+        "action_space": check_box,
+        "critic_dims": check_sizes,
+        "activation": partial(check_choice, choices=tuple(ACTIVATIONS)),
+    }
+    """What each argument must be."""
+    parts: ClassVar[tuple[type, ...]] = ()
+    """Classes whose arguments are taken as well."""
     critic_optimizer: torch.optim.Optimizer
     critic: Critic
     critic_target: Critic
@@ -120,14 +176,18 @@ class StatefulPolicy(BasePolicy):
         self,
         observation_space: spaces.Space,
         action_space: spaces.Space,
+        lr_schedule: Schedule | None,
         constructor_kwargs: dict[str, Any],
     ) -> None:
+        given = dict(observation_space=observation_space, action_space=action_space)
+        self.check_arguments({**given, **constructor_kwargs})
+        check(
+            lr_schedule is None or callable(lr_schedule),
+            "lr_schedule",
+            "be a function or None",
+            lr_schedule,
+        )
         super().__init__(observation_space, action_space, squash_output=True)
-        if not isinstance(action_space, spaces.Box):
-            raise ValueError(
-                f"action_space must be a Box of continuous actions, got {action_space}; "
-                "for discrete actions use an algorithm such as sb3_contrib's RecurrentPPO"
-            )
         self.constructor_kwargs = constructor_kwargs
         self._stateless_calls = 0
         self.action_dim = get_action_dim(action_space)
@@ -144,6 +204,11 @@ class StatefulPolicy(BasePolicy):
     @abstractmethod
     def observation_encoder(self) -> ObservationEncoder:
         """What turns observations into features."""
+
+    @property
+    @abstractmethod
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the parts of the state."""
 
     @abstractmethod
     def first_look(self, observation: PyTorchObs) -> Observation:
@@ -181,6 +246,19 @@ class StatefulPolicy(BasePolicy):
         )
 
     @classmethod
+    def check_arguments(cls, arguments: Mapping[str, Any]) -> None:
+        """Make sure that these are arguments of the policy, and follow their rules.
+
+        :raises ValueError: if one does not
+        """
+        known = argument_names(cls, *cls.parts) - {"constructor_kwargs"}
+        unknown = sorted(arguments.keys() - known)
+        way_out = f"they are {sorted(known)}"
+        rule = f"hold arguments of {cls.__name__}"
+        check(not unknown, "policy_kwargs", rule, unknown, way_out)
+        check_each(arguments, cls.checks)
+
+    @classmethod
     def load(
         cls: type[SelfPolicy],
         path: str,
@@ -192,22 +270,25 @@ class StatefulPolicy(BasePolicy):
         :param path: file
         :param device: where to
         :param trusted: unpickle whatever the file holds, as SB3 does
-        :raises UnsafeFileError: if the file asks for names that loading does not allow
+        :raises UnsafeFileError: if the file asks for names that loading does not allow, or is no
+            saved policy
         """
+        check_file("path", path)
+        check_device("device", device)
+        check_boolean("trusted", trusted)
         if trusted:
             return super().load(path, device)
         device = get_device(device)
-        try:
+        with opened(path, "pth") as file, reading(path, "a saved policy"):
+            check_archive(file)
             saved = torch.load(
-                path, map_location=device, weights_only=False, pickle_module=RESTRICTED_PICKLE
+                file, map_location=device, weights_only=False, pickle_module=RESTRICTED_PICKLE
             )
-        except UnsafeFileError as error:
-            raise UnsafeFileError(
-                f"the policy was not loaded, as {error}; pass trusted=True if you know where the "
-                "file comes from"
-            ) from None
-        policy = cls(**saved["data"])
-        policy.load_state_dict(saved["state_dict"])
+            with torch.device("meta"):
+                own = cls(**saved["data"]).state_dict()
+            check_state_dict("state_dict", own, saved["state_dict"])
+            policy = cls(**saved["data"])
+            policy.load_state_dict(saved["state_dict"])
         return policy.to(device)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
@@ -236,6 +317,8 @@ class StatefulPolicy(BasePolicy):
                 "observation must be an array or a dict, got a tuple; env.reset() of Gymnasium "
                 "returns (observation, info): pass the first of both"
             )
+        self._check_observation(observation)
+        check_boolean("deterministic", deterministic)
         self._notice_forgotten_state(state, episode_start)
         observations, vectorized = self.obs_to_tensor(observation)
         n_envs = len(any_entry(observations))
@@ -246,11 +329,27 @@ class StatefulPolicy(BasePolicy):
         actions = self.to_env_actions(scaled.cpu().numpy())
         return actions if vectorized else actions[0], arrays
 
+    def _check_observation(self, observation: Any) -> None:
+        """Make sure that ``observation`` has the shape of the space, alone or stacked.
+
+        :raises ValueError: if it has not
+        """
+        sub_spaces = as_dict_space(self.observation_space)
+        entries = observation if isinstance(observation, dict) else {SINGLE_KEY: observation}
+        rule = "be finite, with the keys and shapes of the observation space, alone or stacked"
+        fits = entries.keys() == sub_spaces.keys() and all(
+            fits_space(entries[key], space) for key, space in sub_spaces.items()
+        )
+        shapes = {key: getattr(entry, "shape", entry) for key, entry in entries.items()}
+        check(fits, "observation", rule, shapes, f"it is {self.observation_space}")
+
     def _notice_forgotten_state(
         self, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None
     ) -> None:
         """Warn once if call after call brings no state: nothing else would fail."""
-        if state is not None or (episode_start is not None and np.all(episode_start)):
+        if state is not None or (
+            episode_start is not None and np.all(as_array("episode_start", episode_start))
+        ):
             if self._stateless_calls < STATELESS_CALLS:
                 self._stateless_calls = 0
             return
@@ -271,15 +370,26 @@ class StatefulPolicy(BasePolicy):
         n_envs: int,
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         initial = self.initial_state(n_envs)
+        if episode_start is not None:
+            check_starts("episode_start", episode_start, n_envs)
         if state is None:
             return initial, torch.ones(n_envs, dtype=torch.bool, device=self.device)
-        tensors = tuple(torch.as_tensor(part, device=self.device) for part in state)
-        if [part.shape for part in tensors] != [wanted.shape for wanted in initial]:
-            raise ValueError(
-                f"state must be arrays of shapes {[tuple(w.shape) for w in initial]} for "
-                f"{n_envs} observation(s), got {[tuple(p.shape) for p in tensors]}; pass the state "
-                "that the last call of predict returned, or None to start anew"
-            )
+        shapes = [tuple(wanted.shape) for wanted in initial]
+        several = isinstance(state, (tuple, list))
+        found = (
+            [as_array("state", part).shape for part in state] if several else type(state).__name__
+        )
+        check(
+            found == shapes,
+            "state",
+            f"be arrays of shapes {shapes} for {n_envs} observation(s)",
+            found,
+            "pass the state that the last call of predict returned, or None to start anew",
+        )
+        tensors = tuple(
+            torch.as_tensor(finite_array("state", part), dtype=wanted.dtype, device=self.device)
+            for part, wanted in zip(state, initial)
+        )
         if episode_start is None:
             return tensors, torch.zeros(n_envs, dtype=torch.bool, device=self.device)
         starts = torch.as_tensor(np.asarray(episode_start, dtype=bool), device=self.device)
@@ -297,6 +407,11 @@ class StatefulPolicy(BasePolicy):
 class ActorPolicy(StatefulPolicy):
     """A policy with an actor and an entropy temperature."""
 
+    checks: ClassVar[dict[str, Check]] = {
+        **StatefulPolicy.checks,
+        "actor_dims": check_sizes,
+        "initial_log_ent_coef": check_number,
+    }
     actor: Actor
     log_ent_coef: nn.Parameter
     actor_optimizer: torch.optim.Optimizer
@@ -319,8 +434,15 @@ class RecurrentPolicy(ActorPolicy):
     :param sample_when_deterministic: carry a sample of the stochastic state, not its mean, under
         ``deterministic=True`` too, as the authors did in their evaluation
     :param model_kwargs: further keywords go to :class:`~core_agent.world_model.WorldModel`
-    :raises ValueError: for an action space that is no Box
+    :raises ValueError: for a bad argument
     """
+
+    checks: ClassVar[dict[str, Check]] = {
+        **ActorPolicy.checks,
+        **MODEL_CHECKS,
+        "sample_when_deterministic": check_boolean,
+    }
+    parts: ClassVar[tuple[type, ...]] = (WorldModel,)
 
     def __init__(
         self,
@@ -341,7 +463,7 @@ class RecurrentPolicy(ActorPolicy):
             initial_log_ent_coef=initial_log_ent_coef,
             sample_when_deterministic=sample_when_deterministic,
         )
-        super().__init__(observation_space, action_space, {**own, **model_kwargs})
+        super().__init__(observation_space, action_space, lr_schedule, {**own, **model_kwargs})
         self.sample_when_deterministic = sample_when_deterministic
         self.world_model = WorldModel(observation_space, self.action_dim, **model_kwargs)
         latent_dim = self.world_model.latent_dim
@@ -352,6 +474,10 @@ class RecurrentPolicy(ActorPolicy):
     @property
     def observation_encoder(self) -> ObservationEncoder:
         return self.world_model.encoder
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        return ("deter", "stoch", "previous_action")
 
     def first_look(self, observation: PyTorchObs) -> Observation:
         return self.world_model.encoder.center_crop(observation)

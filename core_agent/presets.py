@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
-from core_agent.validation import check
+from core_agent.validation import check, check_choice, check_options, check_text
 
 RECURRENT = ("core", "recurrent_sac")
 WITH_ACTOR = ("sacrad", "curl")
@@ -35,7 +35,10 @@ class Preset:
 
 def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of both, the second winning; ``policy_kwargs`` are merged one by one."""
-    policy_kwargs = {**first.get("policy_kwargs", {}), **second.get("policy_kwargs", {})}
+    policy_kwargs = {
+        **(first.get("policy_kwargs") or {}),
+        **(second.get("policy_kwargs") or {}),
+    }
     merged = {**first, **second}
     return {**merged, "policy_kwargs": policy_kwargs} if policy_kwargs else merged
 
@@ -139,9 +142,10 @@ def get_preset(names: str) -> Preset:
 
     :raises ValueError: for an unknown name
     """
+    check_text("preset", names)
     chosen = names.split("+")
     for name in chosen:
-        check(name in PRESETS, "preset", f"be one of {tuple(PRESETS)}", name)
+        check_choice("preset", name, tuple(PRESETS))
     return reduce(combine, (PRESETS[name] for name in chosen))
 
 
@@ -151,9 +155,11 @@ def preset(names: str, agent: str = "core", **overrides: Any) -> dict[str, Any]:
     :param names: see :func:`get_preset`
     :param agent: name of the agent that they are for, see :data:`core_agent.agents.AGENTS`
     :param overrides: further constructor arguments
-    :raises ValueError: for an unknown name, or a preset that is not for that agent
+    :raises ValueError: for an unknown name, a preset that is not for that agent, or
+        ``policy_kwargs`` that are no dict
     """
     known = get_preset(names).arguments
-    check(agent in AGENT_NAMES, "agent", f"be one of {AGENT_NAMES}", agent)
+    check_choice("agent", agent, AGENT_NAMES)
+    check_options("policy_kwargs", overrides.get("policy_kwargs"))
     check(agent in known, "preset", f"be one for {agent!r}", names, f"it is for {tuple(known)}")
     return merge(known[agent], overrides)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from core_agent.hardware import Precision
 from core_agent.losses import twin_critic_loss
 from core_agent.policies import Critic
 from core_agent.types import TransitionBatch
-from core_agent.validation import check, check_at_least, check_integer
+from core_agent.validation import Check, check, check_at_least, check_size
 
 
 class QTOptPolicy(FrameStackPolicy):
@@ -34,6 +35,13 @@ class QTOptPolicy(FrameStackPolicy):
     :raises ValueError: for a bad argument
     """
 
+    checks: ClassVar[dict[str, Check]] = {
+        **FrameStackPolicy.checks,
+        "n_samples": check_size,
+        "n_elites": check_size,
+        "n_iterations": check_size,
+        "exploration_noise": partial(check_at_least, low=0),
+    }
     fixed_noise: torch.Tensor
 
     def __init__(
@@ -47,17 +55,14 @@ class QTOptPolicy(FrameStackPolicy):
         exploration_noise: float = 0.2,
         **arguments: Any,
     ) -> None:
-        check_integer("n_samples", n_samples, 1)
-        check_integer("n_elites", n_elites, 1)
-        check(n_elites <= n_samples, "n_elites", f"be at most n_samples={n_samples}", n_elites)
-        check_integer("n_iterations", n_iterations, 1)
-        check_at_least("exploration_noise", exploration_noise, 0)
         own = dict(
             n_samples=n_samples,
             n_elites=n_elites,
             n_iterations=n_iterations,
             exploration_noise=exploration_noise,
         )
+        self.check_arguments(own)
+        check(n_elites <= n_samples, "n_elites", f"be at most n_samples={n_samples}", n_elites)
         super().__init__(observation_space, action_space, lr_schedule, **arguments)
         self.constructor_kwargs.update(own)
         self.n_elites, self.exploration_noise = n_elites, exploration_noise
@@ -84,7 +89,7 @@ class QTOptPolicy(FrameStackPolicy):
 
     def choose_actions(self, features: torch.Tensor, deterministic: bool) -> torch.Tensor:
         if deterministic:
-            noise = self.fixed_noise.expand(-1, len(features), -1, -1)
+            noise = self.fixed_noise.expand(-1, features.shape[0], -1, -1)
             return self.best_actions(self.critic, features, noise)
         actions = self.best_actions(self.critic, features, self.draw_noise(len(features)))
         noisy = actions + self.exploration_noise * torch.randn_like(actions)

@@ -10,6 +10,7 @@ values are those of :meth:`~core_agent.rssm.RSSM.advance` and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,9 @@ from torch.nn import functional as F
 
 LOG_STD_RANGE = (-10.0, 10.0)
 LAYER_NORM_EPS = 1e-5
+
+Layer = tuple[torch.Tensor, torch.Tensor]
+"""Weight and bias."""
 
 
 class RecurrentWeights(NamedTuple):
@@ -64,21 +68,97 @@ def recur(
     return _Recurrence.apply(embed_part, action_part, noise, n_gru, *weights.flatten())
 
 
-def _layers(tensors: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return list(zip(tensors[::2], tensors[1::2]))
+class _Parts(NamedTuple):
+    """:class:`RecurrentWeights` as plain tensors."""
+
+    from_stoch: torch.Tensor
+    cell: torch.Tensor
+    cell_scale: torch.Tensor
+    cell_shift: torch.Tensor
+    from_deter: torch.Tensor
+    stats_scale: torch.Tensor
+    stats_shift: torch.Tensor
+    gru: list[Layer]
+    posterior: list[Layer]
+
+    @classmethod
+    def of(cls, tensors: Sequence[torch.Tensor], n_gru: int) -> _Parts:
+        """From what :meth:`RecurrentWeights.flatten` gives."""
+        from_stoch, cell, cell_scale, cell_shift = tensors[:4]
+        from_deter, stats_scale, stats_shift = tensors[4:7]
+        layers = list(zip(tensors[7::2], tensors[8::2]))
+        return cls(
+            from_stoch,
+            cell,
+            cell_scale,
+            cell_shift,
+            from_deter,
+            stats_scale,
+            stats_shift,
+            layers[:n_gru],
+            layers[n_gru:],
+        )
 
 
-def _elu_backward(grad: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
-    return torch.ops.aten.elu_backward(grad, 1.0, 1.0, 1.0, True, result)
+def _hidden_layers(x: torch.Tensor, layers: Sequence[Layer]) -> list[torch.Tensor]:
+    """``ELU(x)`` and the ELU of every layer on it."""
+    hidden = [F.elu_(x)]
+    for weight, bias in layers:
+        hidden.append(F.elu_(F.linear(hidden[-1], weight, bias)))
+    return hidden
+
+
+def _advance(
+    action_part: torch.Tensor, deter: torch.Tensor, stoch: torch.Tensor, parts: _Parts
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """The next ``h``, ``(B, D)``, and what its gradient needs."""
+    first = torch.addmm(action_part, stoch, parts.from_stoch.t())
+    hidden = _hidden_layers(first, parts.gru)
+    cell_in = torch.cat([hidden[-1], deter], dim=-1)
+    gates_in = cell_in @ parts.cell.t()
+    gates, mean, rstd = torch.native_layer_norm(
+        gates_in, gates_in.shape[-1:], parts.cell_scale, parts.cell_shift, LAYER_NORM_EPS
+    )
+    reset, candidate_in, update = gates.chunk(3, dim=-1)
+    reset = torch.sigmoid(reset)
+    candidate = torch.tanh(reset * candidate_in)
+    update = torch.sigmoid(update - 1.0)
+    trace = (cell_in, gates_in, mean, rstd, reset, candidate_in, candidate, update, *hidden)
+    return torch.lerp(deter, candidate, update), trace
+
+
+def _infer(
+    embed_part: torch.Tensor, deter: torch.Tensor, noise: torch.Tensor, parts: _Parts
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Statistics ``(B, 2 S)`` of the posterior at ``h``, its sample ``(B, S)``, and what their
+    gradient needs."""
+    *layers, last_layer = parts.posterior
+    hidden = _hidden_layers(torch.addmm(embed_part, deter, parts.from_deter.t()), layers)
+    last = F.linear(hidden[-1], *last_layer)
+    statistics, mean, rstd = torch.native_layer_norm(
+        last, last.shape[-1:], parts.stats_scale, parts.stats_shift, LAYER_NORM_EPS
+    )
+    center, log_std = statistics.chunk(2, dim=-1)
+    stoch = torch.addcmul(center, log_std.clamp(*LOG_STD_RANGE).exp_(), noise)
+    return statistics, stoch, (last, mean, rstd, *hidden)
+
+
+def _stack(steps: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+    """Each of the steps' tensors over all steps."""
+    return [torch.stack(tensors) for tensors in zip(*steps)]
+
+
+def _elu_slope(result: torch.Tensor) -> torch.Tensor:
+    return result.clamp(max=0.0).add_(1.0)
 
 
 def _layer_norm_backward(
-    grad: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor, w: torch.Tensor
+    grad: torch.Tensor, normed: tuple[torch.Tensor, ...], weight: torch.Tensor
 ) -> torch.Tensor:
-    """Gradient of the input alone."""
-    size = [x.shape[-1]]
+    """Gradient of the input alone; ``normed`` is the input, its mean and reciprocal deviation."""
+    x, mean, rstd = normed
     result = torch.ops.aten.native_layer_norm_backward(
-        grad, x, size, mean, rstd, w, None, [True, False, False]
+        grad, x, x.shape[-1:], mean, rstd, weight, None, [True, False, False]
     )
     return result[0]
 
@@ -89,6 +169,18 @@ def _layer_norm_weight_grads(
     """Gradients of scale and shift over all steps at once."""
     normalized = (x - mean) * rstd
     return (grad * normalized).sum(dim=(0, 1)), grad.sum(dim=(0, 1))
+
+
+def _hidden_layers_backward(
+    grad: torch.Tensor, weights: Sequence[torch.Tensor], slopes: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Gradients of the first layer's input, and of what each activation was applied to."""
+    grads = []
+    for weight, slope in zip(reversed(weights), reversed(slopes)):
+        grad = grad * slope
+        grads.append(grad)
+        grad = grad @ weight
+    return grad, grads[::-1]
 
 
 def _weight_grad(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -106,72 +198,30 @@ class _Recurrence(torch.autograd.Function):
         n_gru: int,
         *tensors: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        from_stoch, cell, cell_scale, cell_shift = tensors[:4]
-        from_deter, stats_scale, stats_shift = tensors[4:7]
-        layers = _layers(tensors[7:])
-        gru_layers, (*posterior_layers, last_layer) = layers[:n_gru], layers[n_gru:]
-        n_steps, batch, _ = embed_part.shape
-        deter_dim, stoch_dim = from_deter.shape[1], from_stoch.shape[1]
-
-        def buffer(steps: int, dim: int) -> torch.Tensor:
-            return embed_part.new_empty(steps, batch, dim)
-
-        deters, stochs = buffer(n_steps, deter_dim), buffer(n_steps, stoch_dim)
-        statistics = buffer(n_steps, 2 * stoch_dim)
-        last = buffer(n_steps, 2 * stoch_dim)
-        gru_hidden = [
-            buffer(n_steps - 1, w.shape[0]) for w in (from_stoch, *(w for w, _ in gru_layers))
-        ]
-        posterior_hidden = [
-            buffer(n_steps, w.shape[0]) for w in (from_deter, *(w for w, _ in posterior_layers))
-        ]
-        cell_in = buffer(n_steps - 1, cell.shape[1])
-        gates_in = buffer(n_steps - 1, 3 * deter_dim)
-        reset, candidate, update, candidate_in = (buffer(n_steps - 1, deter_dim) for _ in range(4))
-        gate_stats, stat_stats = [], []
-        deters[0] = 0.0
-        for t in range(n_steps):
+        parts = _Parts.of(tensors, n_gru)
+        deter = embed_part.new_zeros(embed_part.shape[1], parts.from_deter.shape[1])
+        deters: list[torch.Tensor] = []
+        statistics: list[torch.Tensor] = []
+        stochs: list[torch.Tensor] = []
+        advances, infers = [], []
+        for t, (embed_t, noise_t) in enumerate(zip(embed_part, noise)):
             if t > 0:
-                x = torch.addmm(
-                    action_part[t - 1], stochs[t - 1], from_stoch.t(), out=gru_hidden[0][t - 1]
-                )
-                F.elu_(x)
-                for (weight, bias), hidden in zip(gru_layers, gru_hidden[1:]):
-                    x = F.elu_(torch.addmm(bias, x, weight.t(), out=hidden[t - 1]))
-                torch.cat([x, deters[t - 1]], dim=-1, out=cell_in[t - 1])
-                torch.mm(cell_in[t - 1], cell.t(), out=gates_in[t - 1])
-                gates, *moments = torch.native_layer_norm(
-                    gates_in[t - 1], [3 * deter_dim], cell_scale, cell_shift, LAYER_NORM_EPS
-                )
-                gate_stats.append(moments)
-                r, c, u = gates.chunk(3, dim=-1)
-                torch.sigmoid(r, out=reset[t - 1])
-                candidate_in[t - 1] = c
-                torch.mul(reset[t - 1], c, out=candidate[t - 1]).tanh_()
-                torch.sub(u, 1.0, out=update[t - 1]).sigmoid_()
-                torch.lerp(deters[t - 1], candidate[t - 1], update[t - 1], out=deters[t])
-            x = torch.addmm(embed_part[t], deters[t], from_deter.t(), out=posterior_hidden[0][t])
-            F.elu_(x)
-            for (weight, bias), hidden in zip(posterior_layers, posterior_hidden[1:]):
-                x = F.elu_(torch.addmm(bias, x, weight.t(), out=hidden[t]))
-            torch.addmm(last_layer[1], x, last_layer[0].t(), out=last[t])
-            normalized, *moments = torch.native_layer_norm(
-                last[t], [2 * stoch_dim], stats_scale, stats_shift, LAYER_NORM_EPS
-            )
-            stat_stats.append(moments)
-            statistics[t] = normalized
-            mean, log_std = normalized.chunk(2, dim=-1)
-            torch.addcmul(mean, log_std.clamp(*LOG_STD_RANGE).exp_(), noise[t], out=stochs[t])
-
-        ctx.n_gru, ctx.n_posterior = n_gru, len(posterior_layers)
-        moments = [torch.stack(m) for pairs in (gate_stats, stat_stats) for m in zip(*pairs)]
-        if not gate_stats:
-            moments = [embed_part.new_empty(0, batch, 1) for _ in range(2)] + moments
-        ctx.save_for_backward(
-            noise, deters, stochs, statistics, last, cell_in, gates_in, reset, candidate, update,
-            candidate_in, *moments, *gru_hidden, *posterior_hidden, *tensors,
-        )  # fmt: skip
-        return deters, statistics, stochs
+                deter, advance = _advance(action_part[t - 1], deter, stochs[-1], parts)
+                advances.append(advance)
+            stats, stoch, infer = _infer(embed_t, deter, noise_t, parts)
+            infers.append(infer)
+            deters.append(deter)
+            statistics.append(stats)
+            stochs.append(stoch)
+        if not advances:  # a single frame: for the shapes of what has no steps then
+            no_action = action_part.new_zeros(action_part.shape[1:])
+            advances.append(_advance(no_action, deter, stochs[-1], parts)[1])
+        advance_trace = [part[: len(action_part)] for part in _stack(advances)]
+        infer_trace = _stack(infers)
+        results = torch.stack(deters), torch.stack(statistics), torch.stack(stochs)
+        ctx.n_gru, ctx.sizes = n_gru, [4, len(tensors), len(infer_trace), len(advance_trace)]
+        ctx.save_for_backward(noise, *results, *tensors, *infer_trace, *advance_trace)
+        return results
 
     @staticmethod
     @once_differentiable
@@ -181,73 +231,82 @@ class _Recurrence(torch.autograd.Function):
         grad_statistics: torch.Tensor,
         grad_stochs: torch.Tensor,
     ) -> tuple[torch.Tensor | None, ...]:
-        saved = list(ctx.saved_tensors)
-        noise, deters, stochs, statistics, last, cell_in, gates_in, reset, candidate, update = (
-            saved[:10]
-        )
-        candidate_in, gate_mean, gate_rstd, stat_mean, stat_rstd = saved[10:15]
-        gru_hidden = saved[15 : 16 + ctx.n_gru]
-        posterior_hidden = saved[16 + ctx.n_gru : 17 + ctx.n_gru + ctx.n_posterior]
-        tensors = saved[17 + ctx.n_gru + ctx.n_posterior :]
-        from_stoch, cell, cell_scale, _ = tensors[:4]
-        from_deter, stats_scale, _ = tensors[4:7]
-        layers = _layers(tensors[7:])
-        gru_layers, (*posterior_layers, last_layer) = layers[: ctx.n_gru], layers[ctx.n_gru :]
-        n_steps, _, stoch_dim = stochs.shape
-        gru_dim = gru_hidden[-1].shape[-1]
+        saved = iter(ctx.saved_tensors)
+        results, tensors, infer_trace, advance_trace = ([*islice(saved, n)] for n in ctx.sizes)
+        noise, deters, statistics, stochs = results
+        parts = _Parts.of(tensors, ctx.n_gru)
+        last, stat_mean, stat_rstd, *posterior_hidden = infer_trace
+        cell_in, gates_in, gate_mean, gate_rstd = advance_trace[:4]
+        reset, candidate_in, candidate, update, *gru_hidden = advance_trace[4:]
 
-        log_std = statistics[..., stoch_dim:]
+        # Whatever is known before the loop is worked out for all steps at once.
+        log_std = statistics.chunk(2, dim=-1)[1]
         low, high = LOG_STD_RANGE
         inside = (log_std >= low) & (log_std <= high)
-        sample_slope = torch.where(inside, log_std.clamp(low, high).exp() * noise, 0.0)
-        grad_stats = grad_statistics.clone()
-        grad_last = torch.empty_like(last)
-        grad_posterior = [torch.empty_like(hidden) for hidden in posterior_hidden]
-        grad_gru = [torch.empty_like(hidden) for hidden in gru_hidden]
-        grad_gates, grad_gates_in = torch.empty_like(gates_in), torch.empty_like(gates_in)
-        carry_deter = torch.zeros_like(deters[0])
-        carry_stoch = torch.zeros_like(stochs[0])
-        for t in reversed(range(n_steps)):
-            grad_stoch = grad_stochs[t] + carry_stoch
-            grad_stats[t, :, :stoch_dim] += grad_stoch
-            grad_stats[t, :, stoch_dim:].addcmul_(grad_stoch, sample_slope[t])
-            grad_last[t] = _layer_norm_backward(
-                grad_stats[t], last[t], stat_mean[t], stat_rstd[t], stats_scale
+        infer_steps = list(
+            zip(
+                grad_deters,
+                grad_statistics,
+                grad_stochs,
+                torch.where(inside, log_std.clamp(low, high).exp() * noise, 0.0),
+                zip(last, stat_mean, stat_rstd),
+                zip(*(_elu_slope(hidden) for hidden in posterior_hidden)),
             )
-            grad = grad_last[t] @ last_layer[0]
-            for index in range(len(posterior_layers), -1, -1):
-                grad_posterior[index][t] = _elu_backward(grad, posterior_hidden[index][t])
-                grad = grad_posterior[index][t] @ (
-                    posterior_layers[index - 1][0] if index > 0 else from_deter
-                )
-            grad_deter = grad_deters[t] + carry_deter + grad
+        )
+        advance_steps = list(
+            zip(
+                update * (1.0 - candidate.square()),
+                candidate_in * reset * (1.0 - reset),
+                reset,
+                (candidate - deters[:-1]) * update * (1.0 - update),
+                1.0 - update,
+                zip(gates_in, gate_mean, gate_rstd),
+                zip(*(_elu_slope(hidden) for hidden in gru_hidden)),
+            )
+        )
+        gru_weights = [parts.from_stoch, *(weight for weight, _ in parts.gru)]
+        *posterior_layers, (last_weight, _) = parts.posterior
+        posterior_weights = [parts.from_deter, *(weight for weight, _ in posterior_layers)]
+        sizes = [gru_weights[-1].shape[0], deters.shape[-1]]
+
+        infer_grads, advance_grads = [], []
+        carry_deter, carry_stoch = torch.zeros_like(deters[0]), torch.zeros_like(stochs[0])
+        for t in reversed(range(len(deters))):
+            grad_deter, grad_stats, grad_stoch, sample_slope, normed, slopes = infer_steps[t]
+            grad_stoch = grad_stoch + carry_stoch
+            grad_stats = grad_stats + torch.cat([grad_stoch, grad_stoch * sample_slope], dim=-1)
+            grad_last = _layer_norm_backward(grad_stats, normed, parts.stats_scale)
+            grad, grad_hidden = _hidden_layers_backward(
+                grad_last @ last_weight, posterior_weights, slopes
+            )
+            infer_grads.append((grad_stats, grad_last, *grad_hidden))
+            grad_deter = grad_deter + carry_deter + grad
             if t == 0:
                 break
-            s = t - 1
-            r, c, u = reset[s], candidate[s], update[s]
-            grad_pre = grad_deter * u * (1.0 - c * c)
-            grad_r, grad_c, grad_u = grad_gates[s].chunk(3, dim=-1)
-            torch.mul(grad_pre * candidate_in[s], r * (1.0 - r), out=grad_r)
-            torch.mul(grad_pre, r, out=grad_c)
-            torch.mul(grad_deter * (c - deters[s]), u * (1.0 - u), out=grad_u)
-            grad_gates_in[s] = _layer_norm_backward(
-                grad_gates[s], gates_in[s], gate_mean[s], gate_rstd[s], cell_scale
+            candidate_slope, reset_slope, r, update_slope, kept, normed, slopes = advance_steps[
+                t - 1
+            ]
+            grad_pre = grad_deter * candidate_slope
+            grad_gates = torch.cat(
+                [grad_pre * reset_slope, grad_pre * r, grad_deter * update_slope], dim=-1
             )
-            grad, carry_deter = (grad_gates_in[s] @ cell).split([gru_dim, deters.shape[-1]], dim=-1)
-            carry_deter = carry_deter + grad_deter * (1.0 - u)
-            for index in range(len(gru_layers), -1, -1):
-                grad_gru[index][s] = _elu_backward(grad, gru_hidden[index][s])
-                grad = grad_gru[index][s] @ (gru_layers[index - 1][0] if index > 0 else from_stoch)
-            carry_stoch = grad
+            grad_gates_in = _layer_norm_backward(grad_gates, normed, parts.cell_scale)
+            grad, carry_deter = (grad_gates_in @ parts.cell).split(sizes, dim=-1)
+            carry_deter = torch.addcmul(carry_deter, grad_deter, kept)
+            carry_stoch, grad_hidden = _hidden_layers_backward(grad, gru_weights, slopes)
+            advance_grads.append((grad_gates, grad_gates_in, *grad_hidden))
 
-        cell_scale_grads = _layer_norm_weight_grads(grad_gates, gates_in, gate_mean, gate_rstd)
-        stats_scale_grads = _layer_norm_weight_grads(grad_stats, last, stat_mean, stat_rstd)
+        grad_stats, grad_last, *grad_posterior = _stack(infer_grads[::-1])
+        grad_gates, grad_gates_in, *grad_gru = _stack(advance_grads[::-1]) or [
+            *(gates_in, gates_in),
+            *gru_hidden,
+        ]
         weight_grads = [
             _weight_grad(grad_gru[0], stochs[:-1]),
             _weight_grad(grad_gates_in, cell_in),
-            *cell_scale_grads,
+            *_layer_norm_weight_grads(grad_gates, gates_in, gate_mean, gate_rstd),
             _weight_grad(grad_posterior[0], deters),
-            *stats_scale_grads,
+            *_layer_norm_weight_grads(grad_stats, last, stat_mean, stat_rstd),
         ]
         pairs = [
             *zip(grad_gru[1:], gru_hidden),

@@ -19,7 +19,7 @@ from core_agent.optimization import move_towards
 from core_agent.policies import RecurrentPolicy
 from core_agent.soft_actor_critic import SoftActorCritic
 from core_agent.types import ActingState, SequenceBatch
-from core_agent.validation import check_integer, check_positive
+from core_agent.validation import check_boolean, check_integer, check_positive
 
 
 class RecurrentSAC(OpenLatent, SoftActorCritic):
@@ -75,6 +75,7 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(
         POLICY_ALIASES, RecurrentPolicy
     )
+    memory_settings: ClassVar[tuple[str, ...]] = ("batch_size", "sequence_length")
     max_critic_grad_norm: ClassVar[float] = 100.0
     max_actor_grad_norm: ClassVar[float] = 10.0
     max_ent_coef_grad_norm: ClassVar[float] = 1.0
@@ -116,6 +117,7 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
     ) -> None:
         check_integer("sequence_length", sequence_length, 2)
         check_positive("critic_learning_rate", critic_learning_rate)
+        check_boolean("train_model_with_critic", train_model_with_critic)
         super().__init__(
             policy=policy,
             env=env,

@@ -22,7 +22,7 @@ from core_agent.losses import twin_critic_loss
 from core_agent.policies import Actor, ActorPolicy
 from core_agent.soft_actor_critic import SoftActorCritic
 from core_agent.types import TransitionBatch
-from core_agent.validation import check_integer
+from core_agent.validation import Check, check_integer
 
 
 class SACRADPolicy(FrameStackPolicy, ActorPolicy):
@@ -34,6 +34,8 @@ class SACRADPolicy(FrameStackPolicy, ActorPolicy):
     :param initial_log_ent_coef: initial log of the entropy temperature
     """
 
+    checks: ClassVar[dict[str, Check]] = {**FrameStackPolicy.checks, **ActorPolicy.checks}
+
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -44,10 +46,11 @@ class SACRADPolicy(FrameStackPolicy, ActorPolicy):
         initial_log_ent_coef: float = math.log(0.1),
         **arguments: Any,
     ) -> None:
+        own = dict(actor_dims=actor_dims, initial_log_ent_coef=initial_log_ent_coef)
+        self.check_arguments(own)
         super().__init__(
             observation_space, action_space, lr_schedule, activation=activation, **arguments
         )
-        own = dict(actor_dims=actor_dims, initial_log_ent_coef=initial_log_ent_coef)
         self.constructor_kwargs.update(own)
         self.actor = Actor(self.encoder.out_dim, self.action_dim, actor_dims, activation)
         self.log_ent_coef = nn.Parameter(torch.tensor(initial_log_ent_coef))
@@ -63,10 +66,10 @@ class SACRAD(FrameStackAlgorithm, SoftActorCritic):
     https://arxiv.org/abs/2004.14990; the defaults are its values. The 'SAC + RAD' of Table 5,
     arXiv:2112.01163. It needs no images; vectors are stacked, not augmented.
 
-    Deviations from the paper: the encoder is CoRe's (nothing learned in its layer norm, no tanh
-    after it) and one for actor and critics, while the paper's actor has a last layer of its own;
-    CoRe's actor, whose mean is bounded softly; transitions of whole episodes, each frame stored
-    once. The paper's learning rate for the cheetah, 2e-4, is in ``configs/sacrad.yml``.
+    Deviations from the paper: the encoder is CoRe's, with nothing learned in its layer norm, and
+    one for actor and critics, while the paper's actor has a last layer of its own; the actor is
+    CoRe's, its mean softly bounded. ``configs/sacrad.yml`` has the paper's learning rate for the
+    cheetah.
 
     :param policy: ``"CnnPolicy"``, ``"MlpPolicy"`` or ``"MultiInputPolicy"``, or a policy class;
         with ``env=None`` it may be the id of an environment instead

@@ -13,7 +13,7 @@ from core_agent.losses import masked_mean
 from core_agent.optimization import descend, frozen
 from core_agent.policies import ActorPolicy
 from core_agent.types import SequenceBatch, TransitionBatch
-from core_agent.validation import check, check_positive, is_number
+from core_agent.validation import check, check_number, check_positive, is_number
 
 Batch: TypeAlias = SequenceBatch | TransitionBatch
 
@@ -77,12 +77,13 @@ class SoftActorCritic(SequenceOffPolicyAlgorithm):
         check_positive("ent_coef_learning_rate", ent_coef_learning_rate)
         initial_ent_coef(ent_coef)
         check(
-            target_entropy == "auto" or is_number(target_entropy),
+            is_number(target_entropy)
+            or (isinstance(target_entropy, str) and target_entropy == "auto"),
             "target_entropy",
             "be a number or 'auto'",
             target_entropy,
         )
-        check(is_number(max_log_ent_coef), "max_log_ent_coef", "be a number", max_log_ent_coef)
+        check_number("max_log_ent_coef", max_log_ent_coef)
         super().__init__(**arguments)
         self.actor_learning_rate = actor_learning_rate
         self.ent_coef = ent_coef

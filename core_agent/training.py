@@ -23,6 +23,7 @@ from typing import Any, TextIO
 
 import gymnasium as gym
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
 
 from core_agent.agents import get_agent
 from core_agent.algorithm import PAPER_SIMULATOR_STEPS, SequenceOffPolicyAlgorithm, make_env
@@ -36,6 +37,7 @@ from core_agent.gating import GatingCallback
 from core_agent.presets import get_preset
 from core_agent.presets import preset as preset_arguments
 from core_agent.validation import check
+from core_agent.vec_env import make_vec_env
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Run:
     """Of the algorithm, on top of the preset's."""
     env_arguments: dict[str, Any] = field(default_factory=dict)
     """Of the environment, on top of the preset's."""
+    n_envs: int = 1
+    """Environments side by side, each in a process of its own if there are several."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,16 @@ def make_environment(
 
     :param arguments: of the environment, on top of the preset's
     """
-    arguments = arguments or {}
-    if env_id.startswith("DCS-"):
-        arguments = {**get_preset(preset).env_arguments, "split": split, **arguments}
-    return make_env(env_id, **arguments)
+    return make_env(env_id, **environment_arguments(env_id, preset, split, arguments or {}))
+
+
+def environment_arguments(
+    env_id: str, preset: str, split: str, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """What an environment is made with; a preset says something of DCS ones alone."""
+    if not env_id.startswith("DCS-"):
+        return arguments
+    return {**get_preset(preset).env_arguments, "split": split, **arguments}
 
 
 @contextmanager
@@ -127,6 +137,7 @@ def train_run(
     run: Run,
     folder: Path,
     total_timesteps: int | None = None,
+    simulator_steps: int = PAPER_SIMULATOR_STEPS,
     resume: bool = False,
     checkpoint_every: int = 10_000,
     validate_every: int = 10_000,
@@ -138,7 +149,8 @@ def train_run(
 
     :param run: what to learn
     :param folder: made if missing
-    :param total_timesteps: agent steps; by default 500,000 simulator steps
+    :param total_timesteps: agent steps; by default as many as ``simulator_steps`` take
+    :param simulator_steps: see ``total_timesteps``
     :param resume: go on from the newest whole checkpoint in the folder, if there is one
     :param checkpoint_every: agent steps between two checkpoints; 0: at the end alone
     :param validate_every: agent steps between two validations; 0: none
@@ -160,20 +172,21 @@ def train_run(
     if begun:
         check_same_run(folder / "run.json", run)
     with ExitStack() as stack:
-        env = stack.enter_context(closing(training_environment(run, "train")))
+        env = stack.enter_context(closing(training_environments(run)))
         # What a constructor refuses is refused before anything is written.
         model = None if begun else new_model(run, env, folder)
         stack.enter_context(locked(folder, patience))
         if model is None:
             model = resume_model(run, env, folder)
         resumed_at = model.num_timesteps or None
-        total = total_timesteps or PAPER_SIMULATOR_STEPS // model.action_repeat
+        total = total_timesteps or -(-simulator_steps // model.action_repeat)
         if model.num_timesteps >= total and not model._is_unfinished:
             return Outcome(model.num_timesteps, resumed_at, None)
         if resumed_at is None:
             (folder / "run.json").write_text(json.dumps(asdict(run), indent=1))
         exact = ExactCheckpointCallback(checkpoints, checkpoint_every)
-        all_callbacks: list[BaseCallback] = [exact, *(callbacks or [])]
+        # The last checkpoint comes after what others have to do at the end.
+        all_callbacks: list[BaseCallback] = [*(callbacks or []), exact]
         if progress:
             loss = "train/model_loss" if run.agent == "core" else "train/critic_loss"
             all_callbacks.append(RichProgressCallback(loss_key=loss))
@@ -195,12 +208,18 @@ def train_run(
         return Outcome(model.num_timesteps, resumed_at, received)
 
 
+def training_environments(run: Run) -> VecEnv:
+    """The environments that a run learns in, watched over if they are in other processes."""
+    arguments = environment_arguments(run.env_id, run.preset, "train", run.env_arguments)
+    return make_vec_env(run.env_id, run.n_envs, env_kwargs=arguments)
+
+
 def training_environment(run: Run, split: str) -> gym.Env:
     """The environment of a run, on the videos of ``split``."""
     return make_environment(run.env_id, run.preset, split, run.env_arguments)
 
 
-def new_model(run: Run, env: gym.Env, folder: Path) -> SequenceOffPolicyAlgorithm:
+def new_model(run: Run, env: VecEnv, folder: Path) -> SequenceOffPolicyAlgorithm:
     """The model at the beginning of a run."""
     arguments = preset_arguments(run.preset, run.agent, **run.arguments)
     log = str(folder / "tensorboard")
@@ -209,7 +228,7 @@ def new_model(run: Run, env: gym.Env, folder: Path) -> SequenceOffPolicyAlgorith
     )
 
 
-def resume_model(run: Run, env: gym.Env, folder: Path) -> SequenceOffPolicyAlgorithm:
+def resume_model(run: Run, env: VecEnv, folder: Path) -> SequenceOffPolicyAlgorithm:
     """The model at the newest whole checkpoint; a new one if none is whole."""
     try:
         return get_agent(run.agent).resume(folder / "checkpoints", env)

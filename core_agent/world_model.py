@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,10 +12,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from core_agent import losses
-from core_agent.encoders import ObservationEncoder, any_entry
+from core_agent.encoders import ENCODER_CHECKS, ObservationEncoder, any_entry
 from core_agent.layers import MLP
 from core_agent.rssm import RSSM
 from core_agent.types import Gaussian, Observation, Rollout, SequenceBatch
+from core_agent.validation import (
+    Check,
+    check_each,
+    check_size,
+    check_sizes,
+)
 
 
 class ModelLossOptions(NamedTuple):
@@ -57,6 +64,21 @@ def flatten_time(observation: Observation) -> Observation:
     return observation.flatten(0, 1)
 
 
+MODEL_CHECKS: dict[str, Check] = {
+    **ENCODER_CHECKS,
+    "action_dim": check_size,
+    "deter_dim": check_size,
+    "stoch_dim": check_size,
+    "embed_dims": partial(check_sizes, fewest=2),
+    "gru_dims": check_sizes,
+    "prior_dims": check_sizes,
+    "posterior_dims": check_sizes,
+    "decoder_dims": check_sizes,
+    "head_dims": check_sizes,
+}
+"""What each argument of :class:`WorldModel` must be."""
+
+
 class WorldModel(nn.Module):
     """CoRe's model of the world (Section 3, arXiv:2112.01163).
 
@@ -76,6 +98,7 @@ class WorldModel(nn.Module):
     :param cnn_strides: strides of the encoder's convolutions
     :param crop_size: side of the crop of images
     :param gating: lay a learned soft mask over images
+    :raises ValueError: for a bad argument
     """
 
     def __init__(
@@ -97,6 +120,7 @@ class WorldModel(nn.Module):
         crop_size: int | tuple[int, int] | None = None,
         gating: bool = False,
     ) -> None:
+        check_each(locals(), MODEL_CHECKS)
         super().__init__()
         self.encoder = ObservationEncoder(
             observation_space,

@@ -73,6 +73,10 @@ def test_callback():
     assert 0 < callback.error < 1e9
 
 
+def test_resume(tmp_path):
+    assert load("resume").main(tmp_path, 400, 310, learning_starts=100, update_ratio=0.05)
+
+
 def test_every_example_is_run_here():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested

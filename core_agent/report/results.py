@@ -216,7 +216,7 @@ def settings_of(run: RecordedRun) -> dict[str, str]:
     words = {
         key: f"{key}={json.dumps(value)}" for key, value in {**run.arguments, **of_env}.items()
     }
-    return {"preset": run.preset, **words}
+    return {"preset": run.preset, **words, "n_envs": f"n_envs={run.n_envs}"}
 
 
 def describe_differences(settings: dict[str, str], siblings: list[dict[str, str]]) -> str:

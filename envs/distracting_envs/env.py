@@ -13,7 +13,14 @@ from gymnasium import spaces
 from gymnasium.utils import EzPickle
 from PIL import Image as PillowImage
 
-from distracting_envs.checks import check_choice, check_number, check_subset, check_whole
+from distracting_envs.checks import (
+    check_boolean,
+    check_choice,
+    check_number,
+    check_path,
+    check_subset,
+    check_whole,
+)
 from distracting_envs.quiet import quiet_model_compiler
 from distracting_envs.rendering import (
     FAST_TEXTURE_SIZE,
@@ -117,7 +124,11 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         arguments = {
             name: value for name, value in locals().items() if name not in {"self", "__class__"}
         }
+        check_task(domain, task)
         check_choice("difficulty", difficulty, (None, *DIFFICULTIES))
+        check_boolean("dynamic", dynamic)
+        check_path("video_path", video_path)
+        check_boolean("vector_observations", vector_observations)
         check_choice("split", split, SPLITS)
         check_choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
         check_choice("render_quality", render_quality, RENDER_QUALITIES)
@@ -171,7 +182,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         EzPickle.__init__(self, **arguments)
         self.render_mode = render_mode
         agent_seconds = self._base.control_timestep() * action_repeat
-        self.metadata = {**type(self).metadata, "render_fps": round(1 / agent_seconds)}
+        self.metadata = {**type(self).metadata, "render_fps": max(1, round(1 / agent_seconds))}
         self.domain_name = domain
         self.task_name = task
         self.render_quality = render_quality
@@ -249,7 +260,10 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         """
         if self._needs_reset:
             raise gymnasium.error.ResetNeeded("call reset() before step(): no episode is running")
-        action = np.asarray(action, np.float64)
+        try:
+            action = np.asarray(action, np.float64)
+        except (TypeError, ValueError):
+            action = np.array(np.nan)
         if action.shape != self.action_space.shape or not np.isfinite(action).all():
             raise ValueError(
                 f"action must be finite and of shape {self.action_space.shape}, got {action!r}"
@@ -370,15 +384,21 @@ def load_task(domain: str, task: str) -> Any:
 
     :raises ValueError: if the suite has no such task
     """
-    if (domain, task) not in suite.ALL_TASKS:
-        known = [f"{a}-{b}" for a, b in suite.ALL_TASKS if a == domain]
+    check_task(domain, task)
+    with quiet_model_compiler():
+        return suite.load(domain, task)
+
+
+def check_task(domain: str, task: str) -> None:
+    """Raise a ValueError unless the dm_control suite has such a task."""
+    are_names = isinstance(domain, str) and isinstance(task, str)
+    if not are_names or (domain, task) not in suite.ALL_TASKS:
+        known = [f"{a}-{b}" for a, b in suite.ALL_TASKS if are_names and a == domain]
         raise ValueError(
             f"domain and task must name a task of the dm_control suite, got {domain!r} and "
             f"{task!r}; "
             + (f"tasks of {domain}: {', '.join(known)}" if known else "see dm_control.suite")
         )
-    with quiet_model_compiler():
-        return suite.load(domain, task)
 
 
 def _check_camera_mode(physics: Any, task: str) -> None:

@@ -111,7 +111,7 @@ def parse_env_id(name: str) -> EnvSettings:
     :param name: one of :data:`ENV_IDS`, with or without a leading ``distracting_envs:``
     :raises ValueError: if there is no such environment
     """
-    bare = name.removeprefix("distracting_envs:")
+    bare = name.removeprefix("distracting_envs:") if isinstance(name, str) else None
     if bare not in _SETTINGS:
         raise ValueError(
             f"environment id must be DCS-{{task}}-clean or "

@@ -178,6 +178,46 @@ def test_end_episodes_starts_anew_without_termination():
     assert buffer.sample(100).terminated.sum() == 0
 
 
+def test_a_lost_episode_ends_at_its_last_real_step():
+    buffer = make_buffer(n_envs=2, buffer_size=1000)
+    lost = [{"episode_lost": True, "TimeLimit.truncated": True}, {}]
+    for step in range(6):
+        # Environment 0 fails at step 3; its new episode, number 4, has taken 2 steps at the end.
+        first = (0, step) if step < 4 else (4, step - 4)
+        following = (0, 3) if step == 3 else (first[0], first[1] + 1)
+        buffer.add(
+            np.stack([frame(*first), frame(1, step)]),
+            np.stack([frame(*following), frame(1, step + 1)]),
+            np.full((2, 1), step / 100, np.float32),
+            np.array([float(step), float(step)]),
+            np.array([step == 3, False]),
+            lost if step == 3 else [{}, {}],
+        )
+    pixels = [ep.frames["observation"][:, 0, 0, 0].tolist() for ep in buffer.episodes]
+    assert pixels == [[0, 1, 2, 3], [20, 21, 22, 23, 24, 25, 26], [80, 81, 82]]
+    assert [ep.rewards.tolist() for ep in buffer.episodes] == [
+        [0, 1, 2],
+        [0, 1, 2, 3, 4, 5],
+        [4, 5],
+    ]
+    assert buffer.size() == 11
+    assert not any(episode.terminated for episode in buffer.episodes)
+
+
+def test_an_episode_lost_before_its_first_step_leaves_nothing():
+    buffer = make_buffer()
+    buffer.add(
+        frame(0, 0)[None],
+        frame(0, 0)[None],
+        np.zeros((1, 1)),
+        np.zeros(1),
+        np.array([True]),
+        [{"episode_lost": True}],
+    )
+    assert buffer.size() == 0
+    assert not buffer.episodes
+
+
 def test_one_crop_position_for_a_whole_window():
     buffer = make_buffer(crop_size=3)
     image = np.arange(36, dtype=np.uint8).reshape(1, 1, 6, 6)
@@ -251,8 +291,8 @@ def test_sampling_from_nothing_says_what_to_do():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(buffer_size=0), "buffer_size must be >= 1, got 0"),
-        (dict(sequence_length=1), "sequence_length must be >= 2, got 1"),
+        (dict(buffer_size=0), "buffer_size must be a whole number >= 1, got 0"),
+        (dict(sequence_length=1), "sequence_length must be a whole number >= 2, got 1"),
         (dict(crop_size=7), "crop_size must lie between 1 and the image's size 6x6, got 7"),
     ],
 )

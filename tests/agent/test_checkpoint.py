@@ -23,12 +23,12 @@ from stable_baselines3.common.vec_env import (
     VecNormalize,
 )
 
-from core_agent import CoRe, RecurrentSAC
+from core_agent import CURL, SACRAD, CoRe, QTOptDrQ, QTOptRAD, RecurrentSAC
 from core_agent.algorithm import make_env
 from core_agent.callbacks import ExactCheckpointCallback
 from core_agent.checkpoint import CheckpointFolder, NoCheckpointError
 from core_agent.resumable import Resumable
-from tests.agent.fakes import BOTH, IMAGE, TINY, VECTOR, FakeEnv, SavableEnv
+from tests.agent.fakes import BOTH, IMAGE, TINY, VECTOR, FakeEnv, SavableEnv, tiny
 
 ARGUMENTS = {**TINY, "buffer_size": 40}
 N_STEPS = 60
@@ -135,6 +135,17 @@ def test_a_run_goes_on_exactly_from_any_step(make, step, tmp_path):
     model.learn(N_STEPS, callback=StopAt(step))
     model.checkpoint(tmp_path)
     assert_alike(go_on(RecurrentSAC, make, tmp_path), expected)
+
+
+@pytest.mark.parametrize("algorithm", [SACRAD, CURL, QTOptRAD, QTOptDrQ])
+@pytest.mark.parametrize("step", [13, 40])
+def test_a_feed_forward_run_goes_on_exactly(algorithm, step, tmp_path):
+    arguments = {**tiny(algorithm), "buffer_size": 40}
+    expected = never_stopped(algorithm, images, **arguments)
+    model = algorithm("auto", images(), **arguments)
+    model.learn(N_STEPS, callback=StopAt(step))
+    model.checkpoint(tmp_path)
+    assert_alike(go_on(algorithm, images, tmp_path), expected)
 
 
 @pytest.mark.parametrize("n_updates", [1, 11, 26])

@@ -193,7 +193,7 @@ def test_doctor_says_what_to_type(monkeypatch):
 
 def test_a_training_that_a_signal_stopped_says_how_to_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "core_agent.training.train_run", lambda *_: Outcome(70, None, signal.SIGTERM)
+        "core_agent.training.train_run", lambda *_, **__: Outcome(70, None, signal.SIGTERM)
     )
     result = runner.invoke(cli.app, ["train", "DCS-reacher-easy-clean", "--folder", str(tmp_path)])
     assert result.exit_code == 128 + 15

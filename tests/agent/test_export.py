@@ -10,15 +10,14 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import SAC
 
-from core_agent import CoRe, RecurrentSAC
+from core_agent import SACRAD, CoRe, QTOptRAD, RecurrentSAC
 from core_agent.export import OnnxAgent, StepFunction, example_inputs, export_onnx
-from tests.agent.fakes import BOTH, IMAGE, TINY, TINY_POLICY, VECTOR, FakeEnv
+from tests.agent.fakes import BOTH, IMAGE, TINY, TINY_POLICY, VECTOR, FakeEnv, policy_name, tiny
 
 
 def make_model(space: spaces.Space, algorithm: type = CoRe, **kwargs):
-    name = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
     env = FakeEnv(space, **kwargs)
-    return algorithm("CnnPolicy" if space is IMAGE else name, env, **TINY).learn(14)
+    return algorithm(policy_name(space), env, **tiny(algorithm)).learn(14)
 
 
 def observations(model, n: int, seed: int):
@@ -43,9 +42,10 @@ def assert_same_episodes(predict, model, n_envs: int = 3, n_steps: int = 6) -> N
         assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(state, other_state))
 
 
+@pytest.mark.parametrize("algorithm", [CoRe, SACRAD, QTOptRAD])
 @pytest.mark.parametrize("space", [IMAGE, VECTOR, BOTH, spaces.Discrete(3)])
-def test_the_step_function_reproduces_predict(space):
-    model = make_model(space)
+def test_the_step_function_reproduces_predict(space, algorithm):
+    model = make_model(space, algorithm)
     function = StepFunction(model.policy)
 
     def predict(batch, state, starts):
@@ -59,7 +59,10 @@ def test_the_step_function_reproduces_predict(space):
     assert_same_episodes(predict, model)
 
 
-@pytest.mark.parametrize(("space", "algorithm"), [(VECTOR, RecurrentSAC), (BOTH, CoRe)])
+@pytest.mark.parametrize(
+    ("space", "algorithm"),
+    [(VECTOR, RecurrentSAC), (BOTH, CoRe), (BOTH, SACRAD), (IMAGE, QTOptRAD)],
+)
 def test_onnxruntime_reproduces_predict(space, algorithm, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
@@ -108,7 +111,7 @@ def test_sampled_evaluation_exports_the_mean():
 
 
 def test_other_algorithms_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="model must have a recurrent policy"):
+    with pytest.raises(ValueError, match="model must be an agent of this package, got 'SAC'"):
         export_onnx(SAC("MlpPolicy", FakeEnv(VECTOR), buffer_size=10), tmp_path / "agent.onnx")
 
 

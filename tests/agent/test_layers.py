@@ -91,6 +91,14 @@ def test_encoder_does_not_depend_on_memory_layout():
     assert torch.allclose(encoder(images), encoder(images.contiguous()), atol=1e-6)
 
 
+def test_encoder_scales_bytes():
+    encoder = ImageEncoder(3, (9, 9), 5, (4,), (2,))
+    scaled = ImageEncoder(3, (9, 9), 5, (4,), (2,), max_value=1.0)
+    scaled.load_state_dict(encoder.state_dict())
+    images = torch.randint(0, 256, (2, 3, 9, 9), dtype=torch.uint8)
+    assert torch.allclose(encoder(images), scaled(images / 255), atol=1e-5)
+
+
 def test_encoder_refuses_images_that_are_too_small():
     with pytest.raises(ValueError, match=r"the image must be large enough.*got '8x8 pixels'"):
         ImageEncoder(3, (8, 8), 5)
@@ -113,7 +121,7 @@ def test_gated_encoder_multiplies_the_mask_into_the_image():
     images = torch.randint(0, 256, (2, 3, 9, 9), dtype=torch.uint8)
     plain = ImageEncoder(3, (9, 9), 5, (4,), (2,))
     plain.load_state_dict(encoder.state_dict(), strict=False)
-    gated_images = encoder.prepare(images) * encoder.gate(encoder.prepare(images)) * 255
+    gated_images = images * encoder.gate(images / 255)
     assert torch.allclose(encoder(images), plain(gated_images), atol=1e-5)
 
 

@@ -9,14 +9,14 @@ from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from core_agent import CoRe
 from core_agent.agents import AGENTS
 from core_agent.algorithm import PAPER_SIMULATOR_STEPS
-from core_agent.presets import ABLATIONS, AGENT_NAMES, PRESETS, get_preset, preset
+from core_agent.presets import ABLATIONS, AGENT_NAMES, PRESETS, SIZES, get_preset, preset
 from tests.agent.fakes import TINY, FakeEnv
 
-BUILDS = [(name, agent) for name in PRESETS for agent in PRESETS[name].arguments]
+BUILDS = [(name, agent) for name in SIZES for agent in SIZES[name].arguments]
 
 
 @pytest.mark.parametrize(("name", "agent"), BUILDS)
-def test_every_preset_builds_every_agent_that_it_is_for(name, agent):
+def test_every_size_builds_every_agent_that_it_is_for(name, agent):
     env_size = PRESETS[name].env_arguments.get("image_size", 40)
     env = FakeEnv(spaces.Box(0, 255, (env_size, env_size, 3), "uint8"))
     arguments = preset(name, agent)

@@ -246,7 +246,21 @@ def test_failures_come_with_their_reasons(tmp_path):
     assert "NonFiniteError: critic_loss is NaN" in text
     assert "Not finished, of 3 runs: 1 running, 1 failed and 1 not begun" in text
     assert "seed 3 not begun" in text
-    assert "cannot be read" in text and "KeyError: 'returns'" in text
+    assert "1 more cannot be read" in text and "KeyError: 'returns'" in text
+
+
+def test_a_run_that_failed_before_it_began_comes_with_its_reason(tmp_path):
+    failed = {"state": "failed", "error": "ValueError: image_size must be >= 84"}
+    (write_run(tmp_path / "runs" / "a", status=failed) / "run.json").unlink()
+    text = report_on(tmp_path / "runs").text
+    assert "folder must hold run.json, got 'ValueError: image_size must be >= 84'" in text
+
+
+def test_training_without_a_record_is_not_taken_for_a_run_that_has_not_begun(tmp_path):
+    (write_run(tmp_path / "runs" / "a", status=None) / "model.zip").touch()
+    text = report_on(tmp_path / "runs").text
+    assert "core-agent benchmark records what a report shows" in text
+    assert "not begun" not in text
 
 
 def test_runs_without_an_evaluation_make_a_page_that_says_so(tmp_path):
@@ -355,6 +369,12 @@ def test_runs_of_other_settings_are_not_pooled(tmp_path):
     study = study_of(tmp_path)
     assert set(study.agents) == {"CoRe (small)", "CoRe (small, kl_coef=0.5)", "CoRe (debug)"}
     assert [row.result.n_seeds for row in table_rows(study)] == [1, 1, 1]
+
+
+def test_one_environment_and_several_are_not_pooled(tmp_path):
+    write_run(tmp_path / "a", {1_000: 1.0})
+    write_run(tmp_path / "b", {1_000: 9.0}, n_envs=4)
+    assert study_of(tmp_path).agents == ["CoRe (n_envs=1)", "CoRe (n_envs=4)"]
 
 
 def test_the_same_run_counts_once(tmp_path):

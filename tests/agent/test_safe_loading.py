@@ -1,16 +1,12 @@
-"""Files that carry an attack: none runs, each is named."""
+"""Files that carry an attack or are damaged: nothing runs, each is named."""
 
 from __future__ import annotations
 
 import base64
-import collections
 import io
 import json
-import os
-import pickle
 import zipfile
 
-import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -20,44 +16,23 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from core_agent import CoRe, RecurrentSAC, load_agent
 from core_agent.agents import AGENTS
+from core_agent.policies import RecurrentPolicy
 from core_agent.safe_loading import ALLOWED, UnsafeFileError
+from tests.agent.attacks import (
+    ATTACKS,
+    a_command_in_the_policy,
+    an_optimizer_state_of_another_shape,
+    load_all,
+    read_zip,
+    refusals,
+    save_sound_files,
+    set_data,
+    set_object,
+    touch,
+    write_zip,
+)
 from tests.agent.fakes import BOTH, TINY, VECTOR, FakeEnv, tiny
-
-
-class Attack:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, proof) -> None:
-        self.proof = proof
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.proof}",)
-
-
-class HiddenAttack(Attack):
-    """The same, as the state of an object that is allowed."""
-
-    def __reduce__(self):
-        return collections.deque, (), {}, iter([Attack(self.proof)])
-
-
-class DottedAttack(Attack):
-    """Reaches for a forbidden name through an allowed one."""
-
-    def __reduce__(self):
-        return getattr, (collections.deque, "__reduce__")
-
-
-def tamper(path, key: str, value) -> None:
-    """Put a pickled value into the file's ``data`` entry."""
-    with zipfile.ZipFile(path) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    data = json.loads(entries["data"])
-    data[key] = {":type:": "x", ":serialized:": base64.b64encode(cloudpickle.dumps(value)).decode()}
-    entries["data"] = json.dumps(data).encode()
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in entries.items():
-            archive.writestr(name, content)
+from tests.agent.mutations import fuzz
 
 
 @pytest.fixture
@@ -66,19 +41,54 @@ def path(tmp_path):
     return tmp_path / "model.zip"
 
 
-@pytest.mark.parametrize("attack", [Attack, HiddenAttack, DottedAttack])
-@pytest.mark.parametrize("key", ["foreign", "action_space", "ep_info_buffer"])
-def test_an_attack_in_the_model_is_refused(path, tmp_path, attack, key):
-    proof = tmp_path / "proof"
-    tamper(path, key, attack(proof))
-    with pytest.raises(UnsafeFileError, match=f"entry '{key}' was not loaded, as it asks for"):
-        CoRe.load(path)
-    assert not proof.exists()
+@pytest.fixture(scope="module")
+def reasons(tmp_path_factory):
+    return refusals(tmp_path_factory.mktemp("attacks"), list(ATTACKS))
+
+
+TOLD = {
+    "a_command_under_a_foreign_key": "entry 'foreign' was not loaded, as it asks for posix.system",
+    "a_command_in_place_of_the_action_space": "entry 'action_space' was not loaded",
+    "an_environment_that_imports_a_module": "the file must hold attributes alone, got 'env'",
+    "a_policy_class_that_imports_a_module": "policy_class must be a class of policies",
+    "a_change_of_a_class_that_all_share": "as it changes <class 'core_agent.buffers.Sequence",
+    "a_zip_bomb": "its entries unpack to 67",
+    "a_zip_bomb_in_the_parameters": "entry 'policy.pth' was not loaded: its entries unpack to 67",
+    "too_many_environments": "n_envs must be at most 65536",
+    "an_entry_that_leads_out_of_the_file": "its entry '../../proof' leads out of the file",
+    "two_entries_of_one_name": "it has two entries of the same name",
+    "parameters_of_another_shape": "with log_ent_coef of shape (3,) instead of ()",
+    "missing_parameters": "got them without log_ent_coef",
+    "parameters_too_many": "got them with more",
+    "an_optimizer_state_of_another_shape": "must have exp_avg of shape (2, 12, 8), got (1, 2, 3)",
+    "an_argument_of_another_type": "batch_size must be a whole number >= 1, got 'many'",
+    "data_that_is_a_list": "its entry 'data' is a list, not an object",
+    "replayed_frames_of_another_shape": "must hold 6 steps of shape (8, 8, 3), torch.uint8",
+    "replay_of_other_spaces": "the replay buffer must be of the model's spaces",
+    "compiled_code_in_place_of_the_policy": "is TorchScript, which is code",
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks_are_refused_without_a_trace(reasons, name):
+    reason = reasons[name]
+    assert reason is not None, "it loaded or left something behind"
+    assert reason.startswith("path must be a saved ")
+    assert TOLD.get(name, "") in reason
+
+
+def test_attacks_do_harm_where_a_file_is_trusted(tmp_path):
+    model = save_sound_files(tmp_path)
+    load_all(tmp_path, model)
+    a_command_in_the_policy(tmp_path)
+    with pytest.raises(TypeError):
+        RecurrentPolicy.load(tmp_path / "policy.pth", trusted=True)
+    assert (tmp_path / "proof").exists()
 
 
 @pytest.mark.parametrize("algorithm", AGENTS.values())
 def test_every_agents_file_is_told_apart_loads_and_is_searched_for_attacks(algorithm, tmp_path):
-    path, proof = tmp_path / "model.zip", tmp_path / "proof"
+    path = tmp_path / "model.zip"
     model = algorithm("CnnPolicy", FakeEnv(), **tiny(algorithm)).learn(12)
     model.save(path)
     policy_class = type(model.policy)
@@ -87,22 +97,30 @@ def test_every_agents_file_is_told_apart_loads_and_is_searched_for_attacks(algor
     assert type(loaded) is algorithm
     for name, tensor in model.policy.state_dict().items():
         assert torch.equal(tensor, loaded.policy.state_dict()[name]), name
-    tamper(path, "foreign", Attack(proof))
+    set_object(tmp_path, "foreign", touch(tmp_path))
     with pytest.raises(UnsafeFileError, match="entry 'foreign' was not loaded, as it asks for"):
         load_agent(path)
-    assert not proof.exists()
+    assert not (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize("algorithm", AGENTS.values())
+def test_every_agents_policy_loads_and_is_searched_for_attacks(algorithm, tmp_path):
+    policy_class = algorithm.policy_aliases["CnnPolicy"]
+    algorithm("CnnPolicy", FakeEnv(), **tiny(algorithm)).policy.save(tmp_path / "policy.pth")
+    policy_class.load(tmp_path / "policy.pth")
+    a_command_in_the_policy(tmp_path)
+    with pytest.raises(UnsafeFileError, match=r"it asks for posix\.system"):
+        policy_class.load(tmp_path / "policy.pth")
+    assert not (tmp_path / "proof").exists()
 
 
 def set_agent_class(path, name) -> None:
     """Let the file say that it holds another agent, or none."""
-    with zipfile.ZipFile(path) as archive:
-        entries = {entry: archive.read(entry) for entry in archive.namelist()}
+    entries = read_zip(path)
     data = json.loads(entries["data"])
     del data["agent_class"]
     entries["data"] = json.dumps({**data, "agent_class": name} if name else data).encode()
-    with zipfile.ZipFile(path, "w") as archive:
-        for entry, content in entries.items():
-            archive.writestr(entry, content)
+    write_zip(path, entries)
 
 
 @pytest.mark.parametrize("algorithm", [CoRe, RecurrentSAC])
@@ -118,33 +136,32 @@ def test_an_unknown_agent_is_named(path):
         load_agent(path)
 
 
+def test_mutants_load_or_are_refused_and_nothing_else(tmp_path):
+    fuzzed = fuzz(tmp_path, 60, seed=1)
+    assert fuzzed.failures == []
+    assert sum(fuzzed.counts.values()) == 60
+    outcomes = {outcome for _, outcome in fuzzed.counts}
+    assert outcomes == {"loaded", "refused"}
+
+
 def test_trusted_files_load_as_in_sb3(path, tmp_path):
     proof = tmp_path / "proof"
-    tamper(path, "foreign", Attack(proof))
+    set_object(tmp_path, "foreign", touch(tmp_path))
     CoRe.load(path, trusted=True)
     assert proof.exists()
 
 
 def test_a_replaced_entry_is_not_read(path, tmp_path):
     proof = tmp_path / "proof"
-    tamper(path, "foreign", Attack(proof))
+    set_object(tmp_path, "foreign", touch(tmp_path))
     assert CoRe.load(path, custom_objects={"foreign": 3}).foreign == 3
     assert not proof.exists()
 
 
-def test_a_class_that_no_one_imported_is_refused(path):
-    tamper(path, "foreign", 0)
-    with zipfile.ZipFile(path) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    data = json.loads(entries["data"])
-    opcodes = b"\x80\x04\x8c\x09antigravity\x8c\x03fly\x93.".replace(b"\x09", b"\x0b")
-    data["foreign"][":serialized:"] = base64.b64encode(opcodes).decode()
-    entries["data"] = json.dumps(data).encode()
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in entries.items():
-            archive.writestr(name, content)
-    with pytest.raises(UnsafeFileError, match=r"antigravity\.fly"):
-        CoRe.load(path)
+def test_what_replaces_an_entry_is_the_callers_business(path):
+    # As rl-zoo does, to play without learning.
+    replaced = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
+    assert CoRe.load(path, custom_objects=replaced).learning_rate == 0.0
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 half a zip"])
@@ -154,41 +171,43 @@ def test_damaged_files_are_named(tmp_path, content):
         CoRe.load(tmp_path / "model.zip")
 
 
-def test_a_damaged_entry_is_named(path):
-    tamper(path, "foreign", 1)
-    with zipfile.ZipFile(path) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    for damage in ("!!!", base64.b64encode(b"\x80\x04garbage").decode()):
-        data = json.loads(entries["data"])
-        data["foreign"][":serialized:"] = damage
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, content in {**entries, "data": json.dumps(data).encode()}.items():
-                archive.writestr(name, content)
-        with pytest.raises(UnsafeFileError, match="entry 'foreign'"):
-            CoRe.load(path)
+@pytest.mark.parametrize("damage", ["!!!", 3, base64.b64encode(b"\x80\x04garbage").decode()])
+def test_a_damaged_entry_is_named(path, tmp_path, damage):
+    set_data(tmp_path, "foreign", {":type:": "x", ":serialized:": damage})
+    with pytest.raises(UnsafeFileError, match="entry 'foreign'"):
+        CoRe.load(path)
 
 
-def test_an_attack_in_the_replay_buffer_is_refused(tmp_path):
-    proof = tmp_path / "proof"
-    (tmp_path / "buffer.pkl").write_bytes(pickle.dumps(Attack(proof)))
-    model = CoRe("CnnPolicy", FakeEnv(), **TINY)
-    with pytest.raises(UnsafeFileError, match="the replay buffer was not loaded, as it asks for"):
-        model.load_replay_buffer(tmp_path / "buffer")
-    (tmp_path / "buffer.pkl").write_bytes(pickle.dumps([1, 2]))
+def test_a_missing_file_is_no_unsafe_one(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        CoRe.load(tmp_path / "nothing")
+
+
+def test_what_is_wrong_with_the_users_own_arguments_is_told_as_it_is(path):
+    with pytest.raises(ValueError, match="spaces do not match") as error:
+        CoRe.load(path, env=FakeEnv(VECTOR))
+    assert not isinstance(error.value, UnsafeFileError)
     with pytest.raises(
-        ValueError, match="path must be a replay buffer of this package, got 'list'"
-    ):
-        model.load_replay_buffer(tmp_path / "buffer")
-    assert not proof.exists()
+        ValueError, match=r"^batch_size must be a whole number >= 1, got 0"
+    ) as error:
+        CoRe.load(path, batch_size=0)
+    assert not isinstance(error.value, UnsafeFileError)
 
 
-@pytest.mark.parametrize("algorithm", AGENTS.values())
-def test_an_attack_in_a_policy_is_refused(algorithm, tmp_path):
-    proof = tmp_path / "proof"
-    torch.save({"state_dict": {}, "data": Attack(proof)}, tmp_path / "policy.pt")
-    with pytest.raises(UnsafeFileError, match="the policy was not loaded, as it asks for"):
-        algorithm.policy_aliases["CnnPolicy"].load(tmp_path / "policy.pt")
-    assert not proof.exists()
+def test_parameters_that_do_not_fit_leave_the_model_as_it_is(path, tmp_path):
+    model = CoRe.load(path)
+    before = [parameter.clone() for parameter in model.policy.parameters()]
+    an_optimizer_state_of_another_shape(tmp_path)
+    with pytest.raises(ValueError, match=r"policy.critic_optimizer must have exp_avg of shape"):
+        model.set_parameters(path)
+    with pytest.raises(ValueError, match="parameters must be of"):
+        model.set_parameters({**model.get_parameters(), "critic": {}})
+    assert all(torch.equal(a, b) for a, b in zip(before, model.policy.parameters()))
+
+
+def test_a_compressed_model_of_usual_content_loads(path):
+    write_zip(path, read_zip(path), zipfile.ZIP_DEFLATED)
+    CoRe.load(path)
 
 
 @pytest.mark.parametrize(

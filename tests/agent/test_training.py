@@ -56,7 +56,15 @@ class KillSelf(BaseCallback):
 
 
 def train(folder, steps: int = 40, *callbacks, run: Run = RUN, resume: bool = False):
-    return train_run(run, folder, steps, resume, 10, 0, list(callbacks))
+    return train_run(
+        run,
+        folder,
+        steps,
+        resume=resume,
+        checkpoint_every=10,
+        validate_every=0,
+        callbacks=list(callbacks),
+    )
 
 
 def parameters(folder) -> dict[str, torch.Tensor]:
@@ -270,3 +278,13 @@ def test_a_full_gpu_says_what_to_lower(monkeypatch):
     monkeypatch.setattr(RecurrentSAC, "update", update)
     with pytest.raises(torch.OutOfMemoryError, match=r"lower batch_size \(it is 3\) or sequence"):
         RecurrentSAC("auto", FakeEnv(), **TINY).learn(20)
+
+
+def test_environments_in_processes_of_their_own_go_on_exactly(tmp_path):
+    run = Run(ID, preset="debug", arguments=ARGUMENTS, n_envs=2)
+    train(tmp_path / "never stopped", run=run)
+    train(tmp_path / "stopped", 40, KillSelf(26, signal.SIGTERM), run=run)
+    assert train(tmp_path / "stopped", run=run, resume=True).resumed_at == 26
+    expected = parameters(tmp_path / "never stopped")
+    for name, value in parameters(tmp_path / "stopped").items():
+        assert torch.equal(value, expected[name]), name

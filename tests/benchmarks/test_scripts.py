@@ -5,15 +5,27 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import agents_update
+import learning_curves
 import measuring
+import memory
+import numpy as np
+import pendulum_without_velocity
 import pytest
 import scaling
 import throughput
 import torch
 import update
+import yaml
 
+from core_agent.agents import AGENTS
 from core_agent.types import Rollout
+from core_agent.zoo import CONFIGS
 
 
 def values(rollout: Rollout) -> list[torch.Tensor]:
@@ -118,7 +130,86 @@ def test_scaling_measures_batches_lengths_and_environments(tmp_path, monkeypatch
     assert "agent steps/s" in capsys.readouterr().out
 
 
+def test_memory_counts_each_frame_once(tmp_path):
+    path = tmp_path / "memory.json"
+    options = ["--preset", "debug", "--steps", "1000", "--updates", "1", "--json", str(path)]
+    # In a process of its own: this one holds memory that others have freed.
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), f"{root}/envs"])}
+    command = [sys.executable, memory.__file__, *options]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "peak of the process" in said.stdout
+    figures = json.loads(path.read_text())
+    last = figures["readings"][-1]
+    assert last["steps"] == 1000
+    # Each episode of 125 steps has 126 frames.
+    assert last["frames"] == pytest.approx(8 * 126 * 64 * 64 * 3 / 1e9)
+    assert last["frames"] < last["resident"] < figures["peak"]
+
+
+def test_the_zoo_trains_the_pendulum_as_the_benchmark_does():
+    config = yaml.safe_load((CONFIGS / "recurrent_sac.yml").read_text())["PendulumNoVel-v1"]
+    ours = dict(pendulum_without_velocity.RECURRENT)
+    schedule = ours.pop("learning_rate")
+    assert config["learning_rate"] == f"lin_{schedule(1.0)}"
+    assert (schedule(0.5), schedule(0.0)) == (0.0005, 0.0)
+    sizes = {
+        key: value if isinstance(value, int) else tuple(value)
+        for key, value in config["policy_kwargs"].items()
+    }
+    assert sizes == ours.pop("policy_kwargs")
+    assert {key: config[key] for key in ours} == ours
+
+
 def test_spread_of_known_values():
     spread = measuring.Spread.of([5.0, 1.0, 2.0, 4.0, 3.0])
     assert spread == (3.0, 2.0, 4.0, 1.0, 5.0, 5)
     assert math.isclose(float(spread.milliseconds().split()[0]), 3000.0)
+
+
+def test_updates_of_all_agents_are_timed_side_by_side(tmp_path, capsys):
+    path = tmp_path / "agents.json"
+    few = ["--repetitions", "2", "--updates", "2", "--preset", "debug", "--device", "cpu"]
+    assert agents_update.main([*few, "--json", str(path)]) == 0
+    rows = json.loads(path.read_text())["agents"]
+    assert list(rows) == list(AGENTS)
+    for row in rows.values():
+        assert len(row["seconds"]) == len(row["cpu_seconds"]) == row["n"] == 2
+        assert 0 < row["minimum"] <= row["median"] <= row["maximum"]
+    assert "updates/s" in capsys.readouterr().out
+
+
+def test_learning_curves_are_measured_and_drawn(tmp_path, capsys):
+    path, picture = tmp_path / "new" / "curves.json", tmp_path / "curves.png"
+    options = ["--agents", "core", "curl", "--preset", "debug", "--steps", "100"]
+    few = ["--seeds", "0", "1", "--episodes", "1", "--learning-starts", "50"]
+    outputs = ["--json", str(path), "--output", str(picture)]
+    assert learning_curves.main([*options, *few, *outputs]) == 0
+    figures = json.loads(path.read_text())
+    assert list(figures["agents"]) == ["core", "curl"]
+    for runs in figures["agents"].values():
+        assert [run["agent_steps"] for run in runs.values()] == [100, 100]
+        assert all(len(run["episodes"]) == 2 and run["updates"] > 0 for run in runs.values())
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert "random actions on dots" in capsys.readouterr().out
+
+
+def test_curves_are_means_over_runs_as_far_as_all_went():
+    runs = [
+        {"episodes": [(50, 1.0, 10.0), (100, 2.0, 20.0), (150, 3.0, 30.0)]},
+        {"episodes": [(50, 1.0, 0.0), (100, 2.0, 0.0)]},
+    ]
+    assert learning_curves.mean_curve(runs) == ([50, 100], [5.0, 7.5])
+
+
+def test_the_dots_are_paid_for_nearness():
+    env = learning_curves.Dots()
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    env.place = np.array([-0.5, 0.0])
+    observation, reward, *_ = env.step(np.array([1.0, 0.0]))
+    assert reward == pytest.approx(1.0 - 0.3 / 2)  # 0.2 nearer on one of two axes
+    assert (observation.reshape(-1, 3) == [255, 255, 255]).all(axis=1).sum() == 64
+    for _ in range(49):
+        _, reward, _, truncated, _ = env.step(-5 * env.place)
+    assert reward == pytest.approx(1.0) and truncated

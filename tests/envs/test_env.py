@@ -346,3 +346,17 @@ def test_a_bad_seed_is_refused(seed):
     with pytest.raises(ValueError, match="seed must be"):
         env.reset(seed=seed)
     env.close()
+
+
+def test_a_large_action_repeat_can_be_rendered(davis_root):
+    env = gymnasium.make(
+        "distracting_envs:DCS-reacher-easy-easy-static",
+        video_path=davis_root,
+        render_quality="fast",
+        render_mode="rgb_array",
+        action_repeat=200,
+    )
+    env.reset(seed=0)
+    assert env.metadata["render_fps"] == 1
+    assert env.render().shape == (240, 320, 3)
+    env.close()
