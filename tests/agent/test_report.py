@@ -205,7 +205,7 @@ def test_other_conditions_than_the_papers_are_admitted(tmp_path):
     words = " ".join(notes(study, table_rows(study)))
     for admission in (
         "Other steps than the paper's (†): 1 of 1 results, at 16,000 simulator steps",
-        "Preset small: smaller networks",
+        "Other presets than the paper's: small. Networks, batches and pictures are smaller",
         "Background videos: the built-in clips",
         "Episodes per evaluation: 5; the paper's evaluations have 20",
     ):
