@@ -98,6 +98,7 @@ def axis(title: str, **options: Any) -> dict[str, Any]:
     return {
         "title": {"text": title, "standoff": 8},
         "fixedrange": True,
+        "automargin": True,
         "zeroline": False,
         "linecolor": "var(--rule)",
         "tickcolor": "var(--rule)",

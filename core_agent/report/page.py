@@ -60,6 +60,7 @@ def render(study: Study, unreadable: Sequence[UnreadableRun]) -> str:
         signed=signed,
         mean_error=mean_error,
         difference=difference,
+        duration=duration,
         setting=setting_name,
         distractions=distractions,
         listing=listing,
@@ -228,6 +229,11 @@ def number(value: float, digits: int = 0) -> str:
         return "–"
     # Adding 0 takes the sign off a negative zero.
     return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", MINUS)
+
+
+def duration(hours: float) -> str:
+    """``"12.5 h"``; below an hour ``"4.8 min"``."""
+    return f"{number(hours, 1)} h" if hours >= 1 else f"{number(60 * hours, 1)} min"
 
 
 def signed(value: float) -> str:

@@ -474,6 +474,11 @@ def test_labels_are_cut_between_words_where_that_goes(name, expected):
     assert shortened(name) == expected
 
 
+@pytest.mark.parametrize(("hours", "expected"), [(12.5, "12.5 h"), (0.08, "4.8 min")])
+def test_short_runs_are_told_in_minutes(hours, expected):
+    assert page.duration(hours) == expected
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [(12.4, "+12"), (-12.4, "−12"), (0.3, "0"), (-0.3, "0"), (float("nan"), "–")],
