@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from core_agent.validation import check
@@ -406,6 +407,6 @@ def main() -> None:
     """Run the command; a mistake of the user's ends in one line, not in a traceback."""
     try:
         app()
-    except (ValueError, TypeError) as error:
-        errors.print(f"[bold red]Error:[/] {error}", highlight=False, soft_wrap=True)
+    except (ValueError, TypeError, ModuleNotFoundError) as error:
+        errors.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)

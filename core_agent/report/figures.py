@@ -37,6 +37,7 @@ N_BINS = 120
 LABEL_GAP = 0.065
 """Least distance of two labels at the end of lines, as a share of the axis."""
 LABEL_WIDTH = 12
+"""Characters."""
 
 
 class Panel(NamedTuple):
@@ -97,6 +98,7 @@ def axis(title: str, **options: Any) -> dict[str, Any]:
     return {
         "title": {"text": title, "standoff": 8},
         "fixedrange": True,
+        "automargin": True,
         "zeroline": False,
         "linecolor": "var(--rule)",
         "tickcolor": "var(--rule)",
@@ -157,12 +159,19 @@ def end_labels(labels: Sequence[Label], low: float, high: float) -> list[dict[st
             "xshift": 6,
             "y": height,
             "yanchor": "middle",
-            "text": html.escape(textwrap.shorten(label.text, LABEL_WIDTH, placeholder="…")),
+            "text": html.escape(shortened(label.text)),
             "font": {"color": label.colour, "size": 12},
             "showarrow": False,
         }
         for height, label in zip(heights, ordered)
     ]
+
+
+def shortened(text: str) -> str:
+    """The text, or as many of its words as a label has room for."""
+    if len(text) <= LABEL_WIDTH:
+        return text
+    return f"{textwrap.wrap(text, LABEL_WIDTH - 1)[0]}…"
 
 
 def spread(heights: Sequence[float], gap: float, high: float) -> list[float]:
@@ -483,6 +492,7 @@ def dot_and_interval(position: int, estimate: Estimate, row_colour: str, words: 
         "y": [position],
         "mode": "markers",
         "marker": {"size": 11, "color": row_colour},
+        "cliponaxis": False,
         "hovertemplate": f"{html.escape(words)}<extra></extra>",
     }
     if estimate.low is not None and estimate.high is not None:

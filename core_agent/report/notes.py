@@ -55,11 +55,14 @@ def steps_note(rows: Sequence[Row]) -> str:
 
 
 def preset_note(study: Study) -> str:
-    """About other networks and batches than the paper's."""
+    """About other settings than the paper's."""
     others = sorted({run.preset for run in study.runs} - {"paper", "release"})
     if not others:
         return ""
-    return f"Preset {listing(others)}: smaller networks, batches and pictures than the paper's."
+    note = f"Other presets than the paper's: {listing(others)}."
+    if any(part in ("small", "debug") for name in others for part in name.split("+")):
+        note += " Networks, batches and pictures are smaller in small and debug."
+    return note
 
 
 def videos_note(study: Study) -> str:

@@ -60,6 +60,7 @@ def render(study: Study, unreadable: Sequence[UnreadableRun]) -> str:
         signed=signed,
         mean_error=mean_error,
         difference=difference,
+        duration=duration,
         setting=setting_name,
         distractions=distractions,
         listing=listing,
@@ -177,7 +178,7 @@ class Charts:
 
 
 def choose_videos(study: Study) -> tuple[list[Video], int]:
-    """One video for each agent and setting while there is room, and how many found none.
+    """One video for each agent and setting while there is room, and the number left out.
 
     Every agent comes first with its first setting, then with its second, and so on.
     """
@@ -188,17 +189,17 @@ def choose_videos(study: Study) -> tuple[list[Video], int]:
         candidates += [(turn, agent, run) for turn, run in enumerate(found)]
     videos, room = [], VIDEO_BYTES
     for _, agent, run in sorted(candidates, key=lambda candidate: candidate[0]):
-        path = run.folder / "validation.mp4"
-        size = path.stat().st_size
+        size = run.video.stat().st_size
         if size <= room:
             room -= size
-            videos.append(Video(agent, run, base64.b64encode(path.read_bytes()).decode()))
+            content = base64.b64encode(run.video.read_bytes()).decode()
+            videos.append(Video(agent, run, content))
     return videos, len(candidates) - len(videos)
 
 
 def median_run(runs: Sequence[RecordedRun]) -> RecordedRun | None:
     """Of the runs with a video the one with the median return, so that none is picked for show."""
-    filmed = [run for run in runs if run.video is not None]
+    filmed = [run for run in runs if run.video.is_file()]
     ranked = sorted(filmed, key=lambda run: run.evaluations[-1].score if run.evaluations else 0.0)
     return ranked[(len(ranked) - 1) // 2] if ranked else None
 
@@ -228,6 +229,11 @@ def number(value: float, digits: int = 0) -> str:
         return "–"
     # Adding 0 takes the sign off a negative zero.
     return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", MINUS)
+
+
+def duration(hours: float) -> str:
+    """``"12.5 h"``; below an hour ``"4.8 min"``."""
+    return f"{number(hours, 1)} h" if hours >= 1 else f"{number(60 * hours, 1)} min"
 
 
 def signed(value: float) -> str:

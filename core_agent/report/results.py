@@ -216,7 +216,7 @@ def settings_of(run: RecordedRun) -> dict[str, str]:
     words = {
         key: f"{key}={json.dumps(value)}" for key, value in {**run.arguments, **of_env}.items()
     }
-    return {"preset": run.preset, **words}
+    return {"preset": run.preset, **words, "n_envs": f"n_envs={run.n_envs}"}
 
 
 def describe_differences(settings: dict[str, str], siblings: list[dict[str, str]]) -> str:
@@ -406,7 +406,7 @@ def speeds(study: Study) -> list[Speed]:
             timed = [
                 run.status
                 for run in study.select(setting, agent)
-                if run.status.get("steps_per_second") is not None
+                if "steps_per_second" in run.status
             ]
             if timed:
                 result.append(mean_speed(agent, setting, timed))
@@ -417,7 +417,7 @@ def mean_speed(agent: str, setting: Setting, statuses: Sequence[dict[str, Any]])
     """The mean over runs, given their statuses."""
 
     def mean(key: str) -> float:
-        return float(np.mean([status.get(key) or np.nan for status in statuses]))
+        return float(np.mean([status.get(key, np.nan) for status in statuses]))
 
     return Speed(
         agent,

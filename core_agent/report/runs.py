@@ -13,6 +13,7 @@ Of a run's folder these files are read::
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -52,7 +53,9 @@ class RecordedRun:
     seed: int = 0
     arguments: dict[str, Any] = field(default_factory=dict)
     env_arguments: dict[str, Any] = field(default_factory=dict)
+    n_envs: int = 1
     status: dict[str, Any] = field(default_factory=dict)
+    """What is known of it: nothing in it is ``None``."""
     evaluations: tuple[Evaluation, ...] = ()
     episodes: tuple[dict[str, Any], ...] = ()
     losses: tuple[dict[str, Any], ...] = ()
@@ -68,13 +71,13 @@ class RecordedRun:
     @functools.cached_property
     def variant(self) -> str:
         """Equal for runs that differ in their setting and seed alone."""
-        parts = [self.agent, self.preset, self.arguments, self.env_arguments]
+        parts = [self.agent, self.preset, self.arguments, self.env_arguments, self.n_envs]
         return json.dumps(parts, sort_keys=True)
 
     @property
-    def video(self) -> Path | None:
-        path = self.folder / "validation.mp4"
-        return path if path.is_file() else None
+    def video(self) -> Path:
+        """Where its video is, if it has one."""
+        return self.folder / "validation.mp4"
 
     def evaluation_at(self, simulator_steps: int) -> Evaluation | None:
         """The evaluation at that step, if there was one."""
@@ -83,26 +86,27 @@ class RecordedRun:
 
 
 class UnreadableRun(NamedTuple):
-    """A folder with a ``run.json`` of which something does not make sense."""
+    """A folder of a run of which something is missing or makes no sense."""
 
     folder: Path
     reason: str
 
 
 def find_run_folders(paths: Sequence[Path]) -> list[Path]:
-    """Folders at or below ``paths`` that hold a ``run.json``, each once.
+    """Folders at or below ``paths`` that hold a ``run.json`` or ``status.json``, each once.
 
     :raises ValueError: if a path is no folder, or there is no run in any
     """
     for path in paths:
         check(path.is_dir(), "runs", "be folders", str(path))
-    folders = sorted({file.parent.resolve() for path in paths for file in path.rglob("run.json")})
+    files = (path.rglob(name) for path in paths for name in ("run.json", "status.json"))
+    folders = sorted({file.parent.resolve() for file in itertools.chain(*files)})
     check(
         bool(folders),
         "runs",
         "hold at least one run, a folder with run.json, at any depth",
         [str(path) for path in paths],
-        "core-agent train and core-agent benchmark make such folders",
+        "core-agent benchmark makes such folders",
     )
     return folders
 
@@ -126,23 +130,44 @@ def read_run(folder: Path) -> RecordedRun:
 
     :raises ValueError: if a file is no JSON or lacks something; or a TypeError or KeyError
     """
+    status = read_status(folder)
+    # A run that failed before it began has no other file.
+    check((folder / "run.json").is_file(), "folder", "hold run.json", status.get("error"))
     run = json.loads((folder / "run.json").read_text())
-    status_file = folder / "status.json"
-    status = json.loads(status_file.read_text()) if status_file.is_file() else {}
-    state = status.get("state", NOT_BEGUN)
-    check(state in STATES, "state", f"be one of {STATES}", state)
-    names = ("preset", "seed", "arguments", "env_arguments")
+    names = ("preset", "arguments", "env_arguments", "n_envs")
     return RecordedRun(
         folder,
         str(run["env_id"]),
         # Runs from before there was more than one agent do not say which theirs is.
         agent=run.get("agent", "core"),
+        seed=int(run.get("seed", 0)),
         status=status,
         evaluations=tuple(map(parse_evaluation, read_lines(folder / "evaluations.jsonl"))),
         episodes=tuple(read_lines(folder / "episodes.jsonl")),
         losses=tuple(read_lines(folder / "losses.jsonl")),
         **{name: run[name] for name in names if name in run},
     )
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What a run's ``status.json`` knows; nothing if the run has not begun.
+
+    :raises ValueError: if it is no JSON, has no known state, or is missing from a run that ended
+    """
+    path = folder / "status.json"
+    if not path.is_file():
+        check(
+            not (folder / "model.zip").exists(),
+            "folder",
+            "hold status.json beside model.zip",
+            str(folder),
+            "core-agent benchmark records what a report shows; core-agent train does not",
+        )
+        return {}
+    status = json.loads(path.read_text())
+    state = status.get("state")
+    check(state in STATES, "state", f"be one of {STATES}", state)
+    return {key: value for key, value in status.items() if value is not None}
 
 
 def parse_evaluation(entry: dict[str, Any]) -> Evaluation:

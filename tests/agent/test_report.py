@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from core_agent import cli
 from core_agent.report import page, write_report
+from core_agent.report.figures import shortened, spread
 from core_agent.report.notes import notes
 from core_agent.report.results import (
     aggregates,
@@ -181,6 +183,7 @@ def test_bands_and_intervals_need_three_seeds(tmp_path):
     write_runs(tmp_path / "runs", {CHEETAH: (400.0, 420.0)})
     shown = report_on(tmp_path / "runs")
     assert "Fewer than 3 seeds: 1 of 1 results" in shown.text
+    assert "2 seeds, too few for a claim" in shown.text
     assert "Fewer than 3 seeds: no interval, and nothing is claimed." in shown.text
     (dot,) = shown.named("interquartile mean of return / 1,000")["data"]
     assert "error_x" not in dot
@@ -202,7 +205,7 @@ def test_other_conditions_than_the_papers_are_admitted(tmp_path):
     words = " ".join(notes(study, table_rows(study)))
     for admission in (
         "Other steps than the paper's (†): 1 of 1 results, at 16,000 simulator steps",
-        "Preset small: smaller networks",
+        "Other presets than the paper's: small. Networks, batches and pictures are smaller",
         "Background videos: the built-in clips",
         "Episodes per evaluation: 5; the paper's evaluations have 20",
     ):
@@ -232,7 +235,9 @@ def test_what_runs_say_never_becomes_markup(tmp_path):
 def test_failures_come_with_their_reasons(tmp_path):
     failed = {**STATUS, "state": "failed", "error": "NonFiniteError: critic_loss is NaN"}
     write_run(tmp_path / "runs" / "failed", {1_000: 5.0}, status=failed, seed=1)
-    write_run(tmp_path / "runs" / "going", status={**STATUS, "state": "running"}, seed=2)
+    # A run that has just begun knows none of its figures.
+    begun = {**dict.fromkeys(STATUS), "state": "running"}
+    write_run(tmp_path / "runs" / "going", status=begun, seed=2)
     write_run(tmp_path / "runs" / "waiting", status=None, seed=3)
     broken = write_run(tmp_path / "runs" / "broken", seed=4)
     write_lines(broken / "evaluations.jsonl", [{"agent_steps": 1, "simulator_steps": 4}])
@@ -241,7 +246,21 @@ def test_failures_come_with_their_reasons(tmp_path):
     assert "NonFiniteError: critic_loss is NaN" in text
     assert "Not finished, of 3 runs: 1 running, 1 failed and 1 not begun" in text
     assert "seed 3 not begun" in text
-    assert "cannot be read" in text and "KeyError: 'returns'" in text
+    assert "1 more cannot be read" in text and "KeyError: 'returns'" in text
+
+
+def test_a_run_that_failed_before_it_began_comes_with_its_reason(tmp_path):
+    failed = {"state": "failed", "error": "ValueError: image_size must be >= 84"}
+    (write_run(tmp_path / "runs" / "a", status=failed) / "run.json").unlink()
+    text = report_on(tmp_path / "runs").text
+    assert "folder must hold run.json, got 'ValueError: image_size must be >= 84'" in text
+
+
+def test_training_without_a_record_is_not_taken_for_a_run_that_has_not_begun(tmp_path):
+    (write_run(tmp_path / "runs" / "a", status=None) / "model.zip").touch()
+    text = report_on(tmp_path / "runs").text
+    assert "core-agent benchmark records what a report shows" in text
+    assert "not begun" not in text
 
 
 def test_runs_without_an_evaluation_make_a_page_that_says_so(tmp_path):
@@ -290,9 +309,16 @@ def test_an_ablation_follows_its_agent_and_shares_the_papers_line(tmp_path):
     assert [shape["y0"] for shape in shapes] == [423, 569]
 
 
-def test_a_missing_extra_is_named(monkeypatch):
-    with pytest.raises(ModuleNotFoundError, match="a report needs no_such_module"):
-        page.need("no_such_module")
+@pytest.mark.parametrize("module", ["jinja2", "plotly.offline"])
+def test_a_missing_extra_is_an_error_of_one_line(module, tmp_path, monkeypatch, capsys):
+    write_run(tmp_path / "runs" / "a", {1_000: 5.0})
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr("sys.argv", ["core-agent", "report", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit):
+        cli.main()
+    error = capsys.readouterr().err
+    assert f"a report needs {module}" in error
+    assert "pip install 'core-agent[report]'" in error
 
 
 def test_the_page_asks_for_nothing(two_agents):
@@ -343,6 +369,12 @@ def test_runs_of_other_settings_are_not_pooled(tmp_path):
     study = study_of(tmp_path)
     assert set(study.agents) == {"CoRe (small)", "CoRe (small, kl_coef=0.5)", "CoRe (debug)"}
     assert [row.result.n_seeds for row in table_rows(study)] == [1, 1, 1]
+
+
+def test_one_environment_and_several_are_not_pooled(tmp_path):
+    write_run(tmp_path / "a", {1_000: 1.0})
+    write_run(tmp_path / "b", {1_000: 9.0}, n_envs=4)
+    assert study_of(tmp_path).agents == ["CoRe (n_envs=1)", "CoRe (n_envs=4)"]
 
 
 def test_the_same_run_counts_once(tmp_path):
@@ -424,6 +456,27 @@ def test_losses_that_are_not_finite_leave_a_gap(tmp_path):
     write_run(tmp_path / "runs" / "a", {1_000: 1.0}, losses)
     (curve,) = report_on(tmp_path / "runs").named("agent steps")["data"]
     assert curve["y"] == [1.0, None, 3.0]
+
+
+def test_labels_keep_apart_and_stay_within_the_chart():
+    assert spread([1.0, 1.2, 9.9, 10.0], gap=1.0, high=10.0) == [1.0, 2.0, 9.0, 10.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("QT-Opt+RAD", "QT-Opt+RAD"),
+        ("Recurrent SAC+RAD", "Recurrent…"),
+        ("a_very_long_name", "a_very_long…"),
+    ],
+)
+def test_labels_are_cut_between_words_where_that_goes(name, expected):
+    assert shortened(name) == expected
+
+
+@pytest.mark.parametrize(("hours", "expected"), [(12.5, "12.5 h"), (0.08, "4.8 min")])
+def test_short_runs_are_told_in_minutes(hours, expected):
+    assert page.duration(hours) == expected
 
 
 @pytest.mark.parametrize(
