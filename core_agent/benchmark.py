@@ -310,7 +310,7 @@ class Recorder(BaseCallback):
 
 
 def run_job(job: Job, root: Path, progress: bool = False) -> str:
-    """Do what is left of a run; leave what is finished.
+    """Do what is left of a run; leave what is finished, unless it is to be longer now.
 
     An error of the run's own is written into its ``status.json`` and does not go further.
 
@@ -319,7 +319,8 @@ def run_job(job: Job, root: Path, progress: bool = False) -> str:
     :raises RunInterruptedError: if a signal stopped it; run again, it goes on
     """
     folder = job.folder(root)
-    if read_status(folder)["state"] == "finished":
+    status = read_status(folder)
+    if status["state"] == "finished" and status["simulator_steps"] >= job.simulator_steps:
         return "finished"
     folder.mkdir(parents=True, exist_ok=True)
     try:

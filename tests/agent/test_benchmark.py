@@ -117,6 +117,15 @@ def test_a_finished_run_is_left_alone(finished, monkeypatch):
     assert run_job(make_job(), finished) == "finished"
 
 
+def test_a_finished_run_can_be_made_longer(tmp_path):
+    assert run_job(make_job(simulator_steps=2_000), tmp_path) == "finished"
+    assert run_job(make_job(simulator_steps=4_000), tmp_path) == "finished"
+    folder = make_job().folder(tmp_path)
+    assert read_status(folder)["simulator_steps"] == 4_000
+    evaluations = read_lines(folder / "evaluations.jsonl")
+    assert [entry["simulator_steps"] for entry in evaluations] == [2_000, 4_000]
+
+
 def test_a_run_that_was_stopped_goes_on_with_its_record(tmp_path, finished, monkeypatch):
     """As if it had not been, but for the wall-clock."""
 
