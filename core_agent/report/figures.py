@@ -112,8 +112,8 @@ def layout(x: dict[str, Any], y: dict[str, Any], height: int, **options: Any) ->
     return {
         "height": height,
         "margin": {"l": 52, "r": 92, "t": 12, "b": 46},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
+        "paper_bgcolor": "var(--ground)",
+        "plot_bgcolor": "var(--ground)",
         "font": {"size": 12, "color": "var(--muted)"},
         "hoverlabel": {
             "bgcolor": "var(--raised)",
