@@ -21,7 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from signal import Signals
 from typing import Any, NamedTuple
@@ -43,7 +43,7 @@ from core_agent.callbacks import next_multiple
 from core_agent.evaluation import play
 from core_agent.paper import DIFFICULTIES, DISTRACTIONS, N_PAPER_SEEDS, TASKS
 from core_agent.presets import preset
-from core_agent.training import Run, train_run, training_environment
+from core_agent.training import RUN_FILE, Run, train_run, training_environment
 from core_agent.validation import check, check_integer
 from core_agent.video import write_mp4
 
@@ -323,6 +323,9 @@ def run_job(job: Job, root: Path, progress: bool = False) -> str:
     if status["state"] == "finished" and status["simulator_steps"] >= job.simulator_steps:
         return "finished"
     folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / RUN_FILE).exists():
+        # A run that fails before it begins is still to tell what it is.
+        write_whole(folder / RUN_FILE, json.dumps(asdict(job.run), indent=1))
     try:
         outcome = train_run(
             job.run,

@@ -39,6 +39,8 @@ from core_agent.presets import preset as preset_arguments
 from core_agent.validation import check
 from core_agent.vec_env import make_vec_env
 
+RUN_FILE = "run.json"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -170,7 +172,7 @@ def train_run(
         "go on with that run (--resume auto) or give another folder",
     )
     if begun:
-        check_same_run(folder / "run.json", run)
+        check_same_run(folder / RUN_FILE, run)
     with ExitStack() as stack:
         env = stack.enter_context(closing(training_environments(run)))
         # What a constructor refuses is refused before anything is written.
@@ -183,7 +185,7 @@ def train_run(
         if model.num_timesteps >= total and not model._is_unfinished:
             return Outcome(model.num_timesteps, resumed_at, None)
         if resumed_at is None:
-            (folder / "run.json").write_text(json.dumps(asdict(run), indent=1))
+            (folder / RUN_FILE).write_text(json.dumps(asdict(run), indent=1))
         exact = ExactCheckpointCallback(checkpoints, checkpoint_every)
         # The last checkpoint comes after what others have to do at the end.
         all_callbacks: list[BaseCallback] = [*(callbacks or []), exact]

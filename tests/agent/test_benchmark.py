@@ -162,6 +162,7 @@ def test_an_error_is_written_down_and_does_not_stop_the_others(tmp_path):
     assert run_job(job, tmp_path) == "failed"
     status = read_status(job.folder(tmp_path))
     assert status["state"] == "failed" and "gamma must lie in [0, 1]" in status["error"]
+    assert json.loads((job.folder(tmp_path) / "run.json").read_text())["env_id"] == ENV_ID
     assert run_job(job, tmp_path) == "failed", "it is tried again"
 
 
