@@ -38,7 +38,7 @@ def gating_pictures(
 def _picture(encoder: ImageEncoder, image: torch.Tensor) -> np.ndarray:
     """Image ``(1, C, H, W)``, mask and product, as ``(H, 3 W, 3)``."""
     assert encoder.gate is not None
-    prepared = encoder.prepare(image)
+    prepared = encoder.prepare(image) / encoder.max_value
     mask = encoder.gate(prepared)
     n_shown = 3 if prepared.shape[1] % 3 == 0 else 1
     shown = prepared[:, -n_shown:]
