@@ -13,6 +13,7 @@ program must exist and take the options. A comment ahead of a block says what it
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import importlib.util
 import inspect
@@ -45,6 +46,7 @@ from core_agent.paper import (
     Setting,
     read_table5,
 )
+from distracting_envs.env import DistractingControlEnv
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "envs" / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -257,6 +259,16 @@ RUNNABLE = [
 ]
 
 
+@pytest.fixture
+def _environments_closed():
+    """Free OpenGL contexts in this thread: the garbage collector might run in another."""
+    yield
+    for thing in gc.get_objects():
+        if issubclass(type(thing), DistractingControlEnv):
+            thing.close()
+
+
+@pytest.mark.usefixtures("_environments_closed")
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
     work, aside = tmp_path / "work", tmp_path / "aside"
