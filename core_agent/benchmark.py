@@ -26,10 +26,6 @@ from pathlib import Path
 from signal import Signals
 from typing import Any, NamedTuple
 
-import gymnasium
-import numpy as np
-import stable_baselines3
-import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
@@ -40,6 +36,7 @@ from core_agent.algorithm import (
     as_train_freq,
 )
 from core_agent.callbacks import next_multiple
+from core_agent.checkpoint import library_versions
 from core_agent.evaluation import play
 from core_agent.paper import DIFFICULTIES, DISTRACTIONS, N_PAPER_SEEDS, TASKS
 from core_agent.presets import preset
@@ -54,7 +51,6 @@ FRAMES_PER_SECOND = 15
 N_TIMED_STEPS = 40
 LOCK_PATIENCE = 300.0
 """Seconds to wait for a process that died on another machine to let go of its run."""
-LIBRARIES = (torch, stable_baselines3, gymnasium, np)
 
 
 class RunInterruptedError(RuntimeError):
@@ -301,10 +297,7 @@ class Recorder(BaseCallback):
             "steps_per_second": (self.num_timesteps - self._first[0]) / seconds,
             "updates_per_second": (self.model._n_updates - self._first[1]) / seconds,
             "host": platform.node(),
-            "versions": {
-                "python": platform.python_version(),
-                **{library.__name__: library.__version__ for library in LIBRARIES},
-            },
+            "versions": library_versions(),
         }
         write_whole(self.folder / "status.json", json.dumps(status, indent=1))
 

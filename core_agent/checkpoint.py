@@ -58,6 +58,12 @@ class NoCheckpointError(ValueError):
     """There is no checkpoint to go on from."""
 
 
+def library_versions() -> dict[str, str]:
+    """What a run runs on: Python and the libraries that its results depend on, by name."""
+    versions = {library.__name__: library.__version__ for library in LIBRARIES}
+    return {"python": platform.python_version(), **versions}
+
+
 # ---- what a run is beside its networks ----
 
 
@@ -321,10 +327,7 @@ class CheckpointFolder:
             "step": model.num_timesteps,
             "updates": model._n_updates,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "versions": {
-                "python": platform.python_version(),
-                **{library.__name__: library.__version__ for library in LIBRARIES},
-            },
+            "versions": library_versions(),
             "files": {name: _digest(folder / name) for name in (MODEL, STATE)},
             "segments": self._segments,
             "episodes": {name: sorted(serials) for name, serials in self._serials.items()},
