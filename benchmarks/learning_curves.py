@@ -30,8 +30,8 @@ from gymnasium import spaces
 from measuring import describe_machine, print_machine
 
 from core_agent.agents import AGENTS
-from core_agent.algorithm import make_env
 from core_agent.callbacks import EpisodeReturns, TimeLimitCallback
+from core_agent.environments import make_env
 from core_agent.evaluation import play, summarize
 from core_agent.plotting import plot_runs, running_mean
 from core_agent.presets import get_preset

@@ -34,7 +34,7 @@ from measuring import (
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from core_agent import CoRe, preset
-from core_agent.algorithm import make_env
+from core_agent.environments import make_env
 from core_agent.presets import get_preset
 
 ENV_ID = "DCS-cheetah-run-easy-dynamic"

@@ -41,9 +41,9 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from core_agent.algorithm import make_env
 from core_agent.callbacks import ExactCheckpointCallback
 from core_agent.checkpoint import CheckpointFolder, NoCheckpointError
+from core_agent.environments import make_env
 from core_agent.presets import get_preset
 
 matplotlib.use("Agg")

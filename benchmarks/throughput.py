@@ -3,13 +3,15 @@
     python benchmarks/throughput.py                        # the six tasks, small preset
     python benchmarks/throughput.py --tasks cheetah-run --preset paper --steps 1000
     python benchmarks/throughput.py --difficulty medium --static --json throughput.json
+    python benchmarks/throughput.py --tasks cheetah-run --collect async --n-envs 2
 
 ``CoRe.learn`` on Distracting Control tasks with the built-in videos, one process for each task. One
 episode of random actions comes first and is not counted, nor is start-up: figures are those of a
 run that has begun to learn. Shares are of the wall-clock time, measured around ``env.step``
 (*environment*), the choice of actions (*acting*), ``replay_buffer.sample`` (*sampling*), the
-updates (*update*) and ``replay_buffer.add`` (*storing*); *other* is the rest. Memory is the most
-that the process ever held.
+updates (*update*) and ``replay_buffer.add`` (*storing*); *other* is the rest. With ``--collect
+async`` *environment* is what was waited for when the updates were made. Memory is the most that the
+process ever held.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from measuring import (
     write_json,
 )
 
+from core_agent.algorithm import COLLECTS
 from core_agent.paper import TASKS
 
 PARTS = ("environment", "acting", "sampling", "update", "storing")
@@ -73,28 +76,33 @@ class Stopwatch:
 def measure(task: str, options: argparse.Namespace) -> dict[str, Any]:
     """Train on one task; the figures of its row."""
     from core_agent import CoRe, preset
-    from core_agent.algorithm import make_env
     from core_agent.presets import get_preset
+    from core_agent.vec_env import make_vec_env
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     motion = "static" if options.static else "dynamic"
     env_arguments = get_preset(options.preset).env_arguments
-    env = make_env(
-        f"DCS-{task}-{options.difficulty}-{motion}", video_path="builtin", **env_arguments
+    apart = options.n_envs > 1 or options.collect == "async"
+    env = make_vec_env(
+        f"DCS-{task}-{options.difficulty}-{motion}",
+        options.n_envs,
+        env_kwargs={"video_path": "builtin", **env_arguments},
+        vec_env_kwargs={} if apart else None,
     )
-    repeat = env.get_wrapper_attr("action_repeat")
+    repeat = env.get_attr("action_repeat")[0]
     episode_steps = EPISODE_SIMULATOR_STEPS // repeat
     model = CoRe(
         "CnnPolicy",
         env,
         seed=0,
         device=options.device,
-        **preset(options.preset, learning_starts=episode_steps),
+        collect=options.collect,
+        **preset(options.preset, learning_starts=options.n_envs * episode_steps),
     )
-    model.learn(episode_steps, log_interval=None)
+    model.learn(options.n_envs * episode_steps, log_interval=None)
     watch = Stopwatch(options.device)
-    watch.watch(model.env, "step", "environment")
+    watch.watch(model.env, "step_wait", "environment")
     watch.watch(model, "_sample_action", "acting")
     watch.watch(model.replay_buffer, "sample", "sampling")
     watch.watch(model.replay_buffer, "add", "storing")
@@ -111,6 +119,8 @@ def measure(task: str, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "task": task,
         "action_repeat": repeat,
+        "collect": options.collect,
+        "n_envs": options.n_envs,
         "machine": describe_machine(options.device),
         "seconds": seconds,
         "agent_steps": agent_steps,
@@ -150,6 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, metavar="TASK")
     parser.add_argument("--preset", choices=("paper", "small", "debug"), default="small")
     parser.add_argument("--difficulty", choices=("easy", "medium", "hard"), default="easy")
+    parser.add_argument("--collect", choices=COLLECTS, default="sequential")
+    parser.add_argument("--n-envs", type=int, default=1, help="in processes of their own")
     parser.add_argument("--static", action="store_true", help="distractions that do not move")
     parser.add_argument(
         "--steps", type=int, default=2000, help="simulator steps for each task, in whole episodes"
@@ -161,7 +173,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with context.Pool(1) as pool:  # a process of its own: peak memory is a process's
             rows.append(pool.apply(measure, (task, options)))
     print_machine(rows[0]["machine"])
-    print(f"preset {options.preset}, difficulty {options.difficulty}")
+    print(
+        f"preset {options.preset}, difficulty {options.difficulty}, {options.collect}, "
+        f"{options.n_envs} environment(s)"
+    )
     print_table(rows)
     write_json(options.json, {"benchmark": "throughput", "preset": options.preset, "tasks": rows})
     return 0

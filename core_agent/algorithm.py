@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -37,12 +37,18 @@ from stable_baselines3.common.utils import (
     check_for_correct_spaces,
     should_collect_more_steps,
 )
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecEnv,
+    VecNormalize,
+    unwrap_vec_normalize,
+)
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from core_agent.buffers import BUFFER_CHECKS, SequenceReplayBuffer
 from core_agent.checkpoint import CheckpointFolder, resume
 from core_agent.encoders import as_dict_space, is_image
+from core_agent.environments import make_env
 from core_agent.hardware import (
     PRECISIONS,
     Precision,
@@ -93,44 +99,16 @@ from core_agent.validation import (
     is_whole,
     optional,
 )
+from core_agent.vec_env import make_vec_env
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="SequenceOffPolicyAlgorithm")
 Metrics = Mapping[str, torch.Tensor]
 
+Collect = Literal["sequential", "async"]
+COLLECTS: tuple[str, ...] = get_args(Collect)
+
 PAPER_SIMULATOR_STEPS = 500_000
 POLICY_ALIASES = ("CnnPolicy", "MlpPolicy", "MultiInputPolicy")
-
-
-def unknown_id(env_id: str, error: Exception) -> ValueError:
-    """The error to raise for an id that Gymnasium does not know."""
-    return ValueError(
-        f"env must be the id of a registered environment, got {env_id!r}; import the package "
-        f"that registers it first, or give 'package:id' ({error})"
-    )
-
-
-def register_suite(env_id: str) -> None:
-    """Register the ids of the Distracting Control Suite if ``env_id`` is one of them."""
-    if env_id.startswith("DCS-"):
-        import distracting_envs  # noqa: F401
-
-
-def make_env(env_id: str, **kwargs: Any) -> gym.Env:
-    """A rendering environment from its id.
-
-    The ids of the Distracting Control Suite, ``DCS-…``, are known without an import.
-
-    :param env_id: id of a registered environment, or ``package:id``
-    :param kwargs: passed to the environment
-    :raises ValueError: for an unknown id
-    """
-    register_suite(env_id)
-    try:
-        return gym.make(env_id, **{"render_mode": "rgb_array", **kwargs})
-    except gym.error.DependencyNotInstalled:
-        raise
-    except (gym.error.Error, ModuleNotFoundError) as error:
-        raise unknown_id(env_id, error) from error
 
 
 def as_train_freq(train_freq: int | tuple[int, str] | TrainFreq) -> TrainFreq:
@@ -264,6 +242,23 @@ class MetricMeans:
         return {name: total / self._counts[name] for name, total in zip(self._sums, sums)}
 
 
+class UpdateLog:
+    """What updates since the last entry in the log came to."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.means, self.n_updates, self._started = MetricMeans(), 0, time.perf_counter()
+
+    def add(self, metrics: Metrics) -> None:
+        self.means.add(metrics)
+        self.n_updates += 1
+
+    def updates_per_second(self) -> float:
+        return self.n_updates / (time.perf_counter() - self._started)
+
+
 class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     """Off-policy learning from windows of episodes: the common part of every agent here.
 
@@ -294,6 +289,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         train_freq: int | tuple[int, str],
         gradient_steps: int | None,
         update_ratio: float,
+        collect: Collect,
         crop_size: int | tuple[int, int] | None,
         precision: Precision,
         action_noise: ActionNoise | None = None,
@@ -317,6 +313,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 "gradient_steps", gradient_steps, -1, "None makes update_ratio updates a step"
             )
         check_at_least("update_ratio", update_ratio, 0)
+        check_choice("collect", collect, COLLECTS)
         check_choice("precision", precision, PRECISIONS)
         as_train_freq(train_freq)
         if not callable(learning_rate):
@@ -346,7 +343,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         )
         self._check_policy(policy, policy_kwargs)
         if isinstance(env, str):
-            env = make_env(env)
+            apart = collect == "async"
+            env = make_vec_env(env, vec_env_kwargs={}) if apart else make_env(env)
         if policy == "auto":
             check(env is not None, "env", "be given with policy='auto'", env)
             assert env is not None
@@ -383,6 +381,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 "for discrete actions use an algorithm such as sb3_contrib's RecurrentPPO",
             )
         self.update_ratio = update_ratio
+        self.collect: Collect = collect
         self.crop_size = crop_size
         self.precision: Precision = precision
         self._last_states: tuple[np.ndarray, ...] | None = None
@@ -391,12 +390,16 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._rollout_steps = 0
         self._rollout_episodes: list[int] = []
         self._updates_due = 0
+        self._updates_each_step = 0
+        self._failed_update: BaseException | None = None
+        self._acting_copy: StatefulPolicy | None = None
         self._awaiting: list[Callable[[], bool]] = []
         self._endings: list[Callable[[BaseException | None], None]] = []
         self._stopping = False
         self._checkpoints: CheckpointFolder | None = None
         # Saved, so that a file tells which agent it holds.
         self.agent_class = type(self).__name__
+        self._refuse_environments_at_home()
 
     @classmethod
     def _check_policy(cls, policy: Any, policy_kwargs: Any) -> None:
@@ -440,11 +443,41 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             )
         self.policy = self._make_policy().to(self.device)
         set_compute_dtype(self.policy, compute_dtype(self.precision, self.device))
+        if self.collect == "async":
+            self._acting_copy = deepcopy(self.policy)
+            self._acting_copy.set_training_mode(False)
         self._make_optimizers()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
         self.train_freq = as_train_freq(self.train_freq)  # type: ignore[assignment]
+
+    def _refuse_environments_at_home(self) -> None:
+        """Make sure that there is something to wait for, where updates are made meanwhile.
+
+        :raises ValueError: for environments in this process
+        """
+        check(
+            self.collect == "sequential"
+            or self.env is None
+            or not isinstance(self.env.unwrapped, DummyVecEnv),
+            "env",
+            "run in processes of its own with collect='async'",
+            "environments in this process",
+            "pass the id of an environment, core_agent.vec_env.make_vec_env(id, n_envs=4), or "
+            "SB3's SubprocVecEnv",
+        )
+
+    @property
+    def acting_policy(self) -> Any:
+        """The policy that collects: with ``collect="async"`` the one of an episode's start."""
+        return self.policy if self._acting_copy is None else self._acting_copy
+
+    @torch.no_grad()
+    def _refresh_acting_policy(self) -> None:
+        """Let the acting policy be what the learning one has come to."""
+        if self._acting_copy is not None:
+            self._acting_copy.load_state_dict(self.policy.state_dict())
 
     def _buffer_arguments(self) -> dict[str, Any]:
         """What the replay buffer is made with, unless ``replay_buffer_kwargs`` say otherwise."""
@@ -704,6 +737,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             "_endings",
             "_stopping",
             "_checkpoints",
+            "_failed_update",
+            "_acting_copy",
         ]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
@@ -739,6 +774,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         for optimizer, own in zip(self.optimizers, options):
             for group, kept in zip(optimizer.param_groups, own):
                 group.update(kept)
+        self._refresh_acting_policy()
 
     def _check_parameters(self, parameters: Mapping[str, Any], exact: bool) -> None:
         """Make sure that state dicts by name, as SB3 has them, fit networks and optimisers.
@@ -779,6 +815,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             "pass env= to the constructor or to load(), or call set_env()",
         )
         assert self.env is not None and self.replay_buffer is not None
+        self._refuse_environments_at_home()
         n_envs = self.env.num_envs
         make_resumable(self.env)
         going_on = not reset_num_timesteps and self._last_obs is not None
@@ -787,8 +824,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             self.replay_buffer.end_episodes()
             self._last_states = None
             self._rollout_steps, self._rollout_episodes = 0, [0] * n_envs
+            self._refresh_acting_policy()
         if reset_num_timesteps:
-            self._updates_due = 0
+            self._updates_due = self._updates_each_step = 0
         if self.replay_buffer.n_envs != n_envs:
             self.replay_buffer.set_n_envs(n_envs)
         noise = self.action_noise
@@ -871,23 +909,26 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         assert self.env is not None and isinstance(self.train_freq, TrainFreq)
         self._stopping = False
         while not self._stopping and (self.num_timesteps < total_timesteps or self._is_unfinished):
-            if not self._updates_due:
-                rollout = self.collect_rollouts(
-                    self.env,
-                    callback,
-                    self.train_freq,
-                    self.replay_buffer,
-                    self.action_noise,
-                    self.learning_starts,
-                    log_interval,
-                )
-                if not rollout.continue_training:
-                    break
-                if self.num_timesteps > self.learning_starts:
-                    self._updates_due = self._gradient_steps_after(rollout.episode_timesteps)
-            self._reach_safe_point()
-            if self._updates_due and not self._stopping:
+            all_collected = self.num_timesteps >= total_timesteps and not self._rollout_steps
+            if self._updates_due and (all_collected or self.collect == "sequential"):
                 self.train(self._updates_due, self.batch_size)
+                continue
+            rollout = self.collect_rollouts(
+                self.env,
+                callback,
+                self.train_freq,
+                self.replay_buffer,
+                self.action_noise,
+                self.learning_starts,
+                log_interval,
+            )
+            if not rollout.continue_training:
+                break
+            if self.num_timesteps > self.learning_starts:
+                self._updates_due += self._gradient_steps_after(rollout.episode_timesteps)
+                n_steps = rollout.episode_timesteps // self.env.num_envs
+                self._updates_each_step = -(-self._updates_due // n_steps)
+            self._reach_safe_point()
         self._stopping = False
 
     @property
@@ -935,14 +976,15 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         As SB3's, which allows one environment alone where ``train_freq`` counts episodes, and
         which loses the step at which a callback stops. A rollout that was stopped goes on.
         """
-        self.policy.set_training_mode(False)
+        self.acting_policy.set_training_mode(False)
         n_steps, n_episodes = self._rollout_steps, self._rollout_episodes
+        updates = UpdateLog()
         callback.on_rollout_start()
         while should_collect_more_steps(train_freq, n_steps, min(n_episodes)):
             actions, buffer_actions = self._sample_action(
                 learning_starts, action_noise, env.num_envs
             )
-            new_obs, rewards, dones, infos = self._step_environments(env, actions)
+            new_obs, rewards, dones, infos = self._step_environments(env, actions, updates)
             self.num_timesteps += env.num_envs
             n_steps += 1
             self._rollout_steps = n_steps
@@ -958,23 +1000,36 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 if action_noise is not None:
                     action_noise.reset(**({"indices": [index]} if env.num_envs > 1 else {}))
                 if log_interval is not None and self._episode_num % log_interval == 0:
+                    self._log_updates(updates)
                     self.dump_logs()
+            if dones.any():
+                self._refresh_acting_policy()
+            self._raise_failed_update()
             self._reach_safe_point()
             if not continue_training or self._stopping:
                 return RolloutReturn(
                     n_steps * env.num_envs, sum(n_episodes), continue_training=False
                 )
         callback.on_rollout_end()
+        self._log_updates(updates)
         self._rollout_steps, self._rollout_episodes = 0, [0] * env.num_envs
         return RolloutReturn(n_steps * env.num_envs, sum(n_episodes), continue_training=True)
 
-    def _step_environments(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
+    def _step_environments(
+        self, env: VecEnv, actions: np.ndarray, updates: UpdateLog
+    ) -> VecEnvStepReturn:
         """Step the environments; after a fault of theirs, have them reset before they go on.
 
+        :param updates: takes the updates that are made meanwhile
         :raises NonFiniteError: if they give what is no number
         """
         last_obs, self._last_obs = self._last_obs, None
-        step = env.step(actions)
+        if self.collect == "sequential":
+            step = env.step(actions)
+        else:
+            env.step_async(actions)
+            self._update_meanwhile(updates)
+            step = env.step_wait()
         self._refuse_non_finite(step[0], step[1], step[3])
         self._last_obs = last_obs
         return step
@@ -1090,19 +1145,49 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         """Make ``gradient_steps`` updates, each on a new batch; log the means of their metrics."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.optimizers)
-        means = MetricMeans()
-        started = time.perf_counter()
+        updates = UpdateLog()
         self._updates_due = max(gradient_steps, 0)
         while self._updates_due and not self._stopping:
-            means.add(self.update(self._sample_batch(batch_size)))
-            self._n_updates += 1
-            self._updates_due -= 1
+            self._update_once(batch_size, updates)
             self._reach_safe_point()
-        for name, value in means.compute().items():
+        self._log_updates(updates)
+
+    def _update_meanwhile(self, updates: UpdateLog) -> None:
+        """Make this step's share of the updates that are due, while the environments step.
+
+        An error waits until they have: see :meth:`_raise_failed_update`.
+        """
+        n_updates = min(self._updates_each_step, self._updates_due)
+        if n_updates == 0:
+            return
+        try:
+            self.policy.set_training_mode(True)
+            self._update_learning_rate(self.optimizers)
+            for _ in range(n_updates):
+                self._update_once(self.batch_size, updates)
+        except BaseException as error:
+            self._failed_update = error
+
+    def _raise_failed_update(self) -> None:
+        """Raise what went wrong in :meth:`_update_meanwhile`, now that the step is stored."""
+        error, self._failed_update = self._failed_update, None
+        if error is not None:
+            raise error
+
+    def _update_once(self, batch_size: int, updates: UpdateLog) -> None:
+        updates.add(self.update(self._sample_batch(batch_size)))
+        self._n_updates += 1
+        self._updates_due -= 1
+
+    def _log_updates(self, updates: UpdateLog) -> None:
+        """Log the means of the metrics since the last time."""
+        if updates.n_updates == 0:
+            return
+        for name, value in updates.means.compute().items():
             self.logger.record(f"train/{name}", value)
-        n_updates = gradient_steps - self._updates_due
-        self._updates_per_second = n_updates / (time.perf_counter() - started)
+        self._updates_per_second = updates.updates_per_second()
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        updates.restart()
 
     @abstractmethod
     def _sample_batch(self, batch_size: int) -> Any:

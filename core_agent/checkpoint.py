@@ -36,6 +36,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from core_agent.archive import read_archive, write_archive
 from core_agent.buffers import SequenceReplayBuffer
+from core_agent.integrity import check_state_dict
 from core_agent.replay_segments import fill_buffer, get_layout, get_segment
 from core_agent.resumable import get_env_state, set_env_state
 from core_agent.validation import check
@@ -101,6 +102,23 @@ def set_random_states(model: SequenceOffPolicyAlgorithm, states: Tree) -> None:
         torch.cuda.set_rng_state_all([torch.from_numpy(state) for state in states["cuda"]])
     assert isinstance(model.action_space, spaces.Box)
     model.action_space.np_random.bit_generator.state = states["action_space"]
+
+
+def get_acting_policy(model: SequenceOffPolicyAlgorithm) -> Tree:
+    """The parameters that collect, by name, where they are not those that learn."""
+    if model.collect == "sequential":
+        return {}
+    state = model.acting_policy.state_dict()
+    return {"acting_policy": {name: value.cpu().numpy() for name, value in state.items()}}
+
+
+def set_acting_policy(model: SequenceOffPolicyAlgorithm, state: Tree) -> None:
+    """Bring the policy that collects to what :func:`get_acting_policy` gave."""
+    if model.collect == "sequential" or "acting_policy" not in state:
+        return
+    found = {name: torch.from_numpy(value) for name, value in state["acting_policy"].items()}
+    check_state_dict("acting_policy", model.acting_policy.state_dict(), found)
+    model.acting_policy.load_state_dict(found)
 
 
 def require_finite(model: SequenceOffPolicyAlgorithm) -> None:
@@ -270,6 +288,7 @@ class CheckpointFolder:
             model._last_obs = None
         # No reset is due, and none that comes may begin as the run began.
         model.env.unwrapped._reset_seeds()
+        set_acting_policy(model, state)
         set_random_states(model, state["random"])
         if not damaged:
             self._remember(model.replay_buffer, checkpoint)
@@ -308,6 +327,7 @@ class CheckpointFolder:
                 "random": get_random_states(model),
                 "replay": get_layout(model.replay_buffer),
                 "envs": get_env_state(model.env, trusted=model._last_obs is not None),
+                **get_acting_policy(model),
             }
             write_archive(temporary / STATE, state)
             manifest = self._manifest(model, temporary)

@@ -10,7 +10,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from core_agent.algorithm import Metrics
+from core_agent.algorithm import Collect, Metrics
 from core_agent.hardware import Precision
 from core_agent.latent import OpenModel
 from core_agent.losses import NEGATIVES, Negatives
@@ -72,6 +72,7 @@ class CoRe(OpenModel, RecurrentSAC):
         train_freq: int | tuple[int, str] = (1, "episode"),
         gradient_steps: int | None = None,
         update_ratio: float = 0.5,
+        collect: Collect = "sequential",
         kl_coef: float = 0.01,
         reward_coef: float = 1.0,
         inverse_coef: float = 1.0,
@@ -123,6 +124,7 @@ class CoRe(OpenModel, RecurrentSAC):
             train_freq=train_freq,
             gradient_steps=gradient_steps,
             update_ratio=update_ratio,
+            collect=collect,
             critic_learning_rate=critic_learning_rate,
             actor_learning_rate=actor_learning_rate,
             ent_coef=ent_coef,

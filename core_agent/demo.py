@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 from stable_baselines3.common.callbacks import CallbackList
 
-from core_agent.algorithm import make_env
 from core_agent.callbacks import (
     EpisodeReturns,
     RichProgressCallback,
@@ -20,6 +19,7 @@ from core_agent.callbacks import (
     ValidationCallback,
 )
 from core_agent.core import CoRe
+from core_agent.environments import make_env
 from core_agent.evaluation import play, summarize
 from core_agent.plotting import plot_learning_curve
 from core_agent.presets import get_preset, preset

@@ -200,11 +200,12 @@ class FrameStackAlgorithm(SequenceOffPolicyAlgorithm):
         self, random_actions: np.ndarray | None, action_noise: ActionNoise | None
     ) -> np.ndarray:
         """Put the last observation onto the stacks and choose actions."""
-        stacks = self.policy.stack(*self._acting_inputs())
+        policy: FrameStackPolicy = self.acting_policy
+        stacks = policy.stack(*self._acting_inputs())
         self._last_states = tuple(stack.cpu().numpy() for stack in stacks)
         if random_actions is None:
-            features = self.policy.features(stacks)
-            scaled = self.policy.choose_actions(features, deterministic=False).cpu().numpy()
+            features = policy.features(stacks)
+            scaled = policy.choose_actions(features, deterministic=False).cpu().numpy()
         else:
             scaled = random_actions.astype(np.float32)
         return self._with_noise(scaled, action_noise)

@@ -12,7 +12,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from core_agent.algorithm import POLICY_ALIASES, Metrics
+from core_agent.algorithm import POLICY_ALIASES, Collect, Metrics
 from core_agent.cross_entropy import best_actions
 from core_agent.frame_stack import FrameStackAlgorithm, FrameStackPolicy, passed_on
 from core_agent.hardware import Precision
@@ -138,6 +138,7 @@ class QTOptRAD(FrameStackAlgorithm):
         train_freq: int | tuple[int, str] = 1,
         gradient_steps: int | None = None,
         update_ratio: float = 1.0,
+        collect: Collect = "sequential",
         target_update_freq: int = 2,
         crop_size: int | tuple[int, int] | None = None,
         precision: Precision = "auto",

@@ -11,7 +11,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from core_agent.algorithm import POLICY_ALIASES, Metrics
+from core_agent.algorithm import POLICY_ALIASES, Collect, Metrics
 from core_agent.hardware import Precision
 from core_agent.latent import OpenLatent
 from core_agent.losses import twin_critic_loss
@@ -45,6 +45,9 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
     :param gradient_steps: updates each time; -1: as many as agent steps were taken; ``None``:
         ``update_ratio`` times as many
     :param update_ratio: updates per agent step
+    :param collect: ``"sequential"``, or ``"async"``: updates are made while environments in
+        processes of their own step, so one episode later, and the policy that acts is renewed at
+        episodes' ends
     :param critic_learning_rate: of the critics
     :param actor_learning_rate: of the actor
     :param ent_coef: entropy temperature: ``"auto"`` learns it, ``"auto_0.1"`` from 0.1 on; a number
@@ -95,6 +98,7 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
         train_freq: int | tuple[int, str] = (1, "episode"),
         gradient_steps: int | None = None,
         update_ratio: float = 0.5,
+        collect: Collect = "sequential",
         critic_learning_rate: float = 1e-3,
         actor_learning_rate: float = 1e-3,
         ent_coef: float | str = "auto",
@@ -130,6 +134,7 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
             train_freq=train_freq,
             gradient_steps=gradient_steps,
             update_ratio=update_ratio,
+            collect=collect,
             actor_learning_rate=actor_learning_rate,
             ent_coef=ent_coef,
             ent_coef_learning_rate=ent_coef_learning_rate,
@@ -171,7 +176,7 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
         self, random_actions: np.ndarray | None, action_noise: ActionNoise | None
     ) -> np.ndarray:
         """Filter the last observation, choose actions and remember what was executed."""
-        policy = self.policy
+        policy: RecurrentPolicy = self.acting_policy
         observation, state, starts = self._acting_inputs()
         latent, actor_input = policy.step(
             observation, ActingState(*state), starts, sample_state=True

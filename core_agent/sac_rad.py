@@ -14,7 +14,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import nn
 
-from core_agent.algorithm import POLICY_ALIASES, Metrics
+from core_agent.algorithm import POLICY_ALIASES, Collect, Metrics
 from core_agent.frame_stack import FrameStackAlgorithm, FrameStackPolicy, passed_on
 from core_agent.hardware import Precision
 from core_agent.layers import Activation
@@ -87,6 +87,9 @@ class SACRAD(FrameStackAlgorithm, SoftActorCritic):
     :param gradient_steps: updates each time; -1: as many as agent steps were taken; ``None``:
         ``update_ratio`` times as many
     :param update_ratio: updates per agent step
+    :param collect: ``"sequential"``, or ``"async"``: updates are made while environments in
+        processes of their own step, so one episode later, and the policy that acts is renewed at
+        episodes' ends
     :param actor_update_freq: updates of the critics between two of the actor and the temperature
     :param target_update_freq: updates of the critics between two of the moving averages
     :param actor_learning_rate: of the actor
@@ -133,6 +136,7 @@ class SACRAD(FrameStackAlgorithm, SoftActorCritic):
         train_freq: int | tuple[int, str] = 1,
         gradient_steps: int | None = None,
         update_ratio: float = 1.0,
+        collect: Collect = "sequential",
         actor_update_freq: int = 2,
         target_update_freq: int = 2,
         actor_learning_rate: float = 1e-3,

@@ -26,13 +26,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from core_agent.agents import get_agent
-from core_agent.algorithm import PAPER_SIMULATOR_STEPS, SequenceOffPolicyAlgorithm, make_env
+from core_agent.algorithm import PAPER_SIMULATOR_STEPS, SequenceOffPolicyAlgorithm
 from core_agent.callbacks import (
     ExactCheckpointCallback,
     RichProgressCallback,
     ValidationCallback,
 )
 from core_agent.checkpoint import NoCheckpointError
+from core_agent.environments import make_env
 from core_agent.gating import GatingCallback
 from core_agent.presets import get_preset
 from core_agent.presets import preset as preset_arguments
@@ -213,7 +214,11 @@ def train_run(
 def training_environments(run: Run) -> VecEnv:
     """The environments that a run learns in, watched over if they are in other processes."""
     arguments = environment_arguments(run.env_id, run.preset, "train", run.env_arguments)
-    return make_vec_env(run.env_id, run.n_envs, env_kwargs=arguments)
+    agent_arguments = preset_arguments(run.preset, run.agent, **run.arguments)
+    apart = agent_arguments.get("collect") == "async"
+    return make_vec_env(
+        run.env_id, run.n_envs, env_kwargs=arguments, vec_env_kwargs={} if apart else None
+    )
 
 
 def training_environment(run: Run, split: str) -> gym.Env:

@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 from stable_baselines3.common.vec_env.subproc_vec_env import _worker as serve_environment
 
-from core_agent.algorithm import register_suite, unknown_id
+from core_agent.environments import register_suite, unknown_id
 from core_agent.resumable import Resumable
 from core_agent.validation import (
     argument_names,

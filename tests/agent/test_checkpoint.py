@@ -24,9 +24,9 @@ from stable_baselines3.common.vec_env import (
 )
 
 from core_agent import CURL, SACRAD, CoRe, QTOptDrQ, QTOptRAD, RecurrentSAC
-from core_agent.algorithm import make_env
 from core_agent.callbacks import ExactCheckpointCallback
 from core_agent.checkpoint import CheckpointFolder, NoCheckpointError
+from core_agent.environments import make_env
 from core_agent.resumable import Resumable
 from tests.agent.fakes import BOTH, IMAGE, TINY, VECTOR, FakeEnv, SavableEnv, tiny
 

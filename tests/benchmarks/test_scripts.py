@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import agents_update
+import collect
 import learning_curves
 import measuring
 import memory
@@ -99,9 +100,17 @@ def test_stopwatch_counts_what_it_watches():
     assert watch.calls["part"] == 1 and watch.seconds["part"] > 0
 
 
-def test_throughput_shares_add_up():
+@pytest.mark.parametrize("collect", ["sequential", "async"])
+def test_throughput_shares_add_up(collect):
     options = argparse.Namespace(
-        preset="debug", difficulty="easy", static=True, steps=100, device="cpu", threads=None
+        preset="debug",
+        difficulty="easy",
+        static=True,
+        steps=100,
+        device="cpu",
+        threads=None,
+        collect=collect,
+        n_envs=1,
     )
     row = throughput.measure("cartpole-swingup", options)
     assert sum(row["shares"].values()) == pytest.approx(1.0)
@@ -192,6 +201,18 @@ def test_learning_curves_are_measured_and_drawn(tmp_path, capsys):
         assert all(len(run["episodes"]) == 2 and run["updates"] > 0 for run in runs.values())
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert "random actions on dots" in capsys.readouterr().out
+
+
+def test_collecting_in_turn_and_at_once_are_compared(tmp_path, capsys):
+    path = tmp_path / "collect.json"
+    few = ["--preset", "debug", "--steps", "100", "--seeds", "0", "--episodes", "1"]
+    options = ["--learning-starts", "50", "--device", "cpu", "--json", str(path)]
+    assert collect.main([*few, *options]) == 0
+    runs = json.loads(path.read_text())["runs"]
+    assert [run["collect"] for run in runs] == ["sequential", "async"]
+    assert runs[0]["updates"] == runs[1]["updates"] > 0
+    assert runs[0]["agent_steps"] == runs[1]["agent_steps"] == 100
+    assert "steps/s" in capsys.readouterr().out
 
 
 def test_curves_are_means_over_runs_as_far_as_all_went():
