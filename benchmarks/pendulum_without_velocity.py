@@ -29,11 +29,9 @@ from core_agent.callbacks import EpisodeReturns
 from core_agent.evaluation import play, summarize
 
 RECURRENT: dict[str, Any] = dict(
-    batch_size=64,
-    sequence_length=16,
     update_ratio=1.0,
     gamma=0.98,
-    learning_rate=LinearSchedule(1e-3, 0.0, 1.0),
+    learning_rate=LinearSchedule(3e-4, 0.0, 1.0),
     policy_kwargs=dict(
         deter_dim=64,
         stoch_dim=64,

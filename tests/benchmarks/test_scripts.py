@@ -161,7 +161,7 @@ def test_the_zoo_trains_the_pendulum_as_the_benchmark_does():
     ours = dict(pendulum_without_velocity.RECURRENT)
     schedule = ours.pop("learning_rate")
     assert config["learning_rate"] == f"lin_{schedule(1.0)}"
-    assert (schedule(0.5), schedule(0.0)) == (0.0005, 0.0)
+    assert (schedule(0.5), schedule(0.0)) == (0.00015, 0.0)
     sizes = {
         key: value if isinstance(value, int) else tuple(value)
         for key, value in config["policy_kwargs"].items()
