@@ -14,6 +14,9 @@ One update is: sample, crop, J_M, J_Q, J_π, temperature, target, all optimiser 
   right tell how many times as long as ours a row takes, and how many times as fast as either
   yardstick it is.
 
+On a GPU updates run as CUDA graphs, in *ours, no CUDA graph* kernel by kernel; *.item() per metric*
+and *plain Adam* wait for the GPU, which no graph can hold, and run without one too.
+
 The allocator's setting holds for a process, so rows with and without it run in two processes. All
 rows take turns, so that other work on the machine disturbs them alike; medians over the turns are
 compared. *CPU ms* is the processor time of all threads together: where, on one thread, it is well
@@ -49,6 +52,7 @@ from torch.nn import functional as F
 from yardstick import PlainReplay, Yardstick
 
 from core_agent import CoRe
+from core_agent.cuda_graphs import WARM_UPS
 from core_agent.rssm import RSSM, to_gaussian
 from core_agent.types import Gaussian, Rollout, SequenceBatch
 
@@ -232,6 +236,11 @@ def use_whole_frames(model: CoRe) -> None:
     model.replay_buffer.sample = lambda batch_size, env=None: replay.sample(batch_size)  # type: ignore[method-assign]
 
 
+def use_no_graph(model: CoRe) -> None:
+    """Launch every kernel by itself."""
+    model._update = model.update  # type: ignore[method-assign]
+
+
 class Variant(NamedTuple):
     """One row: our agent with other arguments, or changed after it was made."""
 
@@ -239,9 +248,10 @@ class Variant(NamedTuple):
     arguments: dict[str, Any] = {}  # noqa: RUF012
 
 
-OURS, YARDSTICK = "ours", "yardstick"
+OURS, YARDSTICK, NO_GRAPH = "ours", "yardstick", "ours, no CUDA graph"
 VARIANTS: dict[str, Variant] = {
     OURS: Variant(),
+    NO_GRAPH: Variant(use_no_graph),
     "ours, precision float32": Variant(arguments=dict(precision="float32")),
     "ours, precision bfloat16": Variant(arguments=dict(precision="bfloat16")),
     "ours, NCHW convolutions": Variant(use_contiguous_images),
@@ -389,6 +399,7 @@ def rows_for(device: str, only: Sequence[str]) -> list[Row]:
     """All rows or, where ``only`` names some, ours, the yardstick's and those."""
     rows = [Row(YARDSTICK, True), *(Row(name, True) for name in VARIANTS)]
     if torch.device(device).type == "cpu":
+        rows = [row for row in rows if row.name != NO_GRAPH]
         rows = [Row(YARDSTICK, False), rows[0], rows[1], Row(OURS, False), *rows[2:]]
     if only:
         rows = [row for row in rows if row.name in (OURS, YARDSTICK, *only)]
@@ -409,7 +420,9 @@ def measure(size: str, options: argparse.Namespace) -> Measured:
     slow = size == "paper" and options.device == "cpu"
     n_updates = options.updates or (1 if slow else 10)
     rows = rows_for(options.device, options.only)
-    settings = Settings(size, options.device, options.threads, True, options.warmup)
+    captures = torch.device(options.device).type == "cuda"
+    warmup = max(options.warmup, WARM_UPS + 1) if captures else options.warmup
+    settings = Settings(size, options.device, options.threads, True, warmup)
     workers = {
         tuned: Worker(settings._replace(tuned_allocator=tuned))
         for tuned in sorted({row.tuned_allocator for row in rows})
@@ -500,7 +513,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["paper", "small"])
     parser.add_argument("--repetitions", type=int, default=7, help="turns of each row")
     parser.add_argument("--updates", type=int, help="in a turn; default: 1 or, where fast, 10")
-    parser.add_argument("--warmup", type=int, default=3, help="updates before, not counted")
+    parser.add_argument(
+        "--warmup", type=int, default=3, help="updates before, not counted; with CUDA at least 4"
+    )
     parser.add_argument("--only", nargs="+", metavar="ROW", help="rows beside ours and yardstick")
     parser.add_argument("--profile", action="store_true", help="also tell operators of our update")
     options = parser.parse_args(arguments)

@@ -47,6 +47,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from core_agent.buffers import BUFFER_CHECKS, SequenceReplayBuffer
 from core_agent.checkpoint import CheckpointFolder, resume
+from core_agent.cuda_graphs import CapturedUpdate
 from core_agent.encoders import as_dict_space, is_image
 from core_agent.environments import make_env
 from core_agent.hardware import (
@@ -55,6 +56,7 @@ from core_agent.hardware import (
     compute_dtype,
     keep_freed_memory,
     memory_advice,
+    wants_cuda_graphs,
 )
 from core_agent.integrity import (
     check_attributes,
@@ -63,7 +65,7 @@ from core_agent.integrity import (
     check_state_dict,
 )
 from core_agent.layers import set_compute_dtype
-from core_agent.optimization import descend
+from core_agent.optimization import FiniteGuard, descend
 from core_agent.policies import StatefulPolicy
 from core_agent.resumable import make_resumable
 from core_agent.safe_loading import (
@@ -229,9 +231,12 @@ class MetricMeans:
         self._counts: Counter[str] = Counter()
 
     def add(self, metrics: Metrics) -> None:
-        for name, value in metrics.items():
-            value = value.detach()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        values = {name: value.detach() for name, value in metrics.items()}
+        known = [name for name in values if name in self._sums]
+        if known:
+            sums = torch._foreach_add([self._sums[n] for n in known], [values[n] for n in known])
+            values.update(zip(known, sums))
+        self._sums.update(values)
         self._counts.update(metrics.keys())
 
     def compute(self) -> dict[str, float]:
@@ -397,6 +402,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._endings: list[Callable[[BaseException | None], None]] = []
         self._stopping = False
         self._checkpoints: CheckpointFolder | None = None
+        self._guard = FiniteGuard()
+        self._captured_update = CapturedUpdate()
         # Saved, so that a file tells which agent it holds.
         self.agent_class = type(self).__name__
         self._refuse_environments_at_home()
@@ -443,6 +450,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             )
         self.policy = self._make_policy().to(self.device)
         set_compute_dtype(self.policy, compute_dtype(self.precision, self.device))
+        self._guard = FiniteGuard(self.device if self._runs_ahead else None)
         if self.collect == "async":
             self._acting_copy = deepcopy(self.policy)
             self._acting_copy.set_training_mode(False)
@@ -450,6 +458,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
+                if self._runs_ahead:
+                    # A CUDA graph would keep a number as it is; this it reads anew.
+                    group["lr"] = torch.tensor(group["lr"], device=self.device)
         self.train_freq = as_train_freq(self.train_freq)  # type: ignore[assignment]
 
     def _refuse_environments_at_home(self) -> None:
@@ -499,9 +510,16 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         """Set the attributes named in ``optimizer_names`` on the policy."""
 
     def _adam(self, groups: list[dict[str, Any]], **kwargs: Any) -> torch.optim.Adam:
-        on_gpu = self.device.type == "cuda"
-        fused = on_gpu or self.device.type == "cpu"
-        return torch.optim.Adam(groups, fused=fused, capturable=on_gpu, **kwargs)
+        fused = self._runs_ahead or self.device.type == "cpu"
+        optimizer = torch.optim.Adam(groups, fused=fused, capturable=self._runs_ahead, **kwargs)
+        # Steps before a CUDA graph is captured are meant; PyTorch would warn of them.
+        optimizer._warned_capturable_if_run_uncaptured = True
+        return optimizer
+
+    @property
+    def _runs_ahead(self) -> bool:
+        """Whether Python runs ahead of the device, so that an update should never wait for it."""
+        return self.device.type == "cuda"
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -523,7 +541,11 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         scale = rate / base if base > 0 else 0.0
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             for group in optimizer.param_groups:
-                group["lr"] = scale * group["initial_lr"]
+                own_rate = scale * group["initial_lr"]
+                if isinstance(group["lr"], torch.Tensor):
+                    group["lr"].fill_(own_rate)
+                else:
+                    group["lr"] = own_rate
 
     # ---- saving and loading ----
 
@@ -690,8 +712,10 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :return: the checkpoint's own folder in it
         :raises OSError: if it cannot be written; the checkpoints there are left as they are
         :raises ValueError: if a parameter is not finite
+        :raises NonFiniteError: if an update has failed that was not told of yet
         """
         check_path("folder", folder)
+        self._guard.check()
         if self._checkpoints is None or self._checkpoints.path != pathlib.Path(folder):
             self._checkpoints = CheckpointFolder(folder)
         return self._checkpoints.write(self)
@@ -739,6 +763,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             "_checkpoints",
             "_failed_update",
             "_acting_copy",
+            "_guard",
+            "_captured_update",
         ]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
@@ -951,6 +977,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._endings.append(action)
 
     def _reach_safe_point(self) -> None:
+        if self._awaiting:
+            self._guard.check()
         while self._awaiting:
             if not self._awaiting.pop(0)():
                 self._stopping = True
@@ -1175,14 +1203,18 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             raise error
 
     def _update_once(self, batch_size: int, updates: UpdateLog) -> None:
-        updates.add(self.update(self._sample_batch(batch_size)))
+        updates.add(self._update(self._sample_batch(batch_size)))
         self._n_updates += 1
         self._updates_due -= 1
 
     def _log_updates(self, updates: UpdateLog) -> None:
-        """Log the means of the metrics since the last time."""
+        """Log the means of the metrics since the last time.
+
+        :raises NonFiniteError: if one of the updates has failed
+        """
         if updates.n_updates == 0:
             return
+        self._guard.check()
         for name, value in updates.means.compute().items():
             self.logger.record(f"train/{name}", value)
         self._updates_per_second = updates.updates_per_second()
@@ -1193,16 +1225,35 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     def _sample_batch(self, batch_size: int) -> Any:
         """What one update learns from."""
 
+    def _update(self, batch: Any) -> Metrics:
+        """:meth:`update`, on a GPU as one CUDA graph."""
+        if self._runs_ahead and wants_cuda_graphs():
+            return self._captured_update(self, batch)
+        return self.update(batch)
+
     @abstractmethod
     def update(self, batch: Any) -> Metrics:
-        """Learn from one batch; the metrics are scalars, left on the device."""
+        """Learn from one batch; the metrics are scalars, left on the device.
+
+        On a GPU what this asks the device for is recorded and repeated: it must depend on nothing
+        but the batch, public attributes and :attr:`update_kind`.
+        """
+
+    @property
+    def update_kind(self) -> tuple[bool, ...]:
+        """Whether the next update makes each of those steps that not all updates make."""
+        return ()
 
     def _descend_critics(self, loss: torch.Tensor) -> Metrics:
         """One step of the critics' optimiser, their gradients clipped."""
         policy = self.policy
         clipped = policy.critic.parameters()
         norm = descend(
-            {"critic_loss": loss}, policy.critic_optimizer, clipped, self.max_critic_grad_norm
+            {"critic_loss": loss},
+            policy.critic_optimizer,
+            clipped,
+            self.max_critic_grad_norm,
+            self._guard,
         )
         return {"critic_loss": loss, "critic_grad_norm": norm}
 

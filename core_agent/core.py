@@ -200,7 +200,8 @@ class CoRe(OpenModel, RecurrentSAC):
             "reward_loss": result.reward,
             "inverse_loss": result.inverse,
         }
-        norm = descend(losses, optimizer, model.parameters(), self.max_model_grad_norm)
+        clipped = model.parameters()
+        norm = descend(losses, optimizer, clipped, self.max_model_grad_norm, self._guard)
         return {
             **losses,
             "contrastive_accuracy": result.contrastive_accuracy,

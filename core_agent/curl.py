@@ -87,7 +87,11 @@ class CURL(SACRAD):
         result, optimizer = self.contrastive_loss(batch), self.policy.contrastive_optimizer
         clipped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = descend(
-            {"contrastive_loss": result.loss}, optimizer, clipped, self.max_contrastive_grad_norm
+            {"contrastive_loss": result.loss},
+            optimizer,
+            clipped,
+            self.max_contrastive_grad_norm,
+            self._guard,
         )
         return {
             "contrastive_loss": result.loss,

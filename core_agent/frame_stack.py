@@ -221,13 +221,17 @@ class FrameStackAlgorithm(SequenceOffPolicyAlgorithm):
 
     def update_targets(self) -> None:
         """Move the target critics and encoder towards those that learn."""
-        policy = self.policy
-        move_towards(policy.critic_target, policy.critic, self.tau)
-        move_towards(policy.encoder_target, policy.encoder, self.encoder_tau)
+        policy, guard = self.policy, self._guard
+        move_towards(policy.critic_target, policy.critic, guard.weigh(self.tau))
+        move_towards(policy.encoder_target, policy.encoder, guard.weigh(self.encoder_tau))
 
     @property
     def _targets_are_due(self) -> bool:
         return self._n_updates % self.target_update_freq == 0
+
+    @property
+    def update_kind(self) -> tuple[bool, ...]:
+        return (*super().update_kind, self._targets_are_due)
 
     def _critic_groups(self) -> list[dict[str, Any]]:
         policy = self.policy

@@ -58,6 +58,14 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
 
 
+def wants_cuda_graphs() -> bool:
+    """Whether updates on a GPU are to run as CUDA graphs.
+
+    ``CORE_AGENT_CUDA_GRAPHS=0`` in the environment has them run kernel by kernel.
+    """
+    return os.environ.get("CORE_AGENT_CUDA_GRAPHS") != "0"
+
+
 @contextmanager
 def memory_advice(**settings: int) -> Iterator[None]:
     """Inside, a GPU that runs out of memory says which setting to lower.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from core_agent.validation import NonFiniteError
 
@@ -25,11 +25,87 @@ def frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+class FiniteGuard:
+    """Keeps optimisers from steps on what is NaN or infinite.
+
+    On a CPU a step is refused with an error, at once. To ask a GPU for the values would mean to
+    wait for it at each step; there everything stays as it is from the first refused step on, and
+    :meth:`check` tells afterwards.
+
+    :param device: the GPU; ``None``: refuse at once
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        # As fused optimisers read it: 1 for "leave everything as it is", else 0.
+        self._failed = None if device is None else torch.zeros((), device=device)
+        self._culprits: dict[tuple[str, ...], torch.Tensor] = {}
+
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        losses: Mapping[str, torch.Tensor],
+        norm: torch.Tensor,
+    ) -> None:
+        """A step, if the loss and the norm of its gradient are finite.
+
+        :param optimizer: has its gradients; one that is not fused cannot leave a step out on the
+            device, so it has the values waited for
+        :param losses: scalars by name, the loss first
+        :param norm: scalar
+        :raises NonFiniteError: at once, without a GPU
+        """
+        name, loss = next(iter(losses.items()))
+        values = {**losses, f"gradient of {name}": norm}
+        if self._failed is None or not all(g.get("fused") for g in optimizer.param_groups):
+            if not torch.isfinite(loss.detach() + norm):
+                refuse([name for name, value in values.items() if not torch.isfinite(value)])
+            optimizer.step()
+            return
+        self._note(values, self._failed)
+        # The name under which fused optimisers look for it, as GradScaler sets it.
+        optimizer.found_inf = self._failed  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.found_inf  # type: ignore[attr-defined]
+
+    def _note(self, values: Mapping[str, torch.Tensor], failed: torch.Tensor) -> None:
+        """Remember on the device which values are not finite, unless others were before."""
+        names = tuple(values)
+        if names not in self._culprits:
+            self._culprits[names] = torch.zeros(len(names), dtype=torch.bool, device=failed.device)
+        bad = ~torch.isfinite(torch.stack([value.detach() for value in values.values()]))
+        self._culprits[names].logical_or_(bad & (failed == 0))
+        failed.add_(bad.any()).clamp_(max=1.0)
+
+    def weigh(self, rate: float) -> float | torch.Tensor:
+        """``rate`` as long as no step was refused, 0 from then on."""
+        return rate if self._failed is None else rate * (1.0 - self._failed)
+
+    def check(self) -> None:
+        """Wait for the GPU and tell of the first step refused since the last call.
+
+        :raises NonFiniteError: if there is one; steps are made again after it
+        """
+        if self._failed is None or not self._culprits:
+            return
+        flags = torch.cat([*self._culprits.values()]).tolist()
+        names = [name for names in self._culprits for name in names]
+        if any(flags):
+            # In place, as CUDA graphs write here.
+            for flag in (self._failed, *self._culprits.values()):
+                flag.zero_()
+            refuse([name for name, flag in zip(names, flags) if flag])
+
+
+AT_ONCE = FiniteGuard()
+"""Refuses a step with an error."""
+
+
 def descend(
     losses: Mapping[str, torch.Tensor],
     optimizer: torch.optim.Optimizer,
     clipped: Iterable[nn.Parameter],
     max_norm: float,
+    guard: FiniteGuard = AT_ONCE,
 ) -> torch.Tensor:
     """One step of ``optimizer`` on a loss; the norm of the clipped gradients before clipping.
 
@@ -39,25 +115,26 @@ def descend(
     :param optimizer: its parameters are changed
     :param clipped: parameters whose gradients are clipped together
     :param max_norm: bound of their norm; ``math.inf``: none
-    :raises NonFiniteError: if loss or norm are NaN or infinite, before a parameter is changed
+    :param guard: leaves the step out if loss or norm are NaN or infinite
+    :raises NonFiniteError: in that case, before a parameter is changed, if the guard waits for them
     """
-    name, loss = next(iter(losses.items()))
+    loss = next(iter(losses.values()))
     optimizer.zero_grad()
     if loss.requires_grad:
         loss.backward()
     norm = clip_grad_norm_(clipped, max_norm)
-    if not torch.isfinite(loss.detach() + norm):
-        refuse_non_finite({**losses, f"gradient of {name}": norm})
-    optimizer.step()
+    if norm.device != loss.device:
+        # Where there is no gradient to clip, PyTorch's zero lies on the CPU.
+        norm = torch.zeros_like(loss.detach())
+    guard.step(optimizer, losses, norm)
     return norm
 
 
-def refuse_non_finite(values: Mapping[str, torch.Tensor]) -> None:
+def refuse(culprits: Sequence[str]) -> NoReturn:
     """Name those scalars that are NaN or infinite.
 
     :raises NonFiniteError: always
     """
-    culprits = [name for name, value in values.items() if not torch.isfinite(value)]
     raise NonFiniteError(
         f"{', '.join(culprits)} must be finite, got NaN or infinity; the parameters are as they "
         "were before: look at the observations and rewards, or lower the learning rates"
@@ -65,7 +142,7 @@ def refuse_non_finite(values: Mapping[str, torch.Tensor]) -> None:
 
 
 @torch.no_grad()
-def move_towards(target: nn.Module, source: nn.Module, rate: float) -> None:
+def move_towards(target: nn.Module, source: nn.Module, rate: float | torch.Tensor) -> None:
     """Move the parameters of ``target`` by the share ``rate`` towards those of ``source``."""
-    average = get_ema_multi_avg_fn(1.0 - rate)
-    average(list(target.parameters()), list(source.parameters()), None)
+    for moved, goal in zip(target.parameters(), source.parameters()):
+        moved.lerp_(goal, rate)

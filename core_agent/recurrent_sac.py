@@ -226,4 +226,5 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
 
     def update_target(self) -> None:
         """Move the target critics towards the critics."""
-        move_towards(self.policy.critic_target, self.policy.critic, self.tau)
+        rate = self._guard.weigh(self.tau)
+        move_towards(self.policy.critic_target, self.policy.critic, rate)

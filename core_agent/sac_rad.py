@@ -170,7 +170,7 @@ class SACRAD(FrameStackAlgorithm, SoftActorCritic):
             next_observations=self.augment(batch.next_observations),
         )
         metrics = {**self._descend_critics(self.critic_loss(views))}
-        if self._n_updates % self.actor_update_freq == 0:
+        if self._actor_is_due:
             with torch.no_grad():
                 features = self.policy.encoder(views.observations)
             actor_metrics, log_prob = self.update_actor(views, features)
@@ -178,6 +178,14 @@ class SACRAD(FrameStackAlgorithm, SoftActorCritic):
         if self._targets_are_due:
             self.update_targets()
         return metrics
+
+    @property
+    def _actor_is_due(self) -> bool:
+        return self._n_updates % self.actor_update_freq == 0
+
+    @property
+    def update_kind(self) -> tuple[bool, ...]:
+        return (*super().update_kind, self._actor_is_due)
 
     def critic_loss(
         self, batch: TransitionBatch, noise: torch.Tensor | None = None

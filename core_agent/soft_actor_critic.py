@@ -161,7 +161,11 @@ class SoftActorCritic(SequenceOffPolicyAlgorithm):
             loss, log_prob = self.actor_loss(batch, states)
             clipped = self.policy.actor.parameters()
             norm = descend(
-                {"actor_loss": loss}, self.policy.actor_optimizer, clipped, self.max_actor_grad_norm
+                {"actor_loss": loss},
+                self.policy.actor_optimizer,
+                clipped,
+                self.max_actor_grad_norm,
+                self._guard,
             )
         return {"actor_loss": loss, "actor_grad_norm": norm}, log_prob.detach()
 
@@ -173,8 +177,15 @@ class SoftActorCritic(SequenceOffPolicyAlgorithm):
             return {"ent_coef": log_ent_coef.detach().exp(), "policy_entropy": -mean_log_prob}
         loss = -log_ent_coef.exp() * (mean_log_prob + self._target_entropy)
         optimizer = self.policy.ent_coef_optimizer
-        descend({"ent_coef_loss": loss}, optimizer, [log_ent_coef], self.max_ent_coef_grad_norm)
+        descend(
+            {"ent_coef_loss": loss},
+            optimizer,
+            [log_ent_coef],
+            self.max_ent_coef_grad_norm,
+            self._guard,
+        )
         with torch.no_grad():
-            log_ent_coef.clamp_(max=self.max_log_ent_coef)
+            bounded = log_ent_coef.clamp(max=self.max_log_ent_coef)
+            log_ent_coef.lerp_(bounded, self._guard.weigh(1.0))
             ent_coef = log_ent_coef.exp()
         return {"ent_coef_loss": loss, "ent_coef": ent_coef, "policy_entropy": -mean_log_prob}
