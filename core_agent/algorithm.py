@@ -406,7 +406,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._captured_update = CapturedUpdate()
         # Saved, so that a file tells which agent it holds.
         self.agent_class = type(self).__name__
-        self._refuse_environments_at_home()
+        self._refuse_environments_in_process()
 
     @classmethod
     def _check_policy(cls, policy: Any, policy_kwargs: Any) -> None:
@@ -463,7 +463,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                     group["lr"] = torch.tensor(group["lr"], device=self.device)
         self.train_freq = as_train_freq(self.train_freq)  # type: ignore[assignment]
 
-    def _refuse_environments_at_home(self) -> None:
+    def _refuse_environments_in_process(self) -> None:
         """Make sure that there is something to wait for, where updates are made meanwhile.
 
         :raises ValueError: for environments in this process
@@ -841,7 +841,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             "pass env= to the constructor or to load(), or call set_env()",
         )
         assert self.env is not None and self.replay_buffer is not None
-        self._refuse_environments_at_home()
+        self._refuse_environments_in_process()
+        self._failed_update = None
         n_envs = self.env.num_envs
         make_resumable(self.env)
         going_on = not reset_num_timesteps and self._last_obs is not None
