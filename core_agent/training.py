@@ -118,6 +118,12 @@ def _try_to_lock(file: TextIO) -> bool:
     return True
 
 
+def write_run(path: Path, run: Run, env: VecEnv) -> None:
+    """Write a folder's ``run.json``, and from where the backgrounds were, which machines decide."""
+    videos = env.get_attr("video_folder")[0] if env.has_attr("video_folder") else None
+    path.write_text(json.dumps({**asdict(run), "videos": videos}, indent=1))
+
+
 def check_same_run(path: Path, run: Run) -> None:
     """Make sure that the folder's run is the one that is asked for.
 
@@ -186,7 +192,7 @@ def train_run(
         if model.num_timesteps >= total and not model._is_unfinished:
             return Outcome(model.num_timesteps, resumed_at, None)
         if resumed_at is None:
-            (folder / RUN_FILE).write_text(json.dumps(asdict(run), indent=1))
+            write_run(folder / RUN_FILE, run, env)
         exact = ExactCheckpointCallback(checkpoints, checkpoint_every)
         # The last checkpoint comes after what others have to do at the end.
         all_callbacks: list[BaseCallback] = [*(callbacks or []), exact]

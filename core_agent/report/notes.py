@@ -78,8 +78,8 @@ def videos_note(study: Study) -> str:
 
 
 def background(run: RecordedRun) -> str:
-    """What the environment showed behind the task, as far as its arguments tell."""
-    path = run.env_arguments.get("video_path")
+    """What the environment showed behind the task, as far as it is recorded."""
+    path = run.videos or run.env_arguments.get("video_path")
     if path == "builtin":
         return "the built-in clips"
     if path is None:

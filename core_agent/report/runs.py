@@ -54,6 +54,8 @@ class RecordedRun:
     arguments: dict[str, Any] = field(default_factory=dict)
     env_arguments: dict[str, Any] = field(default_factory=dict)
     n_envs: int = 1
+    videos: str | None = None
+    """Folder of the background videos, ``"builtin"``, empty for none, or not recorded."""
     status: dict[str, Any] = field(default_factory=dict)
     """What is known of it: nothing in it is ``None``."""
     evaluations: tuple[Evaluation, ...] = ()
@@ -134,7 +136,7 @@ def read_run(folder: Path) -> RecordedRun:
     # A run that failed before it began has no other file.
     check((folder / "run.json").is_file(), "folder", "hold run.json", status.get("error"))
     run = json.loads((folder / "run.json").read_text())
-    names = ("preset", "arguments", "env_arguments", "n_envs")
+    names = ("preset", "arguments", "env_arguments", "n_envs", "videos")
     return RecordedRun(
         folder,
         str(run["env_id"]),

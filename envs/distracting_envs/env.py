@@ -57,7 +57,7 @@ from distracting_envs.state import (  # noqa: E402
     set_attributes,
     set_physics,
 )
-from distracting_envs.videos import open_clips  # noqa: E402
+from distracting_envs.videos import BUILTIN, open_clips, resolve_video_path  # noqa: E402
 
 
 class DistractingControlEnv(DmControlCompatibilityV0):
@@ -151,10 +151,12 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         apply_quality(self._base.physics, render_quality)
         self._camera_id = default_camera(domain)
         self._distractors: dict[str, Any] = {}
+        self._video_folder = ""
         env = self._base
         if distracted and "background" in distractions:
             if difficulty is not None and n_clips is None:
                 n_clips = DIFFICULTIES[difficulty].n_clips(split)
+            self._video_folder = str(resolve_video_path(video_path) or BUILTIN)
             paper = render_quality == "paper"
             env = self._distractors["background"] = VideoBackground(
                 env,
@@ -218,6 +220,11 @@ class DistractingControlEnv(DmControlCompatibilityV0):
     def simulator_steps(self) -> int:
         """Simulator steps since the last reset."""
         return self._simulator_steps
+
+    @property
+    def video_folder(self) -> str:
+        """Where the background clips are from, or ``"builtin"``; empty without a background."""
+        return self._video_folder
 
     @property
     def clip_name(self) -> str:

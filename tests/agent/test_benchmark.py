@@ -109,7 +109,8 @@ def test_a_run_leaves_its_whole_record(finished):
     assert losses and np.isfinite(losses[0]["train/contrastive_loss"])
     assert (folder / "validation.mp4").stat().st_size > 1_000
     assert (folder / "model.zip").is_file() and (folder / "checkpoints").is_dir()
-    assert json.loads((folder / "run.json").read_text())["agent"] == "core"
+    run = json.loads((folder / "run.json").read_text())
+    assert (run["agent"], run["videos"]) == ("core", "builtin")
 
 
 def test_a_finished_run_is_left_alone(finished, monkeypatch):

@@ -221,6 +221,20 @@ def test_runs_as_in_the_paper_need_no_warning(tmp_path):
     assert notes(study, table_rows(study)) == []
 
 
+@pytest.mark.parametrize(
+    ("videos", "said"),
+    [
+        ("builtin", "Background videos: the built-in clips."),
+        ("/data/mine", "Background videos: the folder mine."),
+        (None, "Background videos: not recorded"),
+    ],
+)
+def test_the_machine_s_videos_are_told_where_the_arguments_leave_them_to_it(tmp_path, videos, said):
+    write_run(tmp_path / "run", {1_000: 5.0}, env_arguments={}, videos=videos)
+    study = study_of(tmp_path)
+    assert any(note.startswith(said) for note in notes(study, table_rows(study)))
+
+
 def test_what_runs_say_never_becomes_markup(tmp_path):
     status = {**STATUS, "state": "failed", "error": HOSTILE, "host": HOSTILE}
     run = dict(env_id=HOSTILE, agent=HOSTILE, preset=HOSTILE)

@@ -215,6 +215,7 @@ def test_other_tasks_of_the_suite_work(domain, task):
     gymnasium_check(env.unwrapped)
     env.reset(seed=0)
     assert env.unwrapped.clip_name.startswith("builtin-train-0")
+    assert env.unwrapped.video_folder == "builtin"
     env.close()
 
 
