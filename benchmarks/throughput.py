@@ -5,9 +5,9 @@
     python benchmarks/throughput.py --difficulty medium --static --json throughput.json
     python benchmarks/throughput.py --tasks cheetah-run --collect async --n-envs 2
 
-``CoRe.learn`` on Distracting Control tasks with the built-in videos, one process for each task. One
-episode of random actions comes first and is not counted, nor is start-up: figures are those of a
-run that has begun to learn. Shares are of the wall-clock time, measured around ``env.step``
+``CoRe.learn`` on Distracting Control tasks with the built-in videos, one process for each task. Two
+episodes of each environment come first and are not counted, nor is start-up: figures are those of a
+run in the midst of learning. Shares are of the wall-clock time, measured around ``env.step``
 (*environment*), the choice of actions (*acting*), ``replay_buffer.sample`` (*sampling*), the
 updates (*update*) and ``replay_buffer.add`` (*storing*); *other* is the rest. With ``--collect
 async`` *environment* is what was waited for when the updates were made. Memory is the most that the
@@ -34,6 +34,7 @@ from measuring import (
     synchronize,
     write_json,
 )
+from stable_baselines3.common.callbacks import BaseCallback
 
 from core_agent.algorithm import COLLECTS
 from core_agent.paper import TASKS
@@ -73,6 +74,30 @@ class Stopwatch:
         self.calls.clear()
 
 
+class Clock(BaseCallback):
+    """Measures some steps in the midst of a run, then ends it.
+
+    :param watch: begins anew when the measurement begins
+    :param first: agent steps before
+    :param n_steps: agent steps to measure
+    """
+
+    def __init__(self, watch: Stopwatch, first: int, n_steps: int) -> None:
+        super().__init__()
+        self.watch, self.first, self.last = watch, first, first + n_steps
+        self.seconds = 0.0
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps == self.first:
+            self.watch.clear()
+            self._started = time.perf_counter()
+        if self.num_timesteps < self.last:
+            return True
+        synchronize(self.watch.device)
+        self.seconds = time.perf_counter() - self._started
+        return False
+
+
 def measure(task: str, options: argparse.Namespace) -> dict[str, Any]:
     """Train on one task; the figures of its row."""
     from core_agent import CoRe, preset
@@ -100,20 +125,17 @@ def measure(task: str, options: argparse.Namespace) -> dict[str, Any]:
         collect=options.collect,
         **preset(options.preset, learning_starts=options.n_envs * episode_steps),
     )
-    model.learn(options.n_envs * episode_steps, log_interval=None)
     watch = Stopwatch(options.device)
     watch.watch(model.env, "step_wait", "environment")
     watch.watch(model, "_sample_action", "acting")
     watch.watch(model.replay_buffer, "sample", "sampling")
     watch.watch(model.replay_buffer, "add", "storing")
-    watch.watch(model, "update", "update")
-    before = model.num_timesteps
-    started = time.perf_counter()
-    n_steps = max(1, options.steps // repeat)
-    model.learn(n_steps, log_interval=None, reset_num_timesteps=False)
-    synchronize(options.device)
-    seconds = time.perf_counter() - started
-    agent_steps = model.num_timesteps - before
+    watch.watch(model, "_update", "update")
+    n_episodes = -(-options.steps // (options.n_envs * EPISODE_SIMULATOR_STEPS))
+    agent_steps = n_episodes * options.n_envs * episode_steps
+    clock = Clock(watch, 2 * options.n_envs * episode_steps, agent_steps)
+    model.learn(clock.first + agent_steps, callback=clock, log_interval=None)
+    seconds = clock.seconds
     env.close()
     shares = {part: watch.seconds[part] / seconds for part in PARTS}
     return {

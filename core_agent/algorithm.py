@@ -49,7 +49,6 @@ from core_agent.buffers import BUFFER_CHECKS, SequenceReplayBuffer
 from core_agent.checkpoint import CheckpointFolder, resume
 from core_agent.cuda_graphs import CapturedUpdate
 from core_agent.encoders import as_dict_space, is_image
-from core_agent.environments import make_env
 from core_agent.hardware import (
     PRECISIONS,
     Precision,
@@ -101,7 +100,7 @@ from core_agent.validation import (
     is_whole,
     optional,
 )
-from core_agent.vec_env import make_vec_env
+from core_agent.vec_env import environment_for
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="SequenceOffPolicyAlgorithm")
 Metrics = Mapping[str, torch.Tensor]
@@ -110,6 +109,8 @@ Collect = Literal["sequential", "async"]
 COLLECTS: tuple[str, ...] = get_args(Collect)
 
 PAPER_SIMULATOR_STEPS = 500_000
+LONGEST_WITHOUT_RENEWAL = 1_000
+"""Agent steps after which a policy that acts while another learns is renewed in an episode too."""
 POLICY_ALIASES = ("CnnPolicy", "MlpPolicy", "MultiInputPolicy")
 
 
@@ -348,8 +349,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         )
         self._check_policy(policy, policy_kwargs)
         if isinstance(env, str):
-            apart = collect == "async"
-            env = make_vec_env(env, vec_env_kwargs={}) if apart else make_env(env)
+            env = environment_for(env, collect)
         if policy == "auto":
             check(env is not None, "env", "be given with policy='auto'", env)
             assert env is not None
@@ -396,6 +396,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._rollout_episodes: list[int] = []
         self._updates_due = 0
         self._updates_each_step = 0
+        self._fraction_due = 0.0
+        self._steps_since_renewal = 0
         self._failed_update: BaseException | None = None
         self._acting_copy: StatefulPolicy | None = None
         self._awaiting: list[Callable[[], bool]] = []
@@ -481,11 +483,11 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     @property
     def acting_policy(self) -> Any:
-        """The policy that collects: with ``collect="async"`` the one of an episode's start."""
+        """The policy that collects; with ``collect="async"`` a copy, renewed now and then."""
         return self.policy if self._acting_copy is None else self._acting_copy
 
     @torch.no_grad()
-    def _refresh_acting_policy(self) -> None:
+    def _renew_acting_policy(self) -> None:
         """Let the acting policy be what the learning one has come to."""
         if self._acting_copy is not None:
             self._acting_copy.load_state_dict(self.policy.state_dict())
@@ -749,10 +751,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         check_device("device", device)
         check_options("custom_objects", custom_objects)
         check_boolean("trusted", trusted)
-        made = make_env(env) if isinstance(env, str) else env
-        is_env = isinstance(made, (gym.Env, VecEnv))
+        is_env = isinstance(env, (str, gym.Env, VecEnv))
         check(is_env, "env", "be an environment, vectorised environments or an id", env)
-        return resume(cls, folder, made, device, custom_objects, trusted)
+        return resume(cls, folder, env, device, custom_objects, trusted)
 
     def _excluded_save_params(self) -> list[str]:
         return [
@@ -800,7 +801,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         for optimizer, own in zip(self.optimizers, options):
             for group, kept in zip(optimizer.param_groups, own):
                 group.update(kept)
-        self._refresh_acting_policy()
+        self._renew_acting_policy()
 
     def _check_parameters(self, parameters: Mapping[str, Any], exact: bool) -> None:
         """Make sure that state dicts by name, as SB3 has them, fit networks and optimisers.
@@ -851,9 +852,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             self.replay_buffer.end_episodes()
             self._last_states = None
             self._rollout_steps, self._rollout_episodes = 0, [0] * n_envs
-            self._refresh_acting_policy()
-        if reset_num_timesteps:
-            self._updates_due = self._updates_each_step = 0
+            self._renew_acting_policy()
+        if reset_num_timesteps or not self.replay_buffer.size():
+            self._updates_due, self._updates_each_step, self._fraction_due = 0, 0, 0.0
         if self.replay_buffer.n_envs != n_envs:
             self.replay_buffer.set_n_envs(n_envs)
         noise = self.action_noise
@@ -987,7 +988,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     def _gradient_steps_after(self, n_steps: int) -> int:
         """Updates after ``n_steps`` agent steps of all environments together."""
         if self.gradient_steps is None:
-            return int(self.update_ratio * n_steps)
+            due = self._fraction_due + self.update_ratio * n_steps
+            self._fraction_due = due % 1.0
+            return int(due)
         return n_steps if self.gradient_steps < 0 else self.gradient_steps
 
     def collect_rollouts(
@@ -1023,16 +1026,20 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             self._store_transition(replay_buffer, buffer_actions, new_obs, rewards, dones, infos)  # type: ignore[arg-type]
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
             self._on_step()
+            log_is_due = False
             for index in np.flatnonzero(dones):
                 n_episodes[index] += 1
                 self._episode_num += 1
                 if action_noise is not None:
                     action_noise.reset(**({"indices": [index]} if env.num_envs > 1 else {}))
-                if log_interval is not None and self._episode_num % log_interval == 0:
-                    self._log_updates(updates)
-                    self.dump_logs()
-            if dones.any():
-                self._refresh_acting_policy()
+                log_is_due |= log_interval is not None and self._episode_num % log_interval == 0
+            self._steps_since_renewal += env.num_envs
+            if dones.any() or self._steps_since_renewal >= LONGEST_WITHOUT_RENEWAL:
+                self._renew_acting_policy()
+                self._steps_since_renewal = 0
+            if log_is_due:
+                self._log_updates(updates)
+                self.dump_logs()
             self._raise_failed_update()
             self._reach_safe_point()
             if not continue_training or self._stopping:

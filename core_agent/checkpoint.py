@@ -40,6 +40,7 @@ from core_agent.integrity import check_state_dict
 from core_agent.replay_segments import fill_buffer, get_layout, get_segment
 from core_agent.resumable import get_env_state, set_env_state
 from core_agent.validation import check
+from core_agent.vec_env import environment_for
 
 if TYPE_CHECKING:
     from core_agent.algorithm import SequenceOffPolicyAlgorithm
@@ -344,6 +345,7 @@ class CheckpointFolder:
         return {
             "format": FORMAT,
             "algorithm": type(model).__name__,
+            "collect": model.collect,
             "step": model.num_timesteps,
             "updates": model._n_updates,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -450,7 +452,7 @@ def _read_manifest(path: Path) -> Tree | None:
 def resume(
     algorithm: type[AnyAlgorithm],
     folder: str | Path,
-    env: GymEnv,
+    env: GymEnv | str,
     device: torch.device | str = "auto",
     custom_objects: dict[str, Any] | None = None,
     trusted: bool = False,
@@ -470,9 +472,10 @@ def resume(
         checkpoint.manifest["algorithm"],
         f"use {checkpoint.manifest['algorithm']}.resume",
     )
+    made = environment_for(env, checkpoint.manifest["collect"]) if isinstance(env, str) else env
     model = algorithm.load(
         checkpoint.path / MODEL,
-        env=env,
+        env=made,
         device=device,
         custom_objects=custom_objects,
         force_reset=False,

@@ -9,13 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import (
     PyTorchObs,
     Schedule,
-    TrainFreq,
-    TrainFrequencyUnit,
 )
 from torch import nn
 
@@ -27,7 +24,7 @@ from core_agent.optimization import move_towards
 from core_agent.policies import StatefulPolicy
 from core_agent.stacking import stack_frames, stacked_space
 from core_agent.types import Observation, TransitionBatch
-from core_agent.validation import Check, check, check_fraction, check_integer, check_size
+from core_agent.validation import Check, check_fraction, check_integer, check_size
 
 
 def passed_on(arguments: dict[str, Any], *own: str) -> dict[str, Any]:
@@ -181,20 +178,6 @@ class FrameStackAlgorithm(SequenceOffPolicyAlgorithm):
 
     def _policy_arguments(self) -> dict[str, Any]:
         return {**super()._policy_arguments(), "n_stack": self.n_stack}
-
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        result = super()._setup_learn(*args, **kwargs)
-        assert isinstance(self.train_freq, TrainFreq)
-        if self.gradient_steps is None and self.train_freq.unit == TrainFrequencyUnit.STEP:
-            n_steps = self.train_freq.frequency * self.n_envs
-            check(
-                self.update_ratio == 0 or self.update_ratio * n_steps >= 1,
-                "update_ratio",
-                f"make an update every {n_steps} agent step(s), as train_freq has it",
-                self.update_ratio,
-                "pass a larger train_freq, such as (1, 'episode'), or gradient_steps",
-            )
-        return result
 
     def _explore(
         self, random_actions: np.ndarray | None, action_noise: ActionNoise | None

@@ -45,9 +45,9 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
     :param gradient_steps: updates each time; -1: as many as agent steps were taken; ``None``:
         ``update_ratio`` times as many
     :param update_ratio: updates per agent step
-    :param collect: ``"sequential"``, or ``"async"``: updates are made while environments in
-        processes of their own step, so one episode later, and the policy that acts is renewed at
-        episodes' ends
+    :param collect: ``"sequential"``, or ``"async"``: the updates that a rollout brings are made
+        during the next one, while environments in processes of their own step; the policy that acts
+        is renewed when an episode ends, or after 1,000 steps
     :param critic_learning_rate: of the critics
     :param actor_learning_rate: of the actor
     :param ent_coef: entropy temperature: ``"auto"`` learns it, ``"auto_0.1"`` from 0.1 on; a number

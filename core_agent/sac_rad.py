@@ -87,9 +87,9 @@ class SACRAD(FrameStackAlgorithm, SoftActorCritic):
     :param gradient_steps: updates each time; -1: as many as agent steps were taken; ``None``:
         ``update_ratio`` times as many
     :param update_ratio: updates per agent step
-    :param collect: ``"sequential"``, or ``"async"``: updates are made while environments in
-        processes of their own step, so one episode later, and the policy that acts is renewed at
-        episodes' ends
+    :param collect: ``"sequential"``, or ``"async"``: the updates that a rollout brings are made
+        during the next one, while environments in processes of their own step; the policy that acts
+        is renewed when an episode ends, or after 1,000 steps
     :param actor_update_freq: updates of the critics between two of the actor and the temperature
     :param target_update_freq: updates of the critics between two of the moving averages
     :param actor_learning_rate: of the actor

@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 from stable_baselines3.common.vec_env.subproc_vec_env import _worker as serve_environment
 
-from core_agent.environments import register_suite, unknown_id
+from core_agent.environments import make_env, register_suite, unknown_id
 from core_agent.resumable import Resumable
 from core_agent.validation import (
     argument_names,
@@ -109,6 +109,7 @@ class Worker:
 
     def send(self, message: tuple[str, Any]) -> None:
         """Ask for something; a process that has ended is noticed when the answer is."""
+        self._drop_answer()
         self._message = message
         command, data = message
         if command == "set_attr":
@@ -134,6 +135,12 @@ class Worker:
         if command in ("step", "reset"):
             self._last_observation = answer[0]
         return answer
+
+    def _drop_answer(self) -> None:
+        """Read an answer that was asked for and, interrupted, never read."""
+        if self._waiting:
+            with contextlib.suppress(_Failure):
+                self._get()
 
     def _put(self, message: tuple[str, Any]) -> None:
         allowance = self.timeout if self._answered else self.start_timeout
@@ -275,10 +282,8 @@ class SupervisedSubprocVecEnv(SubprocVecEnv):
         context = multiprocessing.get_context(start_method)
         self.waiting, self.closed = False, False
         self.remotes: list[Worker] = []
-        for index, make_env in enumerate(env_fns):
-            worker = Worker(
-                index, make_env, context, timeout, start_timeout, max_restarts, self.close
-            )
+        for index, make in enumerate(env_fns):
+            worker = Worker(index, make, context, timeout, start_timeout, max_restarts, self.close)
             self.remotes.append(worker)
         self.remotes[0].send(("get_spaces", None))
         spaces = self.remotes[0].recv()
@@ -315,6 +320,16 @@ def find_spec(env_id: str) -> EnvSpec:
 
 def _make_monitored(spec: EnvSpec, kwargs: Mapping[str, Any]) -> gym.Env:
     return Resumable(Monitor(gym.make(spec, **{"render_mode": "rgb_array", **kwargs})))
+
+
+def environment_for(env_id: str, collect: str) -> gym.Env | VecEnv:
+    """An environment to learn in: in this process or, to be updated beside, in its own.
+
+    :param env_id: id of a registered environment, or ``package:id``
+    :param collect: of the agent
+    :raises ValueError: for an unknown id
+    """
+    return make_vec_env(env_id, vec_env_kwargs={}) if collect == "async" else make_env(env_id)
 
 
 def make_vec_env(

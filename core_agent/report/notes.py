@@ -79,12 +79,19 @@ def videos_note(study: Study) -> str:
 
 def background(run: RecordedRun) -> str:
     """What the environment showed behind the task, as far as it is recorded."""
-    path = run.videos or run.env_arguments.get("video_path")
+    path = run.env_arguments.get("video_path") if run.videos is None else run.videos
+    if path == "":
+        return "none"
     if path == "builtin":
         return "the built-in clips"
     if path is None:
         return "not recorded (the built-in clips, unless DAVIS was installed on the machine)"
-    return "DAVIS" if "DAVIS" in PurePath(path).parts else f"the folder {PurePath(path).name}"
+    folder = PurePath(path)
+    if "DAVIS" in folder.parts:
+        return "DAVIS"
+    if folder.parts[-2:] == ("JPEGImages", "480p"):
+        folder = folder.parent.parent
+    return f"the folder {folder.name}"
 
 
 def episodes_note(study: Study) -> str:

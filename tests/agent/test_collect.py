@@ -7,11 +7,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper
 
-from core_agent import CURL, SACRAD, CoRe, QTOptDrQ, QTOptRAD, RecurrentSAC
+from core_agent import CURL, SACRAD, CoRe, QTOptDrQ, QTOptRAD, RecurrentSAC, algorithm
 from core_agent.callbacks import ExactCheckpointCallback
 from core_agent.resumable import Resumable
 from core_agent.validation import NonFiniteError
@@ -258,6 +258,51 @@ def test_a_model_that_learned_in_turn_may_go_on_async(tmp_path):
     model = RecurrentSAC.load(tmp_path / "model", env, collect="async")
     assert model.learn(30).acting_policy is not model.policy
     env.close()
+
+
+def test_a_model_saved_within_an_episode_goes_on_elsewhere(tmp_path):
+    env = apart()
+    model = RecurrentSAC("auto", env, **ASYNC)
+    model.learn(30, callback=CheckpointCallback(15, str(tmp_path), "model"))
+    loaded = RecurrentSAC.load(tmp_path / "model_15_steps", env)
+    loaded.learn(30, reset_num_timesteps=False)
+    assert loaded._n_updates > model._n_updates // 2
+    env.close()
+
+
+def test_an_id_is_resumed_in_a_process_of_its_own(tmp_path):
+    arguments = {**ASYNC, "policy_kwargs": {}}
+    model = RecurrentSAC("Pendulum-v1", **arguments).learn(20)
+    model.checkpoint(tmp_path)
+    model.env.close()
+    resumed = RecurrentSAC.resume(tmp_path, "Pendulum-v1")
+    assert isinstance(resumed.env.unwrapped, SupervisedSubprocVecEnv)
+    resumed.learn(5, reset_num_timesteps=False)
+    resumed.env.close()
+
+
+def test_the_acting_policy_is_renewed_in_an_episode_that_does_not_end(monkeypatch, tmp_path):
+    monkeypatch.setattr(algorithm, "LONGEST_WITHOUT_RENEWAL", 20)
+    arguments = {**ASYNC, "train_freq": 1}
+    make = partial(apart, length=1000)
+    env = make()
+    model = RecurrentSAC("auto", env, **arguments)
+    first = as_vector(model.policy)
+    model.learn(19)
+    assert torch.equal(as_vector(model.acting_policy), first)
+    model.learn(N_STEPS - 19, reset_num_timesteps=False)
+    assert not torch.equal(as_vector(model.acting_policy), first)
+    env.close()
+    env = make()
+    expected = seen(RecurrentSAC("auto", env, **arguments).learn(N_STEPS))
+    env.close()
+    model = RecurrentSAC("auto", make(), **arguments)
+    model.learn(N_STEPS, callback=StopAt(33))
+    model.checkpoint(tmp_path)
+    model.env.close()
+    resumed = go_on(RecurrentSAC, make, tmp_path)
+    assert_alike(resumed, expected)
+    resumed.env.close()
 
 
 def test_metrics_are_logged():

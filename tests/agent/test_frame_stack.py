@@ -183,9 +183,9 @@ def test_the_carried_stack_is_kept_as_numpy_and_names_every_key():
     assert [part.shape for part in state] == [(1, 9, 8, 8), (1, 9)]
 
 
-def test_a_ratio_that_makes_no_update_is_refused():
-    with pytest.raises(ValueError, match=r"update_ratio must make an update every 1 agent step"):
-        make_model(update_ratio=0.5).learn(20)
+def test_a_ratio_below_one_makes_an_update_every_few_steps():
+    assert make_model(update_ratio=0.5).learn(20)._n_updates == 6
+    assert make_model(update_ratio=0.3).learn(20)._n_updates == 3
     assert make_model(update_ratio=0.5, train_freq=(1, "episode")).learn(24)._n_updates == 9
     assert make_model(update_ratio=0.5, gradient_steps=1).learn(10)._n_updates == 2
 

@@ -225,7 +225,9 @@ def test_runs_as_in_the_paper_need_no_warning(tmp_path):
     ("videos", "said"),
     [
         ("builtin", "Background videos: the built-in clips."),
+        ("", "Background videos: none."),
         ("/data/mine", "Background videos: the folder mine."),
+        ("/data/mine/JPEGImages/480p", "Background videos: the folder mine."),
         (None, "Background videos: not recorded"),
     ],
 )

@@ -103,6 +103,18 @@ def assert_no_process_is_left(env) -> None:
         assert not Path(f"/proc/{process.pid}").exists()
 
 
+def test_an_answer_that_was_not_waited_for_is_not_taken_for_the_next_one(tmp_path):
+    """As after Ctrl-C between asking for a step and its answer."""
+    env = make_envs(tmp_path / "failures", n_failures=0)
+    env.reset()
+    steps(env, 2)
+    env.step_async(np.zeros((2, 2), np.float32))
+    assert env.reset()[:, 1].tolist() == [0, 0]
+    ((observations, *_),) = steps(env, 1)
+    assert observations[:, 1].tolist() == [1, 1]
+    env.close()
+
+
 @pytest.mark.parametrize(
     ("way", "told"),
     [
