@@ -22,6 +22,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -192,8 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     context = multiprocessing.get_context("spawn")
     rows = []
     for task in options.tasks:
-        with context.Pool(1) as pool:  # a process of its own: peak memory is a process's
-            rows.append(pool.apply(measure, (task, options)))
+        # A process of its own, as peak memory is a process's; one that may have processes.
+        with ProcessPoolExecutor(1, context) as executor:
+            rows.append(executor.submit(measure, task, options).result())
     print_machine(rows[0]["machine"])
     print(
         f"preset {options.preset}, difficulty {options.difficulty}, {options.collect}, "
