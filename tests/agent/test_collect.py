@@ -17,7 +17,15 @@ from core_agent.resumable import Resumable
 from core_agent.validation import NonFiniteError
 from core_agent.vec_env import SupervisedSubprocVecEnv
 from tests.agent.fakes import IMAGE, TINY, VECTOR, FakeEnv, SavableEnv, tiny
-from tests.agent.test_checkpoint import ARGUMENTS, N_STEPS, StopAt, assert_alike, go_on, seen
+from tests.agent.test_checkpoint import (
+    ARGUMENTS,
+    N_STEPS,
+    StopAt,
+    assert_alike,
+    go_on,
+    never_stopped,
+    seen,
+)
 
 ASYNC = {**ARGUMENTS, "collect": "async"}
 
@@ -165,40 +173,31 @@ def test_every_agent_collects_while_it_learns(algorithm):
     assert not torch.equal(as_vector(model.acting_policy), before)
 
 
-@pytest.mark.parametrize("step", [9, 14, 15, 18, 31])
-@pytest.mark.parametrize("n_envs", [1, 2])
-def test_a_run_goes_on_exactly(step, n_envs, tmp_path):
-    make = partial(apart, n_envs=n_envs)
-    env = make()
-    expected = seen(RecurrentSAC("auto", env, **ASYNC).learn(N_STEPS))
-    env.close()
-    model = RecurrentSAC("auto", make(), **ASYNC)
+def assert_goes_on_exactly(algorithm, make, step, folder, **arguments) -> None:
+    expected = never_stopped(algorithm, make, **arguments)
+    model = algorithm("auto", make(), **arguments)
     model.learn(N_STEPS, callback=StopAt(step))
-    model.checkpoint(tmp_path)
+    model.checkpoint(folder)
     model.env.close()
-    resumed = go_on(RecurrentSAC, make, tmp_path)
+    resumed = go_on(algorithm, make, folder)
     assert_alike(resumed, expected)
     resumed.env.close()
 
 
+@pytest.mark.parametrize("step", [9, 14, 15, 18, 31])
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_a_run_goes_on_exactly(step, n_envs, tmp_path):
+    assert_goes_on_exactly(RecurrentSAC, partial(apart, n_envs=n_envs), step, tmp_path, **ASYNC)
+
+
 def test_a_feed_forward_run_goes_on_exactly(tmp_path):
-    make = partial(apart, IMAGE)
     arguments = {
         **tiny(SACRAD),
         "buffer_size": 40,
         "collect": "async",
         "train_freq": (1, "episode"),
     }
-    env = make()
-    expected = seen(SACRAD("auto", env, **arguments).learn(N_STEPS))
-    env.close()
-    model = SACRAD("auto", make(), **arguments)
-    model.learn(N_STEPS, callback=StopAt(33))
-    model.checkpoint(tmp_path)
-    model.env.close()
-    resumed = go_on(SACRAD, make, tmp_path)
-    assert_alike(resumed, expected)
-    resumed.env.close()
+    assert_goes_on_exactly(SACRAD, partial(apart, IMAGE), 33, tmp_path, **arguments)
 
 
 def test_after_an_error_in_an_update_the_step_is_whole(tmp_path, monkeypatch):
@@ -293,16 +292,7 @@ def test_the_acting_policy_is_renewed_in_an_episode_that_does_not_end(monkeypatc
     model.learn(N_STEPS - 19, reset_num_timesteps=False)
     assert not torch.equal(as_vector(model.acting_policy), first)
     env.close()
-    env = make()
-    expected = seen(RecurrentSAC("auto", env, **arguments).learn(N_STEPS))
-    env.close()
-    model = RecurrentSAC("auto", make(), **arguments)
-    model.learn(N_STEPS, callback=StopAt(33))
-    model.checkpoint(tmp_path)
-    model.env.close()
-    resumed = go_on(RecurrentSAC, make, tmp_path)
-    assert_alike(resumed, expected)
-    resumed.env.close()
+    assert_goes_on_exactly(RecurrentSAC, make, 33, tmp_path, **arguments)
 
 
 def test_metrics_are_logged():

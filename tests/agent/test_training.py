@@ -71,16 +71,6 @@ def parameters(folder) -> dict[str, torch.Tensor]:
     return CoRe.load(folder / "model", device="cpu").policy.state_dict()
 
 
-def test_a_run_that_collects_while_it_learns_goes_on_exactly(tmp_path):
-    run = Run(ID, preset="debug", arguments={**ARGUMENTS, "collect": "async"})
-    train(tmp_path / "never stopped", run=run)
-    train(tmp_path / "stopped", 40, KillSelf(27, signal.SIGTERM), run=run)
-    assert train(tmp_path / "stopped", run=run, resume=True).resumed_at == 27
-    expected = parameters(tmp_path / "never stopped")
-    for name, value in parameters(tmp_path / "stopped").items():
-        assert torch.equal(value, expected[name]), name
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_exactly(tmp_path, number):
     train(tmp_path / "never stopped")
@@ -290,8 +280,9 @@ def test_a_full_gpu_says_what_to_lower(monkeypatch):
         RecurrentSAC("auto", FakeEnv(), **TINY).learn(20)
 
 
-def test_environments_in_processes_of_their_own_go_on_exactly(tmp_path):
-    run = Run(ID, preset="debug", arguments=ARGUMENTS, n_envs=2)
+@pytest.mark.parametrize(("n_envs", "collect"), [(2, "sequential"), (1, "async")])
+def test_environments_in_processes_of_their_own_go_on_exactly(tmp_path, n_envs, collect):
+    run = Run(ID, preset="debug", arguments={**ARGUMENTS, "collect": collect}, n_envs=n_envs)
     train(tmp_path / "never stopped", run=run)
     train(tmp_path / "stopped", 40, KillSelf(26, signal.SIGTERM), run=run)
     assert train(tmp_path / "stopped", run=run, resume=True).resumed_at == 26
