@@ -56,8 +56,8 @@ def section(text: str, heading: str) -> str:
 
 
 def include(match: re.Match[str]) -> str:
-    """The section that a comment names."""
-    return section((ROOT / match["file"]).read_text(), match["heading"])
+    """The section that a comment names; its links to these pages start from here."""
+    return section((ROOT / match["file"]).read_text(), match["heading"]).replace("](docs/", "](")
 
 
 def draw_formula(match: re.Match[str]) -> str:

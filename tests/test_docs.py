@@ -399,6 +399,15 @@ def test_a_section_ends_at_the_next_heading_of_its_level():
         section(text, "e")
 
 
+def test_every_picture_of_the_website_is_there(site):
+    shown = 0
+    for page in site.rglob("*.html"):
+        for picture in re.findall(r'<img[^>]* src="([^"]+)"', page.read_text()):
+            assert picture.startswith("data:") or (page.parent / picture).is_file(), (page, picture)
+            shown += 1
+    assert shown > 3
+
+
 def test_the_website_takes_the_environments_options_from_their_readme(site):
     assert "memory_cache_gb" in (site / "environments.html").read_text()
 
