@@ -92,8 +92,8 @@ def test_vec_normalize_stores_raw_and_trains():
 def test_training_follows_each_episode_with_half_as_many_updates():
     model = CoRe("CnnPolicy", FakeEnv(length=9), **TINY)
     model.learn(27)
-    # Warm-up lasts 8 steps: all three episodes of 9 end after it, int(0.5 * 9) updates each.
-    assert model._n_updates == 3 * 4
+    # Warm-up lasts 8 steps: all three episodes of 9 end after it; 4.5 updates each make 13.
+    assert model._n_updates == 13
 
 
 def test_no_update_during_warm_up():

@@ -128,6 +128,7 @@ ARGUMENTS: dict[str, Any] = dict(
     train_freq=(3, "step"),
     gradient_steps=2,
     update_ratio=0.25,
+    collect="async",
     crop_size=7,
     precision="float32",
     action_noise=NormalActionNoise(np.zeros(2), np.ones(2)),
@@ -178,9 +179,8 @@ def test_every_argument_is_taken_by_keyword_and_kept_under_its_name(name):
     algorithm = AGENTS[name]
     policy_kwargs = tiny(algorithm)["policy_kwargs"]
     arguments = {**ARGUMENTS, **OWN_ARGUMENTS[name], "policy_kwargs": policy_kwargs}
-    model = algorithm(
-        policy="CnnPolicy", env=FakeEnv(), stats_window_size=7, device="cpu", **arguments
-    )
+    env = SubprocVecEnv([FakeEnv], start_method="fork")
+    model = algorithm(policy="CnnPolicy", env=env, stats_window_size=7, device="cpu", **arguments)
     expected = set(inspect.signature(algorithm.__init__).parameters)
     expected -= {"self", "policy", "env", "device", "stats_window_size", "_init_setup_model"}
     assert set(arguments) == expected
@@ -190,6 +190,7 @@ def test_every_argument_is_taken_by_keyword_and_kept_under_its_name(name):
     assert model._stats_window_size == 7
     assert model.device == torch.device("cpu")
     model.learn(20)
+    env.close()
     assert model._n_updates > 0
 
 
