@@ -16,7 +16,6 @@ from __future__ import annotations
 from core_agent import preset  # isort: skip
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 from learning_curves import DOTS, make_task
-from measuring import add_common_options, columns, describe_machine, print_machine
+from measuring import add_common_options, columns, describe_machine, print_machine, save_json
 from stable_baselines3.common.monitor import Monitor
 
 from core_agent.agents import AGENTS
@@ -108,10 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for seed in options.seeds:
         for collect in COLLECTS:
             runs.append(train(collect, seed, options))
-            if options.json:
-                options.json.parent.mkdir(parents=True, exist_ok=True)
-                figures = {"benchmark": "collect", "env": options.env, "machine": machine}
-                options.json.write_text(json.dumps({**figures, "runs": runs}, indent=1) + "\n")
+            figures = {"benchmark": "collect", "env": options.env, "machine": machine}
+            save_json(options.json, {**figures, "runs": runs})
     print_table(runs)
     return 0
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 from core_agent import preset  # isort: skip
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from measuring import describe_machine, print_machine
+from measuring import describe_machine, print_machine, save_json
 
 from core_agent.agents import AGENTS
 from core_agent.callbacks import EpisodeReturns, TimeLimitCallback
@@ -156,11 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{run['seconds']:.0f} s{cut}",
                 flush=True,
             )
-            if options.json:
-                options.json.parent.mkdir(parents=True, exist_ok=True)
-                figures = {"env": options.env, "preset": options.preset, "machine": machine}
-                figures |= {"random_return": random_return, "agents": results}
-                options.json.write_text(json.dumps(figures, indent=1) + "\n")
+            figures = {"env": options.env, "preset": options.preset, "machine": machine}
+            figures |= {"random_return": random_return, "agents": results}
+            save_json(options.json, figures)
     draw(options.output, results, random_return)
     print(f"figure: {options.output}")
     return 0

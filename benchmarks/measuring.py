@@ -179,10 +179,17 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
 
 
-def write_json(path: Path | None, figures: dict[str, Any]) -> None:
-    """Write ``figures``, if a path is given."""
+def save_json(path: Path | None, figures: dict[str, Any]) -> None:
+    """Write ``figures``, if a path is given; its folder is made if missing."""
     if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def write_json(path: Path | None, figures: dict[str, Any]) -> None:
+    """:func:`save_json`, saying so."""
+    save_json(path, figures)
+    if path is not None:
         print(f"figures: {path}")
 
 

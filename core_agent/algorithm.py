@@ -252,6 +252,7 @@ class UpdateLog:
     """What updates since the last entry in the log came to."""
 
     def __init__(self) -> None:
+        self.error: BaseException | None = None
         self.restart()
 
     def restart(self) -> None:
@@ -398,7 +399,6 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._updates_each_step = 0
         self._fraction_due = 0.0
         self._steps_since_renewal = 0
-        self._failed_update: BaseException | None = None
         self._acting_copy: StatefulPolicy | None = None
         self._awaiting: list[Callable[[], bool]] = []
         self._endings: list[Callable[[BaseException | None], None]] = []
@@ -762,7 +762,6 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             "_endings",
             "_stopping",
             "_checkpoints",
-            "_failed_update",
             "_acting_copy",
             "_guard",
             "_captured_update",
@@ -843,7 +842,6 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         )
         assert self.env is not None and self.replay_buffer is not None
         self._refuse_environments_in_process()
-        self._failed_update = None
         n_envs = self.env.num_envs
         make_resumable(self.env)
         going_on = not reset_num_timesteps and self._last_obs is not None
@@ -1040,7 +1038,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             if log_is_due:
                 self._log_updates(updates)
                 self.dump_logs()
-            self._raise_failed_update()
+            if updates.error is not None:
+                raise updates.error
             self._reach_safe_point()
             if not continue_training or self._stopping:
                 return RolloutReturn(
@@ -1191,7 +1190,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     def _update_meanwhile(self, updates: UpdateLog) -> None:
         """Make this step's share of the updates that are due, while the environments step.
 
-        An error waits until they have: see :meth:`_raise_failed_update`.
+        An error is kept in ``updates`` until the step is stored.
         """
         n_updates = min(self._updates_each_step, self._updates_due)
         if n_updates == 0:
@@ -1202,13 +1201,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             for _ in range(n_updates):
                 self._update_once(self.batch_size, updates)
         except BaseException as error:
-            self._failed_update = error
-
-    def _raise_failed_update(self) -> None:
-        """Raise what went wrong in :meth:`_update_meanwhile`, now that the step is stored."""
-        error, self._failed_update = self._failed_update, None
-        if error is not None:
-            raise error
+            updates.error = error
 
     def _update_once(self, batch_size: int, updates: UpdateLog) -> None:
         updates.add(self._update(self._sample_batch(batch_size)))
