@@ -108,10 +108,11 @@ torture: gl-first $(VENV)/.dev gl ## kill, fill, corrupt, attack and misuse, and
 	@$(BIN)/python benchmarks/torture.py mutations
 	@$(BIN)/python benchmarks/torture.py bad-inputs
 
-lint: $(VENV)/.dev ## ruff and mypy
+lint: $(VENV)/.dev ## ruff, mypy and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
 
 format: $(VENV)/.dev ## let ruff repair and format the sources
 	@$(BIN)/ruff check --fix-only .

@@ -31,7 +31,7 @@ from measuring import (
     write_json,
 )
 
-from core_agent.agents import AGENTS
+from core_agent.agents.registry import AGENTS
 
 
 def time_updates(model: Any, n_updates: int, device: str) -> tuple[float, float]:

@@ -26,9 +26,9 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecFrameStack
 
 import distracting_envs  # noqa: F401  (registers the ids)
-from core_agent.callbacks import EpisodeReturns, TimeLimitCallback
-from core_agent.plotting import STYLE, running_mean
-from core_agent.presets import get_preset
+from core_agent.agents.presets import get_preset
+from core_agent.runs.callbacks import EpisodeReturns, TimeLimitCallback
+from core_agent.runs.plotting import STYLE, running_mean
 
 N_STACK = 3
 

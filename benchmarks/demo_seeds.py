@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from core_agent.plotting import plot_runs, running_mean
+from core_agent.runs.plotting import plot_runs, running_mean
 
 
 def main() -> None:

@@ -28,12 +28,12 @@ import torch
 from gymnasium import spaces
 from measuring import describe_machine, print_machine, save_json
 
-from core_agent.agents import AGENTS
-from core_agent.callbacks import EpisodeReturns, TimeLimitCallback
-from core_agent.environments import make_env
-from core_agent.evaluation import play, summarize
-from core_agent.plotting import plot_runs, running_mean
-from core_agent.presets import get_preset
+from core_agent.agents.presets import get_preset
+from core_agent.agents.registry import AGENTS
+from core_agent.environments.make import make_env
+from core_agent.runs.callbacks import EpisodeReturns, TimeLimitCallback
+from core_agent.runs.evaluation import play, summarize
+from core_agent.runs.plotting import plot_runs, running_mean
 
 DOTS = "dots"
 EPISODE_STEPS = 50

@@ -20,10 +20,10 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from core_agent import preset
-from core_agent.agents import AGENTS
-from core_agent.algorithm import SequenceOffPolicyAlgorithm
-from core_agent.hardware import compute_dtype
-from core_agent.presets import get_preset
+from core_agent.agents.base import SequenceOffPolicyAlgorithm
+from core_agent.agents.presets import get_preset
+from core_agent.agents.registry import AGENTS
+from core_agent.networks.hardware import compute_dtype
 
 IMAGE_SIZE, N_ACTIONS, EPISODE_STEPS = 100, 6, 125
 FILLED_EPISODES = 8
@@ -81,10 +81,10 @@ def made_up_model(
 ) -> Any:
     """An agent on made-up frames of the preset's size, its replay buffer filled.
 
-    :param preset_name: see :data:`core_agent.presets.PRESETS`
+    :param preset_name: see :data:`core_agent.agents.presets.PRESETS`
     :param device: ``"cpu"`` or ``"cuda"``
     :param n_envs: number of environments
-    :param agent: see :data:`core_agent.agents.AGENTS`
+    :param agent: see :data:`core_agent.agents.registry.AGENTS`
     :param n_episodes: to fill the buffer with
     :param options: override the preset's arguments
     """

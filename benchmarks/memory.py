@@ -32,7 +32,7 @@ from measuring import (
 )
 
 from core_agent import CoRe
-from core_agent.presets import PRESETS
+from core_agent.agents.presets import PRESETS
 
 GIGABYTE = 1e9
 N_ROWS = 5

@@ -25,8 +25,8 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 
-from core_agent.callbacks import EpisodeReturns
-from core_agent.evaluation import play, summarize
+from core_agent.runs.callbacks import EpisodeReturns
+from core_agent.runs.evaluation import play, summarize
 
 RECURRENT: dict[str, Any] = dict(
     update_ratio=1.0,

@@ -34,8 +34,8 @@ from measuring import (
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from core_agent import CoRe, preset
-from core_agent.environments import make_env
-from core_agent.presets import get_preset
+from core_agent.agents.presets import get_preset
+from core_agent.environments.make import make_env
 
 ENV_ID = "DCS-cheetah-run-easy-dynamic"
 

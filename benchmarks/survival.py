@@ -41,10 +41,10 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from core_agent.callbacks import ExactCheckpointCallback
-from core_agent.checkpoint import CheckpointFolder, NoCheckpointError
-from core_agent.environments import make_env
-from core_agent.presets import get_preset
+from core_agent.agents.presets import get_preset
+from core_agent.environments.make import make_env
+from core_agent.runs.callbacks import ExactCheckpointCallback
+from core_agent.saving.checkpoint import CheckpointFolder, NoCheckpointError
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

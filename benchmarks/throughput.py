@@ -37,8 +37,8 @@ from measuring import (
 )
 from stable_baselines3.common.callbacks import BaseCallback
 
-from core_agent.algorithm import COLLECTS
-from core_agent.paper import TASKS
+from core_agent.agents.base import COLLECTS
+from core_agent.table5.paper import TASKS
 
 PARTS = ("environment", "acting", "sampling", "update", "storing")
 EPISODE_SIMULATOR_STEPS = 1000
@@ -102,8 +102,8 @@ class Clock(BaseCallback):
 def measure(task: str, options: argparse.Namespace) -> dict[str, Any]:
     """Train on one task; the figures of its row."""
     from core_agent import CoRe, preset
-    from core_agent.presets import get_preset
-    from core_agent.vec_env import make_vec_env
+    from core_agent.agents.presets import get_preset
+    from core_agent.environments.workers import make_vec_env
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)

@@ -6,7 +6,7 @@
 
 ``attacks`` loads files that carry attacks, ``mutations`` files spoilt at random; ``bad-inputs``
 passes every public argument what does not belong there. Short forms are among the tests, with which
-they share what is under ``tests/agent``. The exit status is 1 if something happened that must not.
+they share what is under ``tests``. The exit status is 1 if something happened that must not.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from measuring import columns, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.agent.attacks import ATTACKS, refusals
-from tests.agent.bad_input import pairs, registered, try_argument
-from tests.agent.mutations import FILES, fuzz
+from tests.agents.bad_input import pairs, registered, try_argument
+from tests.saving.attacks import ATTACKS, refusals
+from tests.saving.mutations import FILES, fuzz
 
 Figures = dict[str, Any]
 

@@ -52,9 +52,9 @@ from torch.nn import functional as F
 from yardstick import PlainReplay, Yardstick
 
 from core_agent import CoRe
-from core_agent.cuda_graphs import WARM_UPS
-from core_agent.rssm import RSSM, to_gaussian
-from core_agent.types import Gaussian, Rollout, SequenceBatch
+from core_agent.agents.cuda_graphs import WARM_UPS
+from core_agent.networks.rssm import RSSM, to_gaussian
+from core_agent.networks.types import Gaussian, Rollout, SequenceBatch
 
 SIZES = ("paper", "small", "debug")
 PROFILED_OPERATORS = 16

@@ -25,9 +25,9 @@ from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
-from core_agent.buffers import SequenceReplayBuffer
-from core_agent.policies import RecurrentPolicy
-from core_agent.types import SequenceBatch
+from core_agent.agents.policies import RecurrentPolicy
+from core_agent.networks.types import SequenceBatch
+from core_agent.replay.buffer import SequenceReplayBuffer
 
 KL_COEF, REWARD_COEF, INVERSE_COEF, FREE_NATS = 0.01, 1.0, 1.0, 1.0
 GAMMA, TAU = 0.99, 0.005

@@ -14,14 +14,14 @@ with contextlib.suppress(Exception):
     # then prints that it is unmaintained, out of this table; nothing here uses it.
     importlib.import_module("gym_notices.notices").notices.clear()
 
-from core_agent.agents import load_agent
-from core_agent.core import CoRe
-from core_agent.curl import CURL
-from core_agent.presets import preset
-from core_agent.qt_opt_drq import QTOptDrQ
-from core_agent.qt_opt_rad import QTOptRAD
-from core_agent.recurrent_sac import RecurrentSAC
-from core_agent.sac_rad import SACRAD
+from core_agent.agents.core import CoRe
+from core_agent.agents.curl import CURL
+from core_agent.agents.presets import preset
+from core_agent.agents.qt_opt_drq import QTOptDrQ
+from core_agent.agents.qt_opt_rad import QTOptRAD
+from core_agent.agents.recurrent_sac import RecurrentSAC
+from core_agent.agents.registry import load_agent
+from core_agent.agents.sac_rad import SACRAD
 
 __version__ = "0.1.0"
 __all__ = [

@@ -17,7 +17,7 @@ from rich.table import Table
 from core_agent.validation import check
 
 if TYPE_CHECKING:
-    from core_agent.benchmark import Job
+    from core_agent.table5.grid import Job
 
 
 class Resume(str, Enum):
@@ -156,7 +156,7 @@ def train(
 
     SIGTERM and SIGINT (Ctrl-C) write a checkpoint first.
     """
-    from core_agent.training import Run, train_run
+    from core_agent.runs.training import Run, train_run
 
     arguments = {**read_config(config, env_id), **parse_settings(settings)}
     configured_steps = arguments.pop("n_timesteps", None)
@@ -206,8 +206,8 @@ def benchmark(
 
     Every run has a folder of its own; the same command can be given again at any time.
     """
-    from core_agent.benchmark import get_suite, take_shard
-    from core_agent.benchmark_table import draw_estimate, draw_table
+    from core_agent.table5.grid import get_suite, take_shard
+    from core_agent.table5.status import draw_estimate, draw_table
 
     def chosen(values: list[Any] | None) -> tuple[Any, ...] | None:
         return tuple(values) if values else None
@@ -253,9 +253,9 @@ def run_benchmark(
     """Do the jobs, by Ray or here, with a table that follows them; how each ended."""
     from rich.live import Live
 
-    from core_agent.benchmark import RunInterruptedError, run_job
-    from core_agent.benchmark_table import draw_table
-    from core_agent.cluster import run_on_ray
+    from core_agent.table5.cluster import run_on_ray
+    from core_agent.table5.grid import RunInterruptedError, run_job
+    from core_agent.table5.status import draw_table
 
     if on_ray:
         with Live(draw_table(jobs, folder), console=console, auto_refresh=False) as live:
@@ -289,8 +289,8 @@ def evaluate(
 ) -> None:
     """Play whole episodes with a saved model and print the mean return."""
     from core_agent import load_agent
-    from core_agent.evaluation import play, summarize
-    from core_agent.training import make_environment
+    from core_agent.runs.evaluation import play, summarize
+    from core_agent.runs.training import make_environment
 
     path = existing(model_path)
     with closing(make_environment(env_id, preset, split, parse_settings(env_settings))) as env:
@@ -317,9 +317,9 @@ def record(
 ) -> None:
     """Write a video of one episode."""
     from core_agent import load_agent
-    from core_agent.evaluation import play
-    from core_agent.training import make_environment
-    from core_agent.video import write_mp4
+    from core_agent.runs.evaluation import play
+    from core_agent.runs.training import make_environment
+    from core_agent.runs.video import write_mp4
 
     path = existing(model_path)
     with closing(make_environment(env_id, preset, split, parse_settings(env_settings))) as env:
@@ -336,7 +336,7 @@ def plot(
     tag: Annotated[str, typer.Option(help="What to draw.")] = "rollout/ep_rew_mean",
 ) -> None:
     """Draw a logged value of several runs, by default the training return, as one picture."""
-    from core_agent.plotting import plot_runs, read_scalars
+    from core_agent.runs.plotting import plot_runs, read_scalars
 
     curves = {str(run): read_scalars(run, tag) for run in runs}
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -350,7 +350,7 @@ def report(
     output: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
 ) -> None:
     """Show runs as one HTML page: curves, the paper's Table 5 beside them, statistics, videos."""
-    from core_agent.report import write_report
+    from core_agent.table5.report import write_report
 
     n_runs = write_report(runs, output)
     Console().print(f"{n_runs} run(s): {output}")

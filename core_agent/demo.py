@@ -12,18 +12,18 @@ from rich.console import Console
 from rich.table import Table
 from stable_baselines3.common.callbacks import CallbackList
 
-from core_agent.callbacks import (
+from core_agent.agents.core import CoRe
+from core_agent.agents.presets import get_preset, preset
+from core_agent.environments.make import make_env
+from core_agent.runs.callbacks import (
     EpisodeReturns,
     RichProgressCallback,
     TimeLimitCallback,
     ValidationCallback,
 )
-from core_agent.core import CoRe
-from core_agent.environments import make_env
-from core_agent.evaluation import play, summarize
-from core_agent.plotting import plot_learning_curve
-from core_agent.presets import get_preset, preset
-from core_agent.video import captioned, side_by_side, write_mp4
+from core_agent.runs.evaluation import play, summarize
+from core_agent.runs.plotting import plot_learning_curve
+from core_agent.runs.video import captioned, side_by_side, write_mp4
 
 ENV_ID = "DCS-cheetah-run-easy-dynamic"
 N_RANDOM_EPISODES = 5
@@ -76,7 +76,7 @@ def run_demo(
     :param total_timesteps: agent steps
     :param time_limit: seconds of training after which the demo stops early
     :param env_id: a Distracting Control id
-    :param preset_name: see :data:`~core_agent.presets.PRESETS`
+    :param preset_name: see :data:`~core_agent.agents.presets.PRESETS`
     :param n_random: episodes of random actions to compare with, on either set of videos
     :param n_validation: episodes of the trained agent on validation videos
     :param console: where to print

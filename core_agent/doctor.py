@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from core_agent.hardware import has_fast_bfloat16
+from core_agent.networks.hardware import has_fast_bfloat16
 
 PACKAGES = (
     "torch",

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from core_agent.algorithm import SequenceOffPolicyAlgorithm
+from core_agent.agents.base import SequenceOffPolicyAlgorithm
 from core_agent.validation import check
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from core_agent.agents import AGENTS
+from core_agent.agents.registry import AGENTS
 from core_agent.validation import check
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -12,8 +12,8 @@ import gymnasium as gym
 
 import distracting_envs  # noqa: F401  (registers the DCS ids)
 from core_agent import CoRe
-from core_agent.evaluation import play, summarize
-from core_agent.video import write_mp4
+from core_agent.runs.evaluation import play, summarize
+from core_agent.runs.video import write_mp4
 
 
 def main(

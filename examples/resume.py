@@ -21,7 +21,7 @@ import torch
 from gymnasium.envs.classic_control import PendulumEnv
 from stable_baselines3.common.callbacks import BaseCallback
 
-from core_agent.callbacks import ExactCheckpointCallback
+from core_agent.runs.callbacks import ExactCheckpointCallback
 
 
 class SavablePendulum(PendulumEnv):

@@ -8,3 +8,8 @@ if sys.platform == "linux" and not os.environ.get("DISPLAY"):
     os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+
+# Tiny networks are quickest on one thread, and leave the other cores to other tests.
+torch.set_num_threads(1)

@@ -36,7 +36,7 @@ import yaml
 from typer.testing import CliRunner
 
 from core_agent import CoRe, cli
-from core_agent.paper import (
+from core_agent.table5.paper import (
     DIFFICULTIES,
     DISTRACTIONS,
     METHODS,

@@ -24,8 +24,8 @@ import torch
 import update
 import yaml
 
-from core_agent.agents import AGENTS
-from core_agent.types import Rollout
+from core_agent.agents.registry import AGENTS
+from core_agent.networks.types import Rollout
 from core_agent.zoo import CONFIGS
 
 

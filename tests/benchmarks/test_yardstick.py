@@ -13,8 +13,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from yardstick import Noise, PlainReplay, Yardstick, to_plain
 
 from core_agent import CoRe
-from core_agent.types import SequenceBatch
-from core_agent.world_model import ModelNoise
+from core_agent.networks.types import SequenceBatch
+from core_agent.networks.world_model import ModelNoise
 
 SMALL: dict[str, Any] = dict(
     deter_dim=7,

@@ -1,0 +1,543 @@
+"""The networks of the agents, and how they act."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.utils import get_device
+from torch import nn
+
+from core_agent.networks.distributions import SquashedGaussian
+from core_agent.networks.encoders import (
+    SINGLE_KEY,
+    ObservationEncoder,
+    any_entry,
+    as_dict_space,
+    check_box,
+    check_space,
+    is_image,
+)
+from core_agent.networks.layers import ACTIVATIONS, MLP, Activation, TwinMLP
+from core_agent.networks.types import ActingState, Latent, Observation
+from core_agent.networks.world_model import MODEL_CHECKS, WorldModel
+from core_agent.saving.integrity import check_state_dict
+from core_agent.saving.safe_loading import RESTRICTED_PICKLE, check_archive, opened, reading
+from core_agent.validation import (
+    Check,
+    argument_names,
+    as_array,
+    check,
+    check_boolean,
+    check_choice,
+    check_device,
+    check_each,
+    check_file,
+    check_number,
+    check_sizes,
+    finite_array,
+)
+
+SelfPolicy = TypeVar("SelfPolicy", bound="StatefulPolicy")
+
+MEAN_SCALE = 5.0
+LOG_STD_RANGE = (-10.0, 2.0)
+STATELESS_CALLS = 10
+"""Calls of ``predict`` in a row without a state after which a warning is due."""
+
+
+def fits_space(value: Any, space: spaces.Space) -> bool:
+    """Whether ``value`` is one observation of ``space`` or several; images either way round.
+
+    They must be finite numbers, as networks make nothing of others.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        return False
+    shape = tuple(space.shape or ())
+    shapes = [shape, (*shape[1:], shape[0])] if is_image(space) else [shape]
+    finite = array.dtype.kind in "biu" or (array.dtype.kind == "f" and np.isfinite(array).all())
+    return bool(finite) and any(one in (array.shape, array.shape[1:]) for one in shapes)
+
+
+def check_starts(name: str, value: Any, n_envs: int) -> None:
+    """Make sure that ``value`` says of each environment whether it begins an episode."""
+    array = as_array(name, value)
+    fits = array.size in (1, n_envs) and array.dtype.kind in "biuf"
+    check(fits, name, f"be {n_envs} times True or False", value)
+
+
+class Actor(nn.Module):
+    """Policy over actions in (-1, 1) from a state vector.
+
+    The mean passes ``5 tanh(mean / 5)``; the log standard deviation is squashed into [-10, 2].
+
+    :param in_dim: size of the state vector
+    :param action_dim: number of actions
+    :param hidden_dims: sizes of the hidden layers
+    :param activation: ``"elu"`` or ``"relu"``
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        action_dim: int,
+        hidden_dims: Sequence[int] = (1024, 1024, 1024),
+        activation: Activation = "elu",
+    ) -> None:
+        super().__init__()
+        self.net = MLP(in_dim, hidden_dims, 2 * action_dim, activation)
+
+    def forward(self, states: torch.Tensor) -> SquashedGaussian:
+        """The policy at ``states`` ``(..., in_dim)``."""
+        mean, log_std = self.net(states).chunk(2, dim=-1)
+        low, high = LOG_STD_RANGE
+        return SquashedGaussian(
+            MEAN_SCALE * torch.tanh(mean / MEAN_SCALE),
+            low + (high - low) * torch.sigmoid(log_std),
+        )
+
+    def choose(self, states: torch.Tensor, deterministic: bool) -> torch.Tensor:
+        """Actions ``(..., A)``: the policy's mode, or a sample."""
+        policy = self(states)
+        if deterministic:
+            return policy.mode
+        action, _ = policy.sample(torch.randn_like(policy.mean))
+        return action
+
+
+class Critic(nn.Module):
+    """Two action values from a state vector and an action.
+
+    :param in_dim: size of the state vector
+    :param action_dim: number of actions
+    :param hidden_dims: sizes of the hidden layers of each
+    :param activation: ``"elu"`` or ``"relu"``
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        action_dim: int,
+        hidden_dims: Sequence[int] = (1024, 1024, 1024),
+        activation: Activation = "elu",
+    ) -> None:
+        super().__init__()
+        self.net = TwinMLP(in_dim + action_dim, hidden_dims, activation)
+
+    def forward(self, states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Both values ``(2, ...)`` of states ``(..., in_dim)`` and actions ``(..., A)``."""
+        x = torch.cat([states, actions], dim=-1)
+        return self.net(x.flatten(0, -2)).unflatten(1, x.shape[:-1])
+
+    def first(self, states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """The first of both values alone, ``(...)``; arguments as in :meth:`forward`."""
+        x = torch.cat([states, actions], dim=-1)
+        return self.net(x.flatten(0, -2), n_members=1).reshape(x.shape[:-1])
+
+
+class StatefulPolicy(BasePolicy):
+    """A policy that carries a state from one call of ``predict`` to the next.
+
+    A subclass says what the state is at first (:meth:`initial_state`) and what becomes of it
+    (:meth:`carry`), and has an encoder and two critics.
+
+    :param observation_space: images (channels first), vectors or a ``Dict`` of both
+    :param action_space: Box with finite bounds
+    :param lr_schedule: for SB3's interface; the algorithm makes the optimisers
+    :param constructor_kwargs: the other arguments of the subclass, for saving
+    :raises ValueError: for a bad argument
+    """
+
+    checks: ClassVar[dict[str, Check]] = {
+        "observation_space": check_space,
+        "action_space": check_box,
+        "critic_dims": check_sizes,
+        "activation": partial(check_choice, choices=tuple(ACTIVATIONS)),
+    }
+    """What each argument must be."""
+    parts: ClassVar[tuple[type, ...]] = ()
+    """Classes whose arguments are taken as well."""
+    critic_optimizer: torch.optim.Optimizer
+    critic: Critic
+    critic_target: Critic
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule | None,
+        constructor_kwargs: dict[str, Any],
+    ) -> None:
+        given = dict(observation_space=observation_space, action_space=action_space)
+        self.check_arguments({**given, **constructor_kwargs})
+        check(
+            lr_schedule is None or callable(lr_schedule),
+            "lr_schedule",
+            "be a function or None",
+            lr_schedule,
+        )
+        super().__init__(observation_space, action_space, squash_output=True)
+        self.constructor_kwargs = constructor_kwargs
+        self._stateless_calls = 0
+        self.action_dim = get_action_dim(action_space)
+
+    def _make_critics(
+        self, state_dim: int, hidden_dims: Sequence[int], activation: Activation
+    ) -> None:
+        self.critic = Critic(state_dim, self.action_dim, hidden_dims, activation)
+        self.critic_target = Critic(state_dim, self.action_dim, hidden_dims, activation)
+        self.critic_target.load_state_dict(self.critic.state_dict())
+        self.critic_target.requires_grad_(False)
+
+    @property
+    @abstractmethod
+    def observation_encoder(self) -> ObservationEncoder:
+        """What turns observations into features."""
+
+    @property
+    @abstractmethod
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the parts of the state."""
+
+    @abstractmethod
+    def first_look(self, observation: PyTorchObs) -> Observation:
+        """What the encoder reads of observations ``(n, ...)`` that begin an episode."""
+
+    def targets(self) -> dict[nn.Module, nn.Module]:
+        """Modules that follow another one slowly, each with the one that it follows."""
+        return {self.critic_target: self.critic}
+
+    @abstractmethod
+    def initial_state(self, n_envs: int) -> tuple[torch.Tensor, ...]:
+        """The state before the first observation: zeros, ``(n_envs, ...)`` each."""
+
+    @abstractmethod
+    def carry(
+        self,
+        observation: PyTorchObs,
+        state: tuple[torch.Tensor, ...],
+        episode_start: torch.Tensor,
+        deterministic: bool,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Actions ``(n, A)`` in [-1, 1] and the next state.
+
+        :param observation: ``(n, ...)``, images not cropped yet
+        :param state: what the last step left
+        :param episode_start: ``(n,)`` bool: environments that begin anew
+        :param deterministic: draw no random number
+        """
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return dict(
+            observation_space=self.observation_space,
+            action_space=self.action_space,
+            **self.constructor_kwargs,
+        )
+
+    @classmethod
+    def check_arguments(cls, arguments: Mapping[str, Any]) -> None:
+        """Make sure that these are arguments of the policy, and follow their rules.
+
+        :raises ValueError: if one does not
+        """
+        known = argument_names(cls, *cls.parts) - {"constructor_kwargs"}
+        unknown = sorted(arguments.keys() - known)
+        way_out = f"they are {sorted(known)}"
+        rule = f"hold arguments of {cls.__name__}"
+        check(not unknown, "policy_kwargs", rule, unknown, way_out)
+        check_each(arguments, cls.checks)
+
+    @classmethod
+    def load(
+        cls: type[SelfPolicy],
+        path: str,
+        device: torch.device | str = "auto",
+        trusted: bool = False,
+    ) -> SelfPolicy:
+        """Load a policy from what ``save`` wrote, without running anything in the file.
+
+        :param path: file
+        :param device: where to
+        :param trusted: unpickle whatever the file holds, as SB3 does
+        :raises UnsafeFileError: if the file asks for names that loading does not allow, or is no
+            saved policy
+        """
+        check_file("path", path)
+        check_device("device", device)
+        check_boolean("trusted", trusted)
+        if trusted:
+            return super().load(path, device)
+        device = get_device(device)
+        with opened(path, "pth") as file, reading(path, "a saved policy"):
+            check_archive(file)
+            saved = torch.load(
+                file, map_location=device, weights_only=False, pickle_module=RESTRICTED_PICKLE
+            )
+            with torch.device("meta"):
+                own = cls(**saved["data"]).state_dict()
+            check_state_dict("state_dict", own, saved["state_dict"])
+            policy = cls(**saved["data"])
+            policy.load_state_dict(saved["state_dict"])
+        return policy.to(device)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
+        n_envs = len(any_entry(observation))
+        starts = torch.ones(n_envs, dtype=torch.bool, device=self.device)
+        return self.carry(observation, self.initial_state(n_envs), starts, deterministic)[0]
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Actions for one observation or a batch, and the state to pass to the next call.
+
+        :param observation: one observation, or ``n`` of them stacked; images channels first or last
+        :param state: what the last call returned; ``None`` starts anew
+        :param episode_start: ``(n,)`` bool: environments to start anew
+        :param deterministic: draw no random number
+        :return: actions within the bounds of the action space, and the state: arrays ``(n, ...)``
+        :raises ValueError: for an ``(observation, info)`` tuple, or a state of another size
+        """
+        if isinstance(observation, tuple):
+            raise ValueError(
+                "observation must be an array or a dict, got a tuple; env.reset() of Gymnasium "
+                "returns (observation, info): pass the first of both"
+            )
+        self._check_observation(observation)
+        check_boolean("deterministic", deterministic)
+        self._notice_forgotten_state(state, episode_start)
+        observations, vectorized = self.obs_to_tensor(observation)
+        n_envs = len(any_entry(observations))
+        with torch.no_grad():
+            acting_state, starts = self._unpack_state(state, episode_start, n_envs)
+            scaled, next_state = self.carry(observations, acting_state, starts, deterministic)
+        arrays = tuple(part.cpu().numpy() for part in next_state)
+        actions = self.to_env_actions(scaled.cpu().numpy())
+        return actions if vectorized else actions[0], arrays
+
+    def _check_observation(self, observation: Any) -> None:
+        """Make sure that ``observation`` has the shape of the space, alone or stacked.
+
+        :raises ValueError: if it has not
+        """
+        sub_spaces = as_dict_space(self.observation_space)
+        entries = observation if isinstance(observation, dict) else {SINGLE_KEY: observation}
+        rule = "be finite, with the keys and shapes of the observation space, alone or stacked"
+        fits = entries.keys() == sub_spaces.keys() and all(
+            fits_space(entries[key], space) for key, space in sub_spaces.items()
+        )
+        shapes = {key: getattr(entry, "shape", entry) for key, entry in entries.items()}
+        check(fits, "observation", rule, shapes, f"it is {self.observation_space}")
+
+    def _notice_forgotten_state(
+        self, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None
+    ) -> None:
+        """Warn once if call after call brings no state: nothing else would fail."""
+        if state is not None or (
+            episode_start is not None and np.all(as_array("episode_start", episode_start))
+        ):
+            if self._stateless_calls < STATELESS_CALLS:
+                self._stateless_calls = 0
+            return
+        self._stateless_calls += 1
+        if self._stateless_calls == STATELESS_CALLS:
+            warnings.warn(
+                f"predict was called {STATELESS_CALLS} times in a row without a state: the "
+                "agent then starts anew at every step and plays worse; carry it along: "
+                "action, state = model.predict(observation, state, episode_start)",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def _unpack_state(
+        self,
+        state: tuple[np.ndarray, ...] | None,
+        episode_start: np.ndarray | None,
+        n_envs: int,
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        initial = self.initial_state(n_envs)
+        if episode_start is not None:
+            check_starts("episode_start", episode_start, n_envs)
+        if state is None:
+            return initial, torch.ones(n_envs, dtype=torch.bool, device=self.device)
+        shapes = [tuple(wanted.shape) for wanted in initial]
+        several = isinstance(state, (tuple, list))
+        found = (
+            [as_array("state", part).shape for part in state] if several else type(state).__name__
+        )
+        check(
+            found == shapes,
+            "state",
+            f"be arrays of shapes {shapes} for {n_envs} observation(s)",
+            found,
+            "pass the state that the last call of predict returned, or None to start anew",
+        )
+        tensors = tuple(
+            torch.as_tensor(finite_array("state", part), dtype=wanted.dtype, device=self.device)
+            for part, wanted in zip(state, initial)
+        )
+        if episode_start is None:
+            return tensors, torch.zeros(n_envs, dtype=torch.bool, device=self.device)
+        starts = torch.as_tensor(np.asarray(episode_start, dtype=bool), device=self.device)
+        return tensors, starts.reshape(-1).expand(n_envs)
+
+    def to_env_actions(self, scaled_actions: np.ndarray) -> np.ndarray:
+        """Actions ``(n, A)`` in [-1, 1] as the environment takes them: its bounds, shape, dtype."""
+        assert isinstance(self.action_space, spaces.Box)
+        actions = scaled_actions.reshape(-1, *self.action_space.shape)
+        unscaled = self.unscale_action(actions)
+        low, high = self.action_space.low, self.action_space.high
+        return np.clip(unscaled, low, high).astype(self.action_space.dtype)
+
+
+class ActorPolicy(StatefulPolicy):
+    """A policy with an actor and an entropy temperature."""
+
+    checks: ClassVar[dict[str, Check]] = {
+        **StatefulPolicy.checks,
+        "actor_dims": check_sizes,
+        "initial_log_ent_coef": check_number,
+    }
+    actor: Actor
+    log_ent_coef: nn.Parameter
+    actor_optimizer: torch.optim.Optimizer
+    ent_coef_optimizer: torch.optim.Optimizer
+
+
+class RecurrentPolicy(ActorPolicy):
+    """World model, actor and critics in one module; acts with a latent state carried along.
+
+    ``predict`` takes and returns the state as a tuple of three numpy arrays: deterministic part,
+    stochastic part and the action executed last (in [-1, 1]).
+
+    :param observation_space: images (channels first), vectors or a ``Dict`` of both
+    :param action_space: Box with finite bounds
+    :param lr_schedule: for SB3's interface; the algorithm makes the optimisers
+    :param actor_dims: hidden layers of the actor
+    :param critic_dims: hidden layers of each critic
+    :param activation: of actor and critics
+    :param initial_log_ent_coef: initial log of the entropy temperature
+    :param sample_when_deterministic: carry a sample of the stochastic state, not its mean, under
+        ``deterministic=True`` too, as the authors did in their evaluation
+    :param model_kwargs: further keywords go to :class:`~core_agent.networks.world_model.WorldModel`
+    :raises ValueError: for a bad argument
+    """
+
+    checks: ClassVar[dict[str, Check]] = {
+        **ActorPolicy.checks,
+        **MODEL_CHECKS,
+        "sample_when_deterministic": check_boolean,
+    }
+    parts: ClassVar[tuple[type, ...]] = (WorldModel,)
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule | None = None,
+        actor_dims: Sequence[int] = (1024, 1024, 1024),
+        critic_dims: Sequence[int] = (1024, 1024, 1024),
+        activation: Activation = "elu",
+        initial_log_ent_coef: float = -2.3,
+        sample_when_deterministic: bool = False,
+        **model_kwargs: Any,
+    ) -> None:
+        own = dict(
+            actor_dims=actor_dims,
+            critic_dims=critic_dims,
+            activation=activation,
+            initial_log_ent_coef=initial_log_ent_coef,
+            sample_when_deterministic=sample_when_deterministic,
+        )
+        super().__init__(observation_space, action_space, lr_schedule, {**own, **model_kwargs})
+        self.sample_when_deterministic = sample_when_deterministic
+        self.world_model = WorldModel(observation_space, self.action_dim, **model_kwargs)
+        latent_dim = self.world_model.latent_dim
+        self.actor = Actor(latent_dim, self.action_dim, actor_dims, activation)
+        self._make_critics(latent_dim, critic_dims, activation)
+        self.log_ent_coef = nn.Parameter(torch.tensor(initial_log_ent_coef))
+
+    @property
+    def observation_encoder(self) -> ObservationEncoder:
+        return self.world_model.encoder
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        return ("deter", "stoch", "previous_action")
+
+    def first_look(self, observation: PyTorchObs) -> Observation:
+        return self.world_model.encoder.center_crop(observation)
+
+    def initial_state(self, n_envs: int) -> ActingState:
+        """The state before the first observation: zeros."""
+        deter, stoch = self.world_model.rssm.initial(n_envs)
+        return ActingState(deter, stoch, deter.new_zeros(n_envs, self.action_dim))
+
+    def step(
+        self,
+        observation: PyTorchObs,
+        state: ActingState,
+        episode_start: torch.Tensor,
+        sample_state: bool,
+    ) -> tuple[Latent, torch.Tensor]:
+        """Take one observation of each environment into the latent state.
+
+        :param observation: ``(n, ...)``, images not cropped yet
+        :param state: what the last step left
+        :param episode_start: ``(n,)`` bool: environments that begin anew
+        :param sample_state: carry a sample of the stochastic state, else its mean
+        :return: the latent to carry, and the state vector ``(n, latent_dim)`` that the actor
+            reads, made of the mean
+        """
+        model = self.world_model
+        embed = model.embed(model.encoder(model.encoder.center_crop(observation)))
+        deter = model.rssm.advance(Latent(state.deter, state.stoch), state.action)
+        # The first frame of an episode is filtered from h = 0, as that of a training window is.
+        deter = deter.masked_fill(episode_start.unsqueeze(-1), 0.0)
+        posterior = model.rssm.posterior(deter, embed)
+        stoch = posterior.mean
+        if sample_state:
+            stoch = posterior.sample(torch.randn_like(posterior.mean))
+        return Latent(deter, stoch), Latent(deter, posterior.mean).flatten()
+
+    def act(
+        self,
+        observation: PyTorchObs,
+        state: ActingState,
+        episode_start: torch.Tensor,
+        deterministic: bool = False,
+    ) -> ActingState:
+        """The next state, its ``action`` being the one to execute; arguments as in :meth:`step`.
+
+        :param deterministic: the actor's mode and the mean of the latent state, without drawing
+            random numbers. A deviation: the authors sample the latent state in evaluation too
+            (``sample_when_deterministic=True``).
+        """
+        sample_state = not deterministic or self.sample_when_deterministic
+        latent, actor_input = self.step(observation, state, episode_start, sample_state)
+        action = self.actor.choose(actor_input, deterministic)
+        return ActingState(latent.deter, latent.stoch, action)
+
+    def carry(
+        self,
+        observation: PyTorchObs,
+        state: tuple[torch.Tensor, ...],
+        episode_start: torch.Tensor,
+        deterministic: bool,
+    ) -> tuple[torch.Tensor, ActingState]:
+        acting_state = self.act(observation, ActingState(*state), episode_start, deterministic)
+        return acting_state.action, acting_state

@@ -1,0 +1,165 @@
+"""Named sets of constructor arguments.
+
+    model = CoRe("CnnPolicy", env, **preset("small"))
+    model = CoRe("CnnPolicy", env, **preset("small+core-gating"))
+    model = CURL("CnnPolicy", env, **preset("small", "curl"))
+
+The defaults of each agent are its paper's; a preset holds what differs. Several are combined with
+``+``, the later ones winning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+from core_agent.validation import check, check_choice, check_options, check_text
+
+RECURRENT = ("core", "recurrent_sac")
+WITH_ACTOR = ("sacrad", "curl")
+WITHOUT_ACTOR = ("qtopt_rad", "qtopt_drq")
+AGENT_NAMES = (*RECURRENT, *WITH_ACTOR, *WITHOUT_ACTOR)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What to pass to an agent, and to the environment made for it."""
+
+    description: str
+    arguments: Mapping[str, dict[str, Any]]
+    """Constructor arguments by the name of the agent; a preset is not for agents left out."""
+    env_arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of both, the second winning; ``policy_kwargs`` are merged one by one."""
+    policy_kwargs = {
+        **(first.get("policy_kwargs") or {}),
+        **(second.get("policy_kwargs") or {}),
+    }
+    merged = {**first, **second}
+    return {**merged, "policy_kwargs": policy_kwargs} if policy_kwargs else merged
+
+
+def combine(first: Preset, second: Preset) -> Preset:
+    """Both presets as one, the second winning, for the agents that both are for."""
+    return Preset(
+        f"{first.description}; {second.description}",
+        {
+            agent: merge(first.arguments[agent], second.arguments[agent])
+            for agent in first.arguments
+            if agent in second.arguments
+        },
+        {**first.env_arguments, **second.env_arguments},
+    )
+
+
+def for_agents(
+    names: Iterable[str], policy_kwargs: dict[str, Any], **arguments: Any
+) -> dict[str, dict[str, Any]]:
+    """The same constructor arguments for several agents."""
+    return {name: {**arguments, "policy_kwargs": policy_kwargs} for name in names}
+
+
+def for_core(description: str, **arguments: Any) -> Preset:
+    """A preset of CoRe's alone."""
+    return Preset(description, {"core": arguments})
+
+
+SMALL_ENCODER: dict[str, Any] = dict(cnn_channels=(16, 32, 32, 32), cnn_strides=(2, 2, 2, 1))
+SMALL_CRITICS: dict[str, Any] = dict(SMALL_ENCODER, critic_dims=(256, 256))
+# Short runs: less entropy to unlearn before rewards count.
+SMALL_ACTOR: dict[str, Any] = dict(SMALL_CRITICS, actor_dims=(256, 256), initial_log_ent_coef=-4.6)
+SMALL_RECURRENT: dict[str, Any] = dict(
+    SMALL_ACTOR,
+    deter_dim=128,
+    stoch_dim=32,
+    embed_dims=(128, 128),
+    gru_dims=(200, 200),
+    prior_dims=(200, 200),
+    posterior_dims=(200, 200),
+    decoder_dims=(128, 128),
+)
+SMALL_ENV: dict[str, Any] = dict(image_size=64, render_quality="fast")
+DEBUG: dict[str, Any] = dict(batch_size=2, learning_starts=20, buffer_size=1_000, update_ratio=0.05)
+
+SIZES: dict[str, Preset] = {
+    "paper": Preset("the text of the papers: the defaults", {name: {} for name in AGENT_NAMES}),
+    "release": for_core(
+        "the authors' experiments where they differ from the text",
+        smooth_reward_loss=True,
+        policy_kwargs=dict(activation="relu", sample_when_deterministic=True),
+    ),
+    "small": Preset(
+        "for CPUs: 16 sequences of 16 steps or 128 transitions, 64 pixels, a shallower encoder",
+        {
+            **for_agents(RECURRENT, SMALL_RECURRENT, batch_size=16, sequence_length=16),
+            **for_agents(WITH_ACTOR, SMALL_ACTOR, batch_size=128),
+            **for_agents(WITHOUT_ACTOR, SMALL_CRITICS, batch_size=128),
+        },
+        SMALL_ENV,
+    ),
+    "debug": Preset(
+        "runs through everything in seconds and learns nothing",
+        {
+            **for_agents(RECURRENT, SMALL_RECURRENT, **DEBUG, sequence_length=4),
+            **for_agents(WITH_ACTOR, SMALL_ACTOR, **DEBUG, train_freq=(20, "step")),
+            **for_agents(WITHOUT_ACTOR, SMALL_CRITICS, **DEBUG, train_freq=(20, "step")),
+        },
+        SMALL_ENV,
+    ),
+}
+
+KL_COEFS = ("0.0001", "0.001", "0.01", "0.1", "1")
+"""Appendix C.3 compares five values without naming them; these are decades around the paper's."""
+
+ABLATIONS: dict[str, Preset] = {
+    "core-fwd": for_core("forward prediction alone (C.1)", reward_coef=0.0, inverse_coef=0.0),
+    "core-fwd-inv": for_core("no reward prediction (C.1)", reward_coef=0.0),
+    "core-fwd-reward": for_core("no inverse dynamics (C.1)", inverse_coef=0.0),
+    "core-no-critic-model": for_core(
+        "the critic's loss leaves the model alone (C.2)", train_model_with_critic=False
+    ),
+    "core-posterior": for_core(
+        "contrastive prediction from the posterior (C.3)", contrastive_from="posterior"
+    ),
+    "core-gating": for_core(
+        "a learned mask over the image (Table 1)", policy_kwargs=dict(gating=True)
+    ),
+    **{
+        f"core-beta-{value}": for_core(f"KL term weighted {value} (C.3)", kl_coef=float(value))
+        for value in KL_COEFS
+    },
+}
+
+PRESETS: dict[str, Preset] = {**SIZES, **ABLATIONS}
+
+
+def get_preset(names: str) -> Preset:
+    """The preset of that name; several are joined with ``+``, as in ``"small+core-gating"``.
+
+    :raises ValueError: for an unknown name
+    """
+    check_text("preset", names)
+    chosen = names.split("+")
+    for name in chosen:
+        check_choice("preset", name, tuple(PRESETS))
+    return reduce(combine, (PRESETS[name] for name in chosen))
+
+
+def preset(names: str, agent: str = "core", **overrides: Any) -> dict[str, Any]:
+    """Constructor arguments of a preset, with ``overrides`` on top; ``policy_kwargs`` are merged.
+
+    :param names: see :func:`get_preset`
+    :param agent: name of the agent that they are for, see :data:`core_agent.agents.registry.AGENTS`
+    :param overrides: further constructor arguments
+    :raises ValueError: for an unknown name, a preset that is not for that agent, or
+        ``policy_kwargs`` that are no dict
+    """
+    known = get_preset(names).arguments
+    check_choice("agent", agent, AGENT_NAMES)
+    check_options("policy_kwargs", overrides.get("policy_kwargs"))
+    check(agent in known, "preset", f"be one for {agent!r}", names, f"it is for {tuple(known)}")
+    return merge(known[agent], overrides)

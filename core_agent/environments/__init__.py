@@ -1,0 +1,1 @@
+"""Environments from ids, in this process or in others. Imports ``saving``."""

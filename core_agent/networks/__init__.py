@@ -1,0 +1,1 @@
+"""Neural networks, their losses and optimisation steps. Imports torch and ``validation``."""

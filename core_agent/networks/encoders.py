@@ -1,0 +1,205 @@
+"""From observations of any space to one feature vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
+from torch import nn
+
+from core_agent.networks.augmentations import center_crop
+from core_agent.networks.layers import MLP, ImageEncoder
+from core_agent.networks.types import Observation
+from core_agent.validation import (
+    Check,
+    as_array,
+    check,
+    check_boolean,
+    check_crop_size,
+    check_size,
+    check_sizes,
+)
+
+SINGLE_KEY = "observation"
+"""The key under which an observation that is no ``Dict`` is kept."""
+
+
+def check_space(name: str, value: Any) -> None:
+    """Make sure that ``value`` is a space."""
+    check(isinstance(value, spaces.Space), name, "be a space of Gymnasium", value)
+
+
+def check_box(name: str, value: Any) -> None:
+    """Make sure that ``value`` is a space of continuous actions."""
+    way_out = "for discrete actions use an algorithm such as sb3_contrib's RecurrentPPO"
+    check(isinstance(value, spaces.Box), name, "be a Box of continuous actions", value, way_out)
+
+
+def as_dict_space(space: spaces.Space) -> dict[str, spaces.Space]:
+    """The sub-spaces of a ``Dict`` space by key; any other space under one key.
+
+    :raises ValueError: for an empty ``Dict``
+    """
+    if not isinstance(space, spaces.Dict):
+        return {SINGLE_KEY: space}
+    if not space.spaces:
+        raise ValueError("observation_space must have at least one entry, got an empty Dict")
+    return dict(space.spaces)
+
+
+def as_dict(observation: Observation) -> dict[str, torch.Tensor]:
+    """An observation by key, as :func:`as_dict_space` names them."""
+    return observation if isinstance(observation, dict) else {SINGLE_KEY: observation}
+
+
+def any_entry(observation: Observation) -> torch.Tensor:
+    """One tensor of an observation, to read the leading dimensions from, which all share."""
+    return next(iter(as_dict(observation).values()))
+
+
+def is_image(space: spaces.Space) -> bool:
+    """Whether observations of ``space`` are images: three axes, channels first."""
+    return isinstance(space, spaces.Box) and len(space.shape) == 3
+
+
+def crop_sizes(
+    space: spaces.Space, crop_size: int | tuple[int, int] | None
+) -> dict[str, tuple[int, int]]:
+    """Height and width of the crop of each image of an observation space.
+
+    :param space: observation space, images channels first
+    :param crop_size: side or (height, width) for every image; ``None``: 84 % of the image, which
+        is the paper's 84 pixels for its 100
+    :raises ValueError: if the crop is larger than an image or smaller than one pixel
+    """
+    sizes = {}
+    for key, sub_space in as_dict_space(space).items():
+        if not is_image(sub_space):
+            continue
+        assert sub_space.shape is not None
+        height, width = sub_space.shape[1:]
+        if crop_size is None:
+            size = (round(0.84 * height), round(0.84 * width))
+        else:
+            size = crop_size if isinstance(crop_size, tuple) else (crop_size, crop_size)
+        if not (1 <= size[0] <= height and 1 <= size[1] <= width):
+            raise ValueError(
+                f"crop_size must lie between 1 and the image's size {height}x{width}, got "
+                f"{crop_size!r}; pass crop_size=None for 84 % of the image"
+            )
+        sizes[key] = size
+    return sizes
+
+
+def check_observations(name: str, value: Any, space: spaces.Space, n_envs: int) -> None:
+    """Make sure that ``value`` holds one observation of ``space`` for each environment."""
+    entries = value if isinstance(value, dict) else {SINGLE_KEY: value}
+    shapes = {key: (n_envs, *(sub.shape or ())) for key, sub in as_dict_space(space).items()}
+    found = {key: as_array(name, entry).shape for key, entry in entries.items()}
+    check(found == shapes, name, f"have the shapes {shapes}", found)
+
+
+ENCODER_CHECKS: dict[str, Check] = {
+    "observation_space": check_space,
+    "crop_size": check_crop_size,
+    "feature_dim": check_size,
+    "vector_dims": check_sizes,
+    "cnn_channels": check_sizes,
+    "cnn_strides": check_sizes,
+    "gating": check_boolean,
+}
+"""What each argument of :class:`ObservationEncoder` must be."""
+
+
+class ObservationEncoder(nn.Module):
+    """Images through a CNN each, everything else through one MLP; features are concatenated.
+
+    :param observation_space: any space of SB3's, images channels first; images of bytes are divided
+        by 255, others taken as they are
+    :param crop_size: see :func:`crop_sizes`
+    :param feature_dim: features of each image
+    :param vector_dims: layers of the MLP for vectors, an activation after each
+    :param cnn_channels: see :class:`~core_agent.networks.layers.ImageEncoder`
+    :param cnn_strides: see :class:`~core_agent.networks.layers.ImageEncoder`
+    :param gating: see :class:`~core_agent.networks.layers.ImageEncoder`
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        crop_size: int | tuple[int, int] | None = None,
+        feature_dim: int = 50,
+        vector_dims: Sequence[int] = (200, 200, 200),
+        cnn_channels: Sequence[int] = (32, 32, 32, 32),
+        cnn_strides: Sequence[int] = (2, 1, 1, 1),
+        gating: bool = False,
+    ) -> None:
+        super().__init__()
+        self.spaces = as_dict_space(observation_space)
+        self.crop_sizes = crop_sizes(observation_space, crop_size)
+        self.image_encoders = nn.ModuleDict(
+            {
+                key: ImageEncoder(
+                    self.spaces[key].shape[0],  # type: ignore[index]
+                    size,
+                    feature_dim,
+                    cnn_channels,
+                    cnn_strides,
+                    gating,
+                    max_value=255.0 if self.spaces[key].dtype == np.uint8 else 1.0,
+                )
+                for key, size in self.crop_sizes.items()
+            }
+        )
+        self.vector_keys = [key for key in self.spaces if key not in self.crop_sizes]
+        vector_dim = sum(get_flattened_obs_dim(self.spaces[key]) for key in self.vector_keys)
+        self.vector_encoder = MLP(vector_dim, vector_dims) if self.vector_keys else None
+        self.out_dim = feature_dim * len(self.image_encoders)
+        if self.vector_encoder is not None:
+            self.out_dim += self.vector_encoder.out_dim
+
+    def forward(self, observation: Observation) -> torch.Tensor:
+        """Features ``(N, out_dim)``, float32, of ``N`` observations, images cropped already."""
+        entries = as_dict(observation)
+        features = [encoder(entries[key]) for key, encoder in self.image_encoders.items()]
+        if self.vector_encoder is not None:
+            vectors = [
+                preprocess_obs(entries[key], self.spaces[key], normalize_images=False).flatten(1)  # type: ignore[union-attr]
+                for key in self.vector_keys
+            ]
+            features.append(self.vector_encoder(torch.cat(vectors, dim=-1)))
+        return torch.cat(features, dim=-1)
+
+    def center_crop(self, observation: Observation) -> Observation:
+        """The observation with each image ``(..., C, H, W)`` cropped in its middle."""
+        return self.map_images(center_crop, observation)
+
+    def map_images(
+        self,
+        change: Callable[[torch.Tensor, tuple[int, int]], torch.Tensor],
+        observation: Observation,
+    ) -> Observation:
+        """The observation with ``change(images, size)`` in place of each image.
+
+        :param change: gives images ``(..., h, w)`` of the size that the encoder takes
+        :param observation: all else in it stays as it is
+        """
+        if not isinstance(observation, dict):
+            size = self.crop_sizes.get(SINGLE_KEY)
+            return observation if size is None else change(observation, size)
+        return {
+            key: change(entry, self.crop_sizes[key]) if key in self.crop_sizes else entry
+            for key, entry in observation.items()
+        }
+
+
+def frame_bytes(space: spaces.Space) -> int:
+    """Bytes that one observation of ``space`` takes in memory."""
+    return sum(
+        int(np.prod(sub_space.shape or (1,))) * np.dtype(sub_space.dtype).itemsize
+        for sub_space in as_dict_space(space).values()
+    )

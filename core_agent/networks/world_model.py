@@ -1,0 +1,235 @@
+"""The world model: encoder, RSSM and the heads that shape its latent state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from gymnasium import spaces
+from torch import nn
+from torch.nn import functional as F
+
+from core_agent.networks import losses
+from core_agent.networks.encoders import ENCODER_CHECKS, ObservationEncoder, any_entry
+from core_agent.networks.layers import MLP
+from core_agent.networks.rssm import RSSM
+from core_agent.networks.types import Gaussian, Observation, Rollout, SequenceBatch
+from core_agent.validation import (
+    Check,
+    check_each,
+    check_size,
+    check_sizes,
+)
+
+
+class ModelLossOptions(NamedTuple):
+    """What J_M is made of (Eq. 5, arXiv:2112.01163); the defaults are the paper's."""
+
+    kl_coef: float = 0.01
+    reward_coef: float = 1.0
+    inverse_coef: float = 1.0
+    free_nats: float = 1.0
+    kl_balance: float = 0.5
+    contrastive_from: str = "prior"
+    negatives: losses.Negatives = "all"
+    smooth_reward_loss: bool = False
+
+
+class ModelNoise(NamedTuple):
+    """Standard normal draws for one model update, ``(T, B, stoch_dim)`` and ``(T - 1, B, …)``."""
+
+    posterior: torch.Tensor
+    prior: torch.Tensor
+
+
+class ModelLosses(NamedTuple):
+    """Scalars of one model update."""
+
+    total: torch.Tensor
+    contrastive: torch.Tensor
+    kl: torch.Tensor
+    reward: torch.Tensor
+    inverse: torch.Tensor
+    contrastive_accuracy: torch.Tensor
+    prior_entropy: torch.Tensor
+    posterior_entropy: torch.Tensor
+
+
+def flatten_time(observation: Observation) -> Observation:
+    """``(T, B, ...)`` to ``(T * B, ...)``."""
+    if isinstance(observation, dict):
+        return {key: entry.flatten(0, 1) for key, entry in observation.items()}
+    return observation.flatten(0, 1)
+
+
+MODEL_CHECKS: dict[str, Check] = {
+    **ENCODER_CHECKS,
+    "action_dim": check_size,
+    "deter_dim": check_size,
+    "stoch_dim": check_size,
+    "embed_dims": partial(check_sizes, fewest=2),
+    "gru_dims": check_sizes,
+    "prior_dims": check_sizes,
+    "posterior_dims": check_sizes,
+    "decoder_dims": check_sizes,
+    "head_dims": check_sizes,
+}
+"""What each argument of :class:`WorldModel` must be."""
+
+
+class WorldModel(nn.Module):
+    """CoRe's model of the world (Section 3, arXiv:2112.01163).
+
+    :param observation_space: images (channels first), vectors or a ``Dict`` of both
+    :param action_dim: number of actions
+    :param deter_dim: size of the deterministic state
+    :param stoch_dim: size of the stochastic state
+    :param feature_dim: features of each image
+    :param embed_dims: layers of the observation MLP, the last one linear and layer-normalised
+    :param gru_dims: layers in front of the GRU
+    :param prior_dims: hidden layers of the prior
+    :param posterior_dims: hidden layers of the posterior
+    :param decoder_dims: hidden layers of the feature decoder
+    :param head_dims: hidden layers of the reward and the inverse-dynamics head
+    :param vector_dims: layers of the MLP for vector observations
+    :param cnn_channels: channels of the encoder's convolutions
+    :param cnn_strides: strides of the encoder's convolutions
+    :param crop_size: side of the crop of images
+    :param gating: lay a learned soft mask over images
+    :raises ValueError: for a bad argument
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_dim: int,
+        deter_dim: int = 200,
+        stoch_dim: int = 64,
+        feature_dim: int = 50,
+        embed_dims: Sequence[int] = (256, 256),
+        gru_dims: Sequence[int] = (400, 400),
+        prior_dims: Sequence[int] = (400, 400, 400),
+        posterior_dims: Sequence[int] = (400, 400),
+        decoder_dims: Sequence[int] = (256, 256),
+        head_dims: Sequence[int] = (128, 128),
+        vector_dims: Sequence[int] = (200, 200, 200),
+        cnn_channels: Sequence[int] = (32, 32, 32, 32),
+        cnn_strides: Sequence[int] = (2, 1, 1, 1),
+        crop_size: int | tuple[int, int] | None = None,
+        gating: bool = False,
+    ) -> None:
+        check_each(locals(), MODEL_CHECKS)
+        super().__init__()
+        self.encoder = ObservationEncoder(
+            observation_space,
+            crop_size,
+            feature_dim,
+            vector_dims,
+            cnn_channels,
+            cnn_strides,
+            gating,
+        )
+        self.embed = MLP(self.encoder.out_dim, embed_dims[:-1], embed_dims[-1], output_norm="plain")
+        self.rssm = RSSM(
+            embed_dims[-1], action_dim, deter_dim, stoch_dim, gru_dims, prior_dims, posterior_dims
+        )
+        latent_dim = self.rssm.latent_dim
+        self.decoder = MLP(latent_dim, decoder_dims, self.encoder.out_dim, output_norm="plain")
+        self.reward_head = MLP(latent_dim, head_dims, 1)
+        self.inverse_head = MLP(2 * latent_dim, head_dims, action_dim)
+        self.contrastive_scale = nn.Parameter(torch.ones(()))
+
+    @property
+    def latent_dim(self) -> int:
+        return self.rssm.latent_dim
+
+    def filter_parameters(self) -> Iterator[nn.Parameter]:
+        """What turns observations into latents: the parameters that the critic's loss trains."""
+        yield from self.encoder.parameters()
+        yield from self.embed.parameters()
+        yield from self.rssm.gru_mlp.parameters()
+        yield from self.rssm.cell.parameters()
+        yield from self.rssm.posterior_mlp.parameters()
+
+    def encode(self, observations: Observation) -> torch.Tensor:
+        """Features ``(T, B, F)`` of cropped observations ``(T, B, ...)``."""
+        leading = any_entry(observations).shape[:2]
+        return self.encoder(flatten_time(observations)).unflatten(0, leading)
+
+    def observe(
+        self, features: torch.Tensor, actions: torch.Tensor, noise: torch.Tensor
+    ) -> Rollout:
+        """Filter features ``(T, B, F)``; see :meth:`RSSM.observe`."""
+        return self.rssm.observe(self.embed(features), actions, noise)
+
+    def reward(self, latents: torch.Tensor) -> torch.Tensor:
+        """Rewards ``(...)`` predicted at latents ``(..., latent_dim)``."""
+        return self.reward_head(latents).squeeze(-1)
+
+    def inverse(self, latents: torch.Tensor, next_latents: torch.Tensor) -> torch.Tensor:
+        """Actions ``(..., A)`` in (-1, 1) that lead from ``latents`` to ``next_latents``."""
+        return torch.tanh(self.inverse_head(torch.cat([latents, next_latents], dim=-1)))
+
+    def draw_noise(self, n_steps: int, n_sequences: int) -> ModelNoise:
+        """The random numbers of one call of :meth:`compute_losses`."""
+        like = self.contrastive_scale
+        size = (n_sequences, self.rssm.stoch_dim)
+        return ModelNoise(
+            torch.randn(n_steps, *size, device=like.device),
+            torch.randn(n_steps - 1, *size, device=like.device),
+        )
+
+    def compute_losses(
+        self, batch: SequenceBatch, noise: ModelNoise, options: ModelLossOptions
+    ) -> ModelLosses:
+        """J_M and its terms (Eq. 5, arXiv:2112.01163).
+
+        The prior knows nothing at the first frame: every term that uses it starts at ``t = 1``.
+        A head whose coefficient is 0 is not computed; its loss reads 0.
+        """
+        features = self.encode(batch.observations)
+        rollout = self.observe(features, batch.actions, noise.posterior)
+        mask = batch.transition_mask
+        latents = rollout.sampled()
+        prior = self.rssm.prior(rollout.deter[1:])
+        posterior = Gaussian(*(part[1:] for part in rollout.posterior))
+        if options.contrastive_from == "prior":
+            predicted_from = torch.cat([rollout.deter[1:], prior.sample(noise.prior)], dim=-1)
+        else:
+            predicted_from = latents[1:]
+        contrastive = losses.info_nce(
+            features[1:],
+            self.decoder(predicted_from),
+            F.softplus(self.contrastive_scale),
+            mask,
+            options.negatives,
+        )
+        kl = losses.balanced_kl(posterior, prior, mask, options.free_nats, options.kl_balance)
+        reward = inverse = kl.new_zeros(())
+        if options.reward_coef > 0:
+            predicted = self.reward(latents[1:])
+            reward = losses.reward_loss(predicted, batch.rewards, mask, options.smooth_reward_loss)
+        if options.inverse_coef > 0:
+            predicted = self.inverse(latents[:-1], latents[1:])
+            inverse = losses.inverse_loss(predicted, batch.actions, mask)
+        total = (
+            contrastive.loss
+            + options.kl_coef * kl
+            + options.reward_coef * reward
+            + options.inverse_coef * inverse
+        )
+        with torch.no_grad():
+            prior_entropy = losses.masked_mean(losses.gaussian_entropy(prior), mask)
+            posterior_entropy = losses.masked_mean(losses.gaussian_entropy(posterior), mask)
+        return ModelLosses(
+            total=total,
+            contrastive=contrastive.loss,
+            kl=kl,
+            reward=reward,
+            inverse=inverse,
+            contrastive_accuracy=contrastive.accuracy,
+            prior_entropy=prior_entropy,
+            posterior_entropy=posterior_entropy,
+        )

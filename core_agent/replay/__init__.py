@@ -1,0 +1,1 @@
+"""The replay buffer of episodes. Imports ``networks``."""

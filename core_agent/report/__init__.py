@@ -1,3 +1,0 @@
-from core_agent.report.page import write_report
-
-__all__ = ["write_report"]

@@ -1,0 +1,1 @@
+"""Training runs in folders, evaluation, videos, plots. Imports ``agents`` and all below it."""

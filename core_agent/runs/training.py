@@ -1,0 +1,250 @@
+"""Training as a run in a folder: begun, stopped, gone on with, and never begun twice.
+
+A folder holds::
+
+    run.json         what the run is
+    model.zip        the model when training ended or was interrupted
+    checkpoints/     from which the run goes on, see core_agent.saving.checkpoint
+    tensorboard/     the log
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import gymnasium as gym
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from core_agent.agents.base import PAPER_SIMULATOR_STEPS, SequenceOffPolicyAlgorithm
+from core_agent.agents.presets import get_preset
+from core_agent.agents.presets import preset as preset_arguments
+from core_agent.agents.registry import get_agent
+from core_agent.environments.make import make_env
+from core_agent.environments.workers import make_vec_env
+from core_agent.runs.callbacks import (
+    ExactCheckpointCallback,
+    RichProgressCallback,
+    ValidationCallback,
+)
+from core_agent.runs.gating import GatingCallback
+from core_agent.saving.checkpoint import NoCheckpointError
+from core_agent.validation import check
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that decides what a run learns."""
+
+    env_id: str
+    agent: str = "core"
+    """See :data:`core_agent.agents.registry.AGENTS`."""
+    preset: str = "paper"
+    seed: int = 0
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Of the algorithm, on top of the preset's."""
+    env_arguments: dict[str, Any] = field(default_factory=dict)
+    """Of the environment, on top of the preset's."""
+    n_envs: int = 1
+    """Environments side by side, each in a process of its own if there are several."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How :func:`train_run` ended."""
+
+    agent_steps: int
+    resumed_at: int | None
+    """Agent steps at the checkpoint that the run went on from; ``None``: it began."""
+    interrupted_by: signal.Signals | None
+    """The signal that ended it early."""
+
+
+def make_environment(
+    env_id: str, preset: str, split: str, arguments: dict[str, Any] | None = None
+) -> gym.Env:
+    """An environment that renders; a DCS one as the preset wants it, on the split's videos.
+
+    :param arguments: of the environment, on top of the preset's
+    """
+    return make_env(env_id, **environment_arguments(env_id, preset, split, arguments or {}))
+
+
+def environment_arguments(
+    env_id: str, preset: str, split: str, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """What an environment is made with; a preset says something of DCS ones alone."""
+    if not env_id.startswith("DCS-"):
+        return arguments
+    return {**get_preset(preset).env_arguments, "split": split, **arguments}
+
+
+@contextmanager
+def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
+    """Inside, no other process trains in ``folder``. A process that dies lets go of it.
+
+    :param patience: seconds to wait for that
+    :raises ValueError: if another one still does
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + patience
+    with (folder / "lock").open("w") as file:
+        while not _try_to_lock(file):
+            if time.monotonic() >= until:
+                raise ValueError(
+                    f"folder must belong to one run at a time, got {str(folder)!r}, where another "
+                    "process is training; wait for it, or give another folder"
+                )
+            time.sleep(0.5)
+        yield
+
+
+def _try_to_lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def write_run(path: Path, run: Run, env: VecEnv) -> None:
+    """Write a folder's ``run.json``, and from where the backgrounds were, which machines decide."""
+    videos = env.get_attr("video_folder")[0] if env.has_attr("video_folder") else None
+    path.write_text(json.dumps({**asdict(run), "videos": videos}, indent=1))
+
+
+def check_same_run(path: Path, run: Run) -> None:
+    """Make sure that the folder's run is the one that is asked for.
+
+    :param path: of the folder's ``run.json``
+    :raises ValueError: naming what differs
+    """
+    check(path.is_file(), "folder", "hold run.json beside its checkpoints", str(path.parent))
+    begun = json.loads(path.read_text())
+    for name, value in json.loads(json.dumps(asdict(run))).items():
+        check(
+            begun.get(name) == value,
+            name,
+            f"be {begun.get(name)!r}, as when the run in {str(path.parent)!r} began",
+            value,
+            "give another folder to begin another run",
+        )
+
+
+def train_run(
+    run: Run,
+    folder: Path,
+    total_timesteps: int | None = None,
+    simulator_steps: int = PAPER_SIMULATOR_STEPS,
+    resume: bool = False,
+    checkpoint_every: int = 10_000,
+    validate_every: int = 10_000,
+    callbacks: list[BaseCallback] | None = None,
+    progress: bool = True,
+    patience: float = 0.0,
+) -> Outcome:
+    """Train in a folder; go on with what was begun there.
+
+    :param run: what to learn
+    :param folder: made if missing
+    :param total_timesteps: agent steps; by default as many as ``simulator_steps`` take
+    :param simulator_steps: see ``total_timesteps``
+    :param resume: go on from the newest whole checkpoint in the folder, if there is one
+    :param checkpoint_every: agent steps between two checkpoints; 0: at the end alone
+    :param validate_every: agent steps between two validations; 0: none
+    :param callbacks: further ones
+    :param progress: show a progress bar
+    :param patience: seconds to wait for another process to let go of the folder
+    :raises ValueError: if the folder holds checkpoints that are not to be gone on from, or those
+        of another run, or if another process trains there; for a bad argument
+    """
+    checkpoints = folder / "checkpoints"
+    begun = any(checkpoints.glob("checkpoint-*"))
+    check(
+        resume or not begun,
+        "folder",
+        "hold no checkpoints when a run begins",
+        str(folder),
+        "go on with that run (--resume auto) or give another folder",
+    )
+    if begun:
+        check_same_run(folder / RUN_FILE, run)
+    with ExitStack() as stack:
+        env = stack.enter_context(closing(training_environments(run)))
+        # What a constructor refuses is refused before anything is written.
+        model = None if begun else new_model(run, env, folder)
+        stack.enter_context(locked(folder, patience))
+        if model is None:
+            model = resume_model(run, env, folder)
+        resumed_at = model.num_timesteps or None
+        total = total_timesteps or -(-simulator_steps // model.action_repeat)
+        if model.num_timesteps >= total and not model._is_unfinished:
+            return Outcome(model.num_timesteps, resumed_at, None)
+        if resumed_at is None:
+            write_run(folder / RUN_FILE, run, env)
+        exact = ExactCheckpointCallback(checkpoints, checkpoint_every)
+        # The last checkpoint comes after what others have to do at the end.
+        all_callbacks: list[BaseCallback] = [*(callbacks or []), exact]
+        if progress:
+            loss = "train/model_loss" if run.agent == "core" else "train/critic_loss"
+            all_callbacks.append(RichProgressCallback(loss_key=loss))
+        if model.policy_kwargs.get("gating"):
+            all_callbacks.append(GatingCallback())
+        if validate_every:
+            other = stack.enter_context(closing(training_environment(run, "val")))
+            all_callbacks.append(ValidationCallback(other, validate_every, seed=run.seed))
+        try:
+            model.learn(
+                max(total - model.num_timesteps, 0),
+                callback=all_callbacks,
+                log_interval=1,
+                reset_num_timesteps=resumed_at is None,
+            )
+        finally:
+            model.save(folder / "model")
+        received = None if exact.received is None else signal.Signals(exact.received)
+        return Outcome(model.num_timesteps, resumed_at, received)
+
+
+def training_environments(run: Run) -> VecEnv:
+    """The environments that a run learns in, watched over if they are in other processes."""
+    arguments = environment_arguments(run.env_id, run.preset, "train", run.env_arguments)
+    agent_arguments = preset_arguments(run.preset, run.agent, **run.arguments)
+    apart = agent_arguments.get("collect") == "async"
+    return make_vec_env(
+        run.env_id, run.n_envs, env_kwargs=arguments, vec_env_kwargs={} if apart else None
+    )
+
+
+def training_environment(run: Run, split: str) -> gym.Env:
+    """The environment of a run, on the videos of ``split``."""
+    return make_environment(run.env_id, run.preset, split, run.env_arguments)
+
+
+def new_model(run: Run, env: VecEnv, folder: Path) -> SequenceOffPolicyAlgorithm:
+    """The model at the beginning of a run."""
+    arguments = preset_arguments(run.preset, run.agent, **run.arguments)
+    log = str(folder / "tensorboard")
+    return get_agent(run.agent)(
+        policy="auto", env=env, seed=run.seed, tensorboard_log=log, **arguments
+    )
+
+
+def resume_model(run: Run, env: VecEnv, folder: Path) -> SequenceOffPolicyAlgorithm:
+    """The model at the newest whole checkpoint; a new one if none is whole."""
+    try:
+        return get_agent(run.agent).resume(folder / "checkpoints", env)
+    except NoCheckpointError:
+        warnings.warn(f"no checkpoint in {folder} is whole: the run begins anew", stacklevel=2)
+        return new_model(run, env, folder)

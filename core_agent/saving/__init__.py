@@ -1,0 +1,1 @@
+"""Model files, checkpoints and environment states. Imports ``networks`` and ``replay``."""

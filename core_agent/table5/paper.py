@@ -1,0 +1,97 @@
+"""What the paper reports: Table 5 of arXiv:2112.01163, and how its rows are named here."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import re
+from importlib import resources
+from typing import NamedTuple
+
+METHODS = {
+    "core": "CoRe",
+    "recurrent_sac": "Recurrent SAC+RAD",
+    "curl": "CURL",
+    "sacrad": "SAC+RAD",
+    "qtopt_rad": "QT-Opt+RAD",
+    "qtopt_drq": "QT-Opt+DrQ",
+}
+"""The name that the table has for each of :data:`core_agent.agents.registry.AGENTS`."""
+TASKS = (
+    "ball_in_cup-catch",
+    "cartpole-swingup",
+    "cheetah-run",
+    "finger-spin",
+    "reacher-easy",
+    "walker-walk",
+)
+DIFFICULTIES = ("easy", "medium", "hard")
+DISTRACTIONS = ("static", "dynamic")
+PAPER_STEPS = (500_000, 1_000_000)
+"""Simulator steps after which the paper evaluates; the later one for CoRe alone."""
+N_PAPER_SEEDS = 5
+
+_DCS_ID = re.compile(
+    rf"DCS-(?P<task>.+)-(?:clean|(?P<difficulty>{'|'.join(DIFFICULTIES)})"
+    rf"-(?P<distraction>{'|'.join(DISTRACTIONS)}))"
+)
+
+
+class Setting(NamedTuple):
+    """A task and its distractions."""
+
+    task: str
+    """For an environment that is not of the suite, its id."""
+    difficulty: str = ""
+    distraction: str = ""
+    """Empty, as the difficulty is, where there is none."""
+
+    @property
+    def is_of_suite(self) -> bool:
+        """Whether an episode has 1,000 simulator steps that earn at most 1 each."""
+        return self.task in TASKS
+
+    @property
+    def order(self) -> tuple[int, int, str]:
+        """Easy before hard, static before dynamic, tasks by name; what is not distracted first."""
+        return (
+            ("", *DIFFICULTIES).index(self.difficulty),
+            ("", *DISTRACTIONS).index(self.distraction),
+            self.task,
+        )
+
+
+class PaperResult(NamedTuple):
+    """Mean return per 1,000 simulator steps over 5 seeds, and its standard error."""
+
+    mean: float
+    standard_error: float
+
+
+def parse_setting(env_id: str) -> Setting:
+    """The setting of an environment's id, such as ``DCS-cheetah-run-easy-dynamic``."""
+    match = _DCS_ID.fullmatch(env_id)
+    if match is None:
+        return Setting(env_id)
+    return Setting(match["task"], match["difficulty"] or "", match["distraction"] or "")
+
+
+@functools.cache
+def read_table5() -> dict[tuple[Setting, str, int], PaperResult]:
+    """Table 5, by setting, method and simulator steps; the task of a row of means is ``"mean"``."""
+    file = resources.files("core_agent.table5") / "table5.csv"
+    results = {}
+    for row in csv.DictReader(file.read_text().splitlines()):
+        setting = Setting(row["task"], row["difficulty"], row["distraction"])
+        key = (setting, row["method"], int(row["simulator_steps"]))
+        results[key] = PaperResult(float(row["mean_return"]), float(row["standard_error"]))
+    return results
+
+
+def find_paper_result(agent: str, setting: Setting, steps: int) -> PaperResult | None:
+    """What Table 5 has for an agent of this package; ``None`` where it has nothing.
+
+    :param agent: a key of :data:`METHODS`, or any other name
+    :param steps: simulator steps
+    """
+    return read_table5().get((setting, METHODS.get(agent, agent), steps))

@@ -1,0 +1,186 @@
+"""Acting: predict and the state it carries."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from core_agent.agents.policies import RecurrentPolicy
+from core_agent.networks.distributions import SquashedGaussian
+from tests.fakes import BOTH, TINY_POLICY, VECTOR
+
+IMAGE_FIRST = spaces.Box(0, 255, (3, 8, 8), np.uint8)
+ACTION = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
+
+
+def make_policy(observation_space: spaces.Space = IMAGE_FIRST, **kwargs) -> RecurrentPolicy:
+    torch.manual_seed(0)
+    return RecurrentPolicy(observation_space, ACTION, **{**TINY_POLICY, **kwargs})
+
+
+def images(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, 3, 8, 8), dtype=np.uint8)
+
+
+def test_predict_returns_actions_within_the_bounds_and_a_state_of_three_arrays():
+    policy = make_policy()
+    actions, state = policy.predict(images(5))
+    assert actions.shape == (5, 2)
+    assert actions.dtype == np.float32
+    assert all(ACTION.contains(action) for action in actions)
+    assert [part.shape for part in state] == [(5, 6), (5, 4), (5, 2)]
+
+
+def test_one_observation_gives_one_action():
+    action, state = make_policy().predict(images(1)[0])
+    assert action.shape == (2,)
+    assert state[0].shape == (1, 6)
+
+
+def test_channels_first_or_last_makes_no_difference():
+    policy, batch = make_policy(), images(2)
+    first, _ = policy.predict(batch, deterministic=True)
+    last, _ = policy.predict(batch.transpose(0, 2, 3, 1), deterministic=True)
+    assert np.array_equal(first, last)
+
+
+def test_the_state_ends_with_the_action_that_was_returned():
+    policy = make_policy()
+    actions, state = policy.predict(images(3))
+    assert np.allclose(policy.scale_action(actions), state[-1], atol=1e-6)
+
+
+def test_predict_is_pure():
+    policy, batch = make_policy(), images(3)
+    _, state = policy.predict(batch, deterministic=True)
+    kept = [part.copy() for part in state]
+    first = policy.predict(batch, state, deterministic=True)
+    again = policy.predict(batch, state, deterministic=True)
+    assert np.array_equal(first[0], again[0])
+    assert all(np.array_equal(a, b) for a, b in zip(state, kept))
+
+
+def test_deterministic_draws_no_random_number():
+    policy = make_policy()
+    before = torch.get_rng_state()
+    policy.predict(images(3), deterministic=True)
+    assert torch.equal(before, torch.get_rng_state())
+    policy.predict(images(3), deterministic=False)
+    assert not torch.equal(before, torch.get_rng_state())
+
+
+def test_the_state_matters():
+    policy, batch = make_policy(), images(2)
+    _, state = policy.predict(images(2, seed=1), deterministic=True)
+    anew, _ = policy.predict(batch, deterministic=True)
+    carried, _ = policy.predict(batch, state, deterministic=True)
+    assert not np.allclose(anew, carried)
+
+
+def test_episode_start_resets_one_environment_alone():
+    policy, batch = make_policy(), images(2)
+    _, state = policy.predict(images(2, seed=1), deterministic=True)
+    anew, _ = policy.predict(batch, deterministic=True)
+    carried, _ = policy.predict(batch, state, deterministic=True)
+    mixed, _ = policy.predict(batch, state, np.array([True, False]), deterministic=True)
+    assert np.allclose(mixed[0], anew[0], atol=1e-6)
+    assert np.allclose(mixed[1], carried[1], atol=1e-6)
+
+
+def test_acting_filters_as_training_does():
+    # The deterministic filter of predict equals observe() without noise on the same frames.
+    policy = make_policy(crop_size=8)
+    frames = images(4)
+    state, deters = None, []
+    actions = []
+    for frame in frames:
+        _, state = policy.predict(frame, state, deterministic=True)
+        deters.append(torch.as_tensor(state[0]))
+        actions.append(torch.as_tensor(state[2]))
+    with torch.no_grad():
+        rollout = policy.world_model.observe(
+            policy.world_model.encode(torch.as_tensor(frames)[:, None]),
+            torch.stack(actions)[:-1],
+            torch.zeros(4, 1, 4),
+        )
+    assert torch.allclose(rollout.deter, torch.stack(deters), atol=1e-5)
+
+
+def test_the_authors_sampled_evaluation_is_an_option():
+    sampled = make_policy(sample_when_deterministic=True)
+    _, a = sampled.predict(images(1), deterministic=True)
+    _, b = sampled.predict(images(1), deterministic=True)
+    assert not np.array_equal(a[1], b[1])
+    assert np.array_equal(a[2], b[2])  # the actor reads the mean in any case
+
+
+def test_an_observation_info_tuple_is_refused():
+    with pytest.raises(ValueError, match="observation must be an array or a dict, got a tuple"):
+        make_policy().predict((images(1), {}))
+
+
+def test_a_state_of_another_size_is_refused():
+    policy = make_policy()
+    _, state = policy.predict(images(2))
+    with pytest.raises(ValueError, match="state must be arrays of shapes"):
+        policy.predict(images(3), state)
+
+
+def test_discrete_actions_are_refused():
+    with pytest.raises(ValueError, match="action_space must be a Box of continuous actions"):
+        RecurrentPolicy(IMAGE_FIRST, spaces.Discrete(3), **TINY_POLICY)
+
+
+@pytest.mark.parametrize("space", [VECTOR, BOTH, spaces.Discrete(5)])
+def test_any_observation_space_acts(space):
+    if isinstance(space, spaces.Dict):
+        space = spaces.Dict({"image": IMAGE_FIRST, "vector": VECTOR})
+    policy = make_policy(space)
+    space.seed(0)
+    action, state = policy.predict(space.sample(), deterministic=True)
+    action, _ = policy.predict(space.sample(), state, deterministic=True)
+    assert ACTION.contains(action)
+
+
+def test_policy_saves_and_loads_with_its_sizes(tmp_path):
+    policy = make_policy()
+    policy.save(tmp_path / "policy.pt")
+    loaded = RecurrentPolicy.load(tmp_path / "policy.pt", device="cpu")
+    a, _ = policy.predict(images(2), deterministic=True)
+    b, _ = loaded.predict(images(2), deterministic=True)
+    assert np.array_equal(a, b)
+
+
+def test_target_critics_start_as_copies_and_are_not_trained():
+    policy = make_policy()
+    pairs = zip(policy.critic.parameters(), policy.critic_target.parameters())
+    assert all(torch.equal(a, b) and not b.requires_grad for a, b in pairs)
+
+
+def test_squashed_gaussian_density_by_hand():
+    distribution = SquashedGaussian(torch.tensor([[0.3, -0.2]]), torch.tensor([[-0.5, 0.1]]))
+    noise = torch.tensor([[0.7, -1.1]])
+    action, log_prob = distribution.sample(noise)
+    normal = torch.distributions.Normal(distribution.mean, distribution.log_std.exp())
+    raw = distribution.mean + distribution.log_std.exp() * noise
+    expected = (normal.log_prob(raw) - torch.log(1 - torch.tanh(raw) ** 2)).sum(-1)
+    assert torch.allclose(action, torch.tanh(raw))
+    assert torch.allclose(log_prob, expected, atol=1e-5)
+
+
+def test_squashed_gaussian_is_finite_far_out():
+    distribution = SquashedGaussian(torch.tensor([[50.0]]), torch.tensor([[2.0]]))
+    action, log_prob = distribution.sample(torch.tensor([[3.0]]))
+    assert action.item() == 1.0
+    assert torch.isfinite(log_prob).all()
+
+
+def test_actor_squashes_mean_and_log_std():
+    policy = make_policy()
+    states = 1e4 * torch.randn(64, 10)
+    distribution = policy.actor(states)
+    assert distribution.mean.abs().max() <= 5.0
+    assert distribution.log_std.min() >= -10.0
+    assert distribution.log_std.max() <= 2.0

@@ -1,0 +1,117 @@
+"""Presets and what follows from an environment's id."""
+
+from __future__ import annotations
+
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.type_aliases import TrainFrequencyUnit
+
+from core_agent import CoRe
+from core_agent.agents.base import PAPER_SIMULATOR_STEPS
+from core_agent.agents.presets import ABLATIONS, AGENT_NAMES, PRESETS, SIZES, get_preset, preset
+from core_agent.agents.registry import AGENTS
+from tests.fakes import TINY, FakeEnv
+
+BUILDS = [(name, agent) for name in SIZES for agent in SIZES[name].arguments]
+
+
+@pytest.mark.parametrize(("name", "agent"), BUILDS)
+def test_every_size_builds_every_agent_that_it_is_for(name, agent):
+    env_size = PRESETS[name].env_arguments.get("image_size", 40)
+    env = FakeEnv(spaces.Box(0, 255, (env_size, env_size, 3), "uint8"))
+    arguments = preset(name, agent)
+    model = AGENTS[agent]("CnnPolicy", env, **arguments, device="cpu")
+    for argument, value in arguments.items():
+        if argument == "train_freq":
+            assert tuple(model.train_freq) == (value[0], TrainFrequencyUnit(value[1]))
+        else:
+            assert getattr(model, argument) == value
+
+
+def test_sizes_are_for_every_agent_and_ablations_for_core():
+    for name in ("paper", "small", "debug"):
+        assert tuple(PRESETS[name].arguments) == AGENT_NAMES == tuple(AGENTS)
+    for ablation in (*ABLATIONS, "release"):
+        assert tuple(PRESETS[ablation].arguments) == ("core",)
+
+
+def test_overrides_win_and_policy_kwargs_are_merged():
+    arguments = preset("small", batch_size=4, policy_kwargs=dict(stoch_dim=3))
+    assert arguments["batch_size"] == 4
+    assert arguments["policy_kwargs"]["stoch_dim"] == 3
+    assert arguments["policy_kwargs"]["actor_dims"] == (256, 256)
+    assert preset("small")["policy_kwargs"]["stoch_dim"] == 32
+
+
+def test_presets_are_combined_with_a_plus_the_later_ones_winning():
+    arguments = preset("small+core-gating+core-posterior")
+    assert arguments["batch_size"] == 16
+    assert arguments["contrastive_from"] == "posterior"
+    assert arguments["policy_kwargs"] == {**preset("small")["policy_kwargs"], "gating": True}
+    assert get_preset("core-gating+small").env_arguments["image_size"] == 64
+    assert preset("core-beta-0.1+core-beta-0.001")["kl_coef"] == 0.001
+    assert preset("small+debug", "curl")["batch_size"] == 2
+
+
+ABLATED = {
+    "core-fwd": dict(reward_coef=0.0, inverse_coef=0.0),
+    "core-fwd-inv": dict(reward_coef=0.0, inverse_coef=1.0),
+    "core-fwd-reward": dict(reward_coef=1.0, inverse_coef=0.0),
+    "core-posterior": dict(contrastive_from="posterior", kl_coef=0.01),
+    "core-no-critic-model": dict(train_model_with_critic=False),
+    "core-gating": {},
+    "core-beta-0.0001": dict(kl_coef=1e-4),
+    "core-beta-0.001": dict(kl_coef=1e-3),
+    "core-beta-0.01": dict(kl_coef=1e-2),
+    "core-beta-0.1": dict(kl_coef=0.1),
+    "core-beta-1": dict(kl_coef=1.0),
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_changes_what_it_says_and_learns(name):
+    sizes = {key: value for key, value in TINY.items() if key != "policy_kwargs"}
+    arguments = preset(name, policy_kwargs=TINY["policy_kwargs"], **sizes)
+    model = CoRe("CnnPolicy", FakeEnv(), **arguments)
+    for argument, value in ABLATED[name].items():
+        assert getattr(model, argument) == value
+    (encoder,) = model.policy.observation_encoder.image_encoders.values()
+    assert (encoder.gate is not None) == (name == "core-gating")
+    assert model.learn(14)._n_updates > 0
+
+
+def test_a_preset_for_another_agent_is_refused():
+    with pytest.raises(ValueError, match=r"preset must be one for 'curl', got 'small\+core-fwd'"):
+        preset("small+core-fwd", "curl")
+    with pytest.raises(ValueError, match=r"agent must be one of .*, got 'ppo'"):
+        preset("small", "ppo")
+
+
+def test_an_unknown_preset_is_named():
+    with pytest.raises(ValueError, match=r"preset must be one of .*'small'.*got 'tiny'"):
+        preset("tiny")
+
+
+def test_release_follows_the_experiments():
+    model = CoRe(
+        "CnnPolicy", FakeEnv(), **{**TINY, **preset("release", policy_kwargs=TINY["policy_kwargs"])}
+    )
+    assert model.smooth_reward_loss
+    assert model.policy.sample_when_deterministic
+    assert model.policy.actor.net.activation.__name__ == "relu"
+
+
+def test_an_action_repeat_gives_the_papers_length():
+    class Repeating(FakeEnv):
+        action_repeat = 50_000
+
+    model = CoRe("CnnPolicy", Repeating(), **TINY).learn()
+    assert model.num_timesteps >= PAPER_SIMULATOR_STEPS // 50_000
+    assert model.num_timesteps < 20
+
+
+def test_simulator_steps_count_the_action_repeat():
+    class Repeating(FakeEnv):
+        action_repeat = 4
+
+    assert CoRe("CnnPolicy", Repeating(), **TINY).action_repeat == 4

@@ -1,0 +1,291 @@
+"""A run in a folder: stopped by a signal, gone on with, never begun twice."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+
+from core_agent import RecurrentSAC
+from core_agent.agents.core import CoRe
+from core_agent.runs.callbacks import ExactCheckpointCallback
+from core_agent.runs.training import Run, train_run
+from core_agent.validation import NonFiniteError
+from tests.fakes import IMAGE, TINY, VECTOR, FakeEnv, SavableEnv
+
+ID = "TrainingTest-v0"
+ARGUMENTS = {key: value for key, value in TINY.items() if key not in ("seed",)}
+RUN = Run(ID, preset="debug", arguments=ARGUMENTS)
+
+
+@pytest.fixture(autouse=True)
+def _registered():
+    gym.register(ID, lambda render_mode: SavableEnv(IMAGE), disable_env_checker=True)
+    yield
+    del gym.registry[ID]
+
+
+@pytest.fixture(autouse=True)
+def _usual_handlers():
+    """Whatever the tests were started from."""
+    handlers = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+class KillSelf(BaseCallback):
+    """Sends this process a signal at a step."""
+
+    def __init__(self, step: int, number: int) -> None:
+        super().__init__()
+        self.step, self.number = step, number
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps == self.step:
+            os.kill(os.getpid(), self.number)
+        return True
+
+
+def train(folder, steps: int = 40, *callbacks, run: Run = RUN, resume: bool = False):
+    return train_run(
+        run,
+        folder,
+        steps,
+        resume=resume,
+        checkpoint_every=10,
+        validate_every=0,
+        callbacks=list(callbacks),
+    )
+
+
+def parameters(folder) -> dict[str, torch.Tensor]:
+    return CoRe.load(folder / "model", device="cpu").policy.state_dict()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_exactly(tmp_path, number):
+    train(tmp_path / "never stopped")
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    outcome = train(tmp_path / "stopped", 40, KillSelf(27, number))
+    assert outcome.interrupted_by is number and outcome.agent_steps == 27
+    assert handlers == [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    outcome = train(tmp_path / "stopped", resume=True)
+    assert outcome.resumed_at == 27 and outcome.interrupted_by is None
+    expected = parameters(tmp_path / "never stopped")
+    for name, value in parameters(tmp_path / "stopped").items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_second_signal_acts_as_ever(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, 40, KillSelf(27, signal.SIGINT), KillSelf(27, signal.SIGINT))
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert train(tmp_path, 40, KillSelf(27, signal.SIGINT)).interrupted_by is None
+
+
+def test_a_run_is_not_begun_twice(tmp_path):
+    train(tmp_path, 12)
+    before = (tmp_path / "model.zip").read_bytes()
+    with pytest.raises(ValueError, match="folder must hold no checkpoints when a run begins"):
+        train(tmp_path, 12)
+    assert (tmp_path / "model.zip").read_bytes() == before
+
+
+def test_a_complete_run_is_left_alone(tmp_path):
+    train(tmp_path, 12)
+    before = (tmp_path / "model.zip").stat().st_mtime_ns
+    outcome = train(tmp_path, 12, resume=True)
+    assert outcome.agent_steps == outcome.resumed_at == 12
+    assert (tmp_path / "model.zip").stat().st_mtime_ns == before
+
+
+def test_a_complete_run_can_be_made_longer(tmp_path):
+    train(tmp_path, 12)
+    outcome = train(tmp_path, 20, resume=True)
+    assert (outcome.resumed_at, outcome.agent_steps) == (12, 24)
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        (dict(seed=1), "seed"),
+        (dict(preset="small"), "preset"),
+        (dict(arguments={**ARGUMENTS, "gamma": 0.9}), "arguments"),
+        (dict(env_arguments={"length": 3}), "env_arguments"),
+    ],
+)
+def test_another_run_is_not_gone_on_with(tmp_path, changed, name):
+    train(tmp_path, 12)
+    run = Run(**{**RUN.__dict__, **changed})
+    with pytest.raises(ValueError, match=f"^{name} must be .*, as when the run in"):
+        train(tmp_path, 24, run=run, resume=True)
+
+
+def test_checkpoints_without_their_run_are_refused(tmp_path):
+    train(tmp_path, 12)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"folder must hold run\.json"):
+        train(tmp_path, 24, resume=True)
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    train(tmp_path, 12)
+    with (tmp_path / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="folder must belong to one run at a time"):
+            train(tmp_path, 24, resume=True)
+
+
+@pytest.mark.filterwarnings("ignore:.* is passed over")
+def test_a_run_without_a_whole_checkpoint_begins_anew(tmp_path):
+    train(tmp_path, 12)
+    for path in tmp_path.rglob("manifest.json"):
+        path.write_text("{}")
+    with pytest.warns(UserWarning, match="no checkpoint in .* is whole: the run begins anew"):
+        outcome = train(tmp_path, 18, resume=True)
+    assert outcome.resumed_at is None and outcome.agent_steps == 18
+
+
+def test_what_a_run_is_can_be_read(tmp_path):
+    train(tmp_path, 12)
+    assert json.loads((tmp_path / "run.json").read_text())["env_id"] == ID
+
+
+# ---- faults of the environment ----
+
+
+class FaultyEnv(SavableEnv):
+    """Gives something that is no number at one step."""
+
+    fault = 21
+    taken = 0
+
+    def __init__(self, kind: str = "reward", value: float = np.nan, **kwargs) -> None:
+        super().__init__(VECTOR, **kwargs)
+        self.kind, self.value = kind, value
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        type(self).taken += 1
+        if self.taken == self.fault:
+            if self.kind == "reward":
+                reward = self.value
+            else:
+                observation = observation.copy()
+                observation[1] = self.value
+        return observation, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("kind", "length", "culprit"),
+    [
+        ("reward", 6, "reward of environment 0"),
+        ("observation", 6, "observation of environment 0"),
+        ("observation", 7, "terminal observation of environment 0"),
+    ],
+)
+def test_what_is_no_number_stops_the_run_and_the_last_good_state_is_kept(
+    tmp_path, kind, value, length, culprit
+):
+    FaultyEnv.taken = 0
+    model = RecurrentSAC("auto", FaultyEnv(kind, value, length=length), **TINY)
+    with pytest.raises(NonFiniteError, match=rf"^the {culprit} must be finite.* at step 21"):
+        model.learn(60, callback=ExactCheckpointCallback(tmp_path, 0))
+    assert model.num_timesteps == model.replay_buffer.size() == 20
+    with pytest.warns(UserWarning, match="they are reset"):
+        resumed = RecurrentSAC.resume(tmp_path, FaultyEnv(kind, length=length))
+    assert resumed.num_timesteps == 20
+    resumed.learn(40, reset_num_timesteps=False)
+    assert resumed.num_timesteps >= 60
+    model.learn(12, reset_num_timesteps=False)
+    assert model.num_timesteps >= 32, "the model itself goes on as well"
+
+
+def test_an_environment_that_raises_costs_nothing_but_its_episode(tmp_path):
+    class Broken(SavableEnv):
+        def step(self, action):
+            if self.step_count == 4 and len(self.actions) > 20:
+                raise OSError("the robot is gone")
+            return super().step(action)
+
+    model = RecurrentSAC("auto", Broken(), **TINY)
+    with pytest.raises(OSError, match="the robot is gone"):
+        model.learn(60, callback=ExactCheckpointCallback(tmp_path, 0))
+    with pytest.warns(UserWarning, match="they are reset"):
+        resumed = RecurrentSAC.resume(tmp_path, SavableEnv())
+    assert resumed.num_timesteps == resumed.replay_buffer.size() == 22
+
+
+def test_a_key_of_a_dict_observation_is_named():
+    class Env(FakeEnv):
+        def step(self, action):
+            observation, *rest = super().step(action)
+            observation["vector"][0] = np.inf
+            return observation, *rest
+
+    from tests.fakes import BOTH
+
+    with pytest.raises(NonFiniteError, match="the observation 'vector' of environment 0"):
+        RecurrentSAC("auto", Env(BOTH), **TINY).learn(10)
+
+
+@pytest.mark.parametrize(
+    ("broken", "culprit"),
+    [
+        ("reward_head", "model_loss, reward_loss"),
+        ("decoder", "model_loss, contrastive_loss"),
+        ("critic", "critic_loss"),
+        ("actor", "critic_loss"),
+    ],
+)
+def test_a_loss_that_is_no_number_is_named_before_it_changes_anything(broken, culprit):
+    model = CoRe("auto", SavableEnv(), **TINY)
+    model.learn(12)
+    part = getattr(model.policy, broken, None) or getattr(model.policy.world_model, broken)
+    last = list(part.parameters())[-1]
+    with torch.no_grad():
+        last.fill_(torch.nan)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    with pytest.raises(NonFiniteError, match=f"^{culprit}, gradient of .* must be finite"):
+        model.train(1, 3)
+    optimizer = "optimizer" if culprit.startswith("model") else None
+    changed = {
+        name
+        for name, value in model.policy.state_dict().items()
+        if not torch.equal(value.nan_to_num(7.0), before[name].nan_to_num(7.0))
+    }
+    assert optimizer is None or not changed
+    assert not any(name.startswith(("critic", "actor")) for name in changed)
+
+
+def test_a_full_gpu_says_what_to_lower(monkeypatch):
+    def update(model, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(RecurrentSAC, "update", update)
+    with pytest.raises(torch.OutOfMemoryError, match=r"lower batch_size \(it is 3\) or sequence"):
+        RecurrentSAC("auto", FakeEnv(), **TINY).learn(20)
+
+
+@pytest.mark.parametrize(("n_envs", "collect"), [(2, "sequential"), (1, "async")])
+def test_environments_in_processes_of_their_own_go_on_exactly(tmp_path, n_envs, collect):
+    run = Run(ID, preset="debug", arguments={**ARGUMENTS, "collect": collect}, n_envs=n_envs)
+    train(tmp_path / "never stopped", run=run)
+    train(tmp_path / "stopped", 40, KillSelf(26, signal.SIGTERM), run=run)
+    assert train(tmp_path / "stopped", run=run, resume=True).resumed_at == 26
+    expected = parameters(tmp_path / "never stopped")
+    for name, value in parameters(tmp_path / "stopped").items():
+        assert torch.equal(value, expected[name]), name

@@ -1,0 +1,138 @@
+"""Videos, plots and playing."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import av
+import numpy as np
+import pytest
+from rich.console import Console
+from stable_baselines3.common.logger import configure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from core_agent import CoRe
+from core_agent.runs.callbacks import (
+    EpisodeReturns,
+    RichProgressCallback,
+    TimeLimitCallback,
+    ValidationCallback,
+)
+from core_agent.runs.evaluation import EpisodeResult, play, summarize
+from core_agent.runs.plotting import plot_learning_curve, running_mean
+from core_agent.runs.video import captioned, encode_gif, log_video, side_by_side, write_mp4
+from tests.fakes import TINY, FakeEnv
+
+
+def frames(n: int, value: int = 0) -> list[np.ndarray]:
+    return [np.full((16, 24, 3), value + i, np.uint8) for i in range(n)]
+
+
+def test_mp4_has_every_frame(tmp_path):
+    write_mp4(tmp_path / "video.mp4", frames(7), 15)
+    with av.open(str(tmp_path / "video.mp4")) as container:
+        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(decoded) == 7
+    assert decoded[0].shape == (16, 24, 3)
+
+
+def test_an_empty_video_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="frames must hold at least one frame"):
+        write_mp4(tmp_path / "video.mp4", [], 15)
+
+
+def test_side_by_side_freezes_the_shorter_video():
+    joined = side_by_side(frames(2), frames(4, value=100))
+    assert len(joined) == 4
+    assert joined[0].shape == (16, 48, 3)
+    assert joined[3][0, 0, 0] == 1
+    assert joined[3][0, -1, 0] == 103
+
+
+def test_captions_leave_the_original_alone():
+    original = [np.full((40, 120, 3), 90, np.uint8)]
+    (marked,) = captioned(original, "CoRe")
+    assert marked.shape == (40, 120, 3)
+    assert (marked == 255).any()
+    assert (original[0] == 90).all()
+
+
+def test_videos_reach_tensorboard(tmp_path):
+    logger = configure(str(tmp_path), ["tensorboard"])
+    log_video(logger, "validation/video", frames(3), 15, step=7)
+    logger.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    (image,) = events.Images("validation/video")
+    assert image.step == 7
+    assert (image.width, image.height) == (24, 16)
+    assert image.encoded_image_string == encode_gif(frames(3), 15)
+
+
+def test_play_returns_whole_episodes():
+    model = CoRe("CnnPolicy", FakeEnv(), **TINY)
+    results = play(FakeEnv(length=5), model, 2, seed=0, record=True)
+    assert [r.n_steps for r in results] == [5, 5]
+    assert [len(r.frames) for r in results] == [6, 6]
+
+
+def test_the_first_episode_alone_can_be_recorded():
+    results = play(FakeEnv(length=5), None, 3, seed=0, record="first")
+    assert [len(r.frames) for r in results] == [6, 0, 0]
+
+
+def test_random_play_is_reproducible_and_needs_no_model():
+    first, second = (play(FakeEnv(), None, 2, seed=3) for _ in range(2))
+    assert [r.episode_return for r in first] == [r.episode_return for r in second]
+
+
+def test_play_refuses_no_episode():
+    with pytest.raises(ValueError, match="n_episodes must be a whole number >= 1, got 0"):
+        play(FakeEnv(), None, 0)
+
+
+def test_summary_is_mean_and_standard_error():
+    results = [EpisodeResult(value, 1, []) for value in (1.0, 2.0, 6.0)]
+    statistics = summarize(results)
+    assert statistics.mean == 3.0
+    assert statistics.standard_error == pytest.approx(np.sqrt(7.0 / 3.0))
+    assert summarize(results[:1]).standard_error == 0.0
+
+
+def test_running_mean_looks_back():
+    assert running_mean([1, 3, 5, 7], window=2).tolist() == [1, 2, 4, 6]
+
+
+def test_learning_curve_is_a_picture(tmp_path):
+    plot_learning_curve(tmp_path / "curve.png", "title", [1, 2, 3], [1, 4, 9], 2.0, [(3, 8, 1)])
+    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_validation_logs_returns_and_a_video(tmp_path):
+    model = CoRe("CnnPolicy", FakeEnv(), **TINY)
+    model.set_logger(configure(str(tmp_path), ["tensorboard"]))
+    validation = ValidationCallback(FakeEnv(), every=10, n_episodes=2)
+    training = EpisodeReturns()
+    model.learn(24, callback=[validation, training], log_interval=1)
+    model.logger.close()
+    assert [step for step, *_ in validation.results] == [10, 20]
+    assert [step for step, *_ in training.episodes] == [6, 12, 18, 24]
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert len(events.Images("validation/video")) == 2
+    assert "validation/return" in events.Tags()["scalars"]
+
+
+def test_time_limit_ends_training():
+    model = CoRe("CnnPolicy", FakeEnv(), **TINY)
+    model.learn(10**6, callback=TimeLimitCallback(0.2))
+    assert model.num_timesteps < 10**6
+
+
+def test_the_progress_bar_shows_return_loss_and_time_left():
+    console = Console(file=io.StringIO(), force_terminal=True, width=150)
+    model = CoRe("CnnPolicy", FakeEnv(), **TINY)
+    model.learn(60, callback=RichProgressCallback(console))
+    shown = console.file.getvalue()
+    assert re.search(r"return -?\d", shown)
+    assert re.search(r"loss -?\d+\.\d\d", shown)
+    assert re.search(r"0:00 left", shown)

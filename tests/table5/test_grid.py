@@ -1,0 +1,246 @@
+"""A grid of runs: each in its own folder, gone on with, never done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from core_agent import CoRe, cli
+from core_agent.runs.training import Run
+from core_agent.table5 import grid as benchmark
+from core_agent.table5.grid import (
+    Job,
+    Suite,
+    estimate_run,
+    get_suite,
+    read_lines,
+    read_status,
+    run_job,
+    take_shard,
+    updates_per_step,
+)
+from core_agent.table5.status import draw_estimate, draw_table
+from tests.fakes import TINY, FakeEnv
+
+runner = CliRunner()
+ENV_ID = "DCS-reacher-easy-easy-dynamic"
+QUICK = dict(action_repeat=100)
+"""Ten agent steps in an episode."""
+
+
+def make_job(seed: int = 0, simulator_steps: int = 4_000, **arguments) -> Job:
+    run = Run(ENV_ID, "core", "debug", seed, {"update_ratio": 0.1, **arguments}, QUICK)
+    return Job(run, simulator_steps, evaluate_every=2_000, n_episodes=2, checkpoint_every=10)
+
+
+def test_the_whole_table_has_36_settings_and_5_seeds():
+    jobs = get_suite("all").jobs()
+    assert len(jobs) == len({job.folder(Path()) for job in jobs}) == 180
+    assert len({job.run.env_id for job in jobs}) == 36
+    assert {job.simulator_steps for job in jobs} == {500_000}
+    assert {job.n_episodes for job in jobs} == {20}
+
+
+@pytest.mark.parametrize(("suite", "n_runs"), [("easy", 60), ("medium", 60), ("smoke", 12)])
+def test_suites_are_parts_of_it(suite, n_runs):
+    assert len(get_suite(suite).jobs()) == n_runs
+
+
+def test_a_suite_is_changed_field_by_field():
+    suite = get_suite("easy", agents=("core", "curl"), seeds=(7,), tasks=None)
+    assert len(suite.jobs()) == 2 * 6 * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(tasks=("swim",)), r"^tasks must be among .*got \['swim'\]"),
+        (dict(difficulties=()), "^difficulties must hold at least one"),
+        (dict(agents=("ppo",)), "^agent must be one of"),
+        (dict(preset="huge"), "^preset must be one of"),
+        (dict(preset="release", agents=("curl",)), "^preset must be one for 'curl'"),
+        (dict(seeds=(-1,)), "^seeds must be a whole number >= 0"),
+        (dict(n_episodes=0), "^n_episodes must be a whole number >= 1"),
+    ],
+)
+def test_a_bad_suite_is_refused_before_anything_runs(changes, message):
+    with pytest.raises(ValueError, match=message):
+        get_suite("smoke", **changes)
+
+
+def test_shards_are_disjoint_and_complete():
+    jobs = get_suite("all").jobs()
+    shards = [take_shard(jobs, f"{i}/7") for i in range(1, 8)]
+    assert sorted(repr(job) for shard in shards for job in shard) == sorted(map(repr, jobs))
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/2/3", "1/0", "-1/2"])
+def test_a_bad_shard_is_refused(shard):
+    with pytest.raises(ValueError, match="shard must have the form i/n"):
+        take_shard([make_job()], shard)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("grid")
+    assert run_job(make_job(), root) == "finished"
+    return root
+
+
+def test_a_run_leaves_its_whole_record(finished):
+    folder = make_job().folder(finished)
+    assert folder == finished / "core" / ENV_ID / "seed-0"
+    status = read_status(folder)
+    assert (status["state"], status["attempts"], status["error"]) == ("finished", 1, None)
+    assert status["agent_steps"] == 40 and status["simulator_steps"] == 4_000
+    assert status["updates"] == 2, "one for each episode of ten steps after 20 random ones"
+    evaluations = read_lines(folder / "evaluations.jsonl")
+    assert [entry["simulator_steps"] for entry in evaluations] == [2_000, 4_000]
+    assert all(len(entry["returns"]) == 2 for entry in evaluations)
+    episodes = read_lines(folder / "episodes.jsonl")
+    assert [entry["agent_steps"] for entry in episodes] == [10, 20, 30, 40]
+    losses = read_lines(folder / "losses.jsonl")
+    assert losses and np.isfinite(losses[0]["train/contrastive_loss"])
+    assert (folder / "validation.mp4").stat().st_size > 1_000
+    assert (folder / "model.zip").is_file() and (folder / "checkpoints").is_dir()
+    run = json.loads((folder / "run.json").read_text())
+    assert (run["agent"], run["videos"]) == ("core", "builtin")
+
+
+def test_a_finished_run_is_left_alone(finished, monkeypatch):
+    monkeypatch.setattr(benchmark, "train_run", None)
+    assert run_job(make_job(), finished) == "finished"
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path):
+    assert run_job(make_job(simulator_steps=2_000), tmp_path) == "finished"
+    assert run_job(make_job(simulator_steps=4_000), tmp_path) == "finished"
+    folder = make_job().folder(tmp_path)
+    assert read_status(folder)["simulator_steps"] == 4_000
+    evaluations = read_lines(folder / "evaluations.jsonl")
+    assert [entry["simulator_steps"] for entry in evaluations] == [2_000, 4_000]
+
+
+def test_a_run_that_was_stopped_goes_on_with_its_record(tmp_path, finished, monkeypatch):
+    """As if it had not been, but for the wall-clock."""
+
+    class Stop(benchmark.Recorder):
+        def _on_step(self) -> bool:
+            if self.num_timesteps == 33 and self.attempts == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super()._on_step()
+
+    monkeypatch.setattr(benchmark, "Recorder", Stop)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(benchmark.RunInterruptedError, match="was stopped by SIGTERM"):
+            run_job(make_job(), tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    folder, other = make_job().folder(tmp_path), make_job().folder(finished)
+    # What a process that was killed wrote after its last checkpoint is not to be kept.
+    with (folder / "episodes.jsonl").open("a") as file:
+        file.write('{"agent_steps": 39, "return": 7, "wall_clock_seconds": 1}\n{"agent_st')
+    assert run_job(make_job(), tmp_path) == "finished"
+    assert read_status(folder)["attempts"] == 2
+    for name in ("evaluations", "episodes"):
+        first, second = (read_lines(each / f"{name}.jsonl") for each in (folder, other))
+        for entry in (*first, *second):
+            del entry["wall_clock_seconds"]
+        assert first == second
+    clocks = [entry["wall_clock_seconds"] for entry in read_lines(folder / "episodes.jsonl")]
+    assert clocks == sorted(clocks)
+
+
+def test_an_error_is_written_down_and_does_not_stop_the_others(tmp_path):
+    job = make_job(gamma=2.0)
+    assert run_job(job, tmp_path) == "failed"
+    status = read_status(job.folder(tmp_path))
+    assert status["state"] == "failed" and "gamma must lie in [0, 1]" in status["error"]
+    assert json.loads((job.folder(tmp_path) / "run.json").read_text())["env_id"] == ENV_ID
+    assert run_job(job, tmp_path) == "failed", "it is tried again"
+
+
+def test_the_table_shows_every_setting(finished):
+    console = Console(record=True, width=160)
+    console.print(draw_table([make_job(), make_job(seed=1)], finished))
+    text = console.export_text()
+    row = next(line for line in text.splitlines() if ENV_ID in line)
+    cells = [cell.strip() for cell in row.split("│")[1:-1]]
+    assert cells[:7] == ["core", ENV_ID, "1", "", "", "1", "50%"]
+
+
+def test_an_estimate_counts_what_is_left(finished, monkeypatch):
+    tried = []
+
+    def estimate(job):
+        tried.append(job)
+        return benchmark.Estimate(0.1, 0.2, 7_200.0)
+
+    monkeypatch.setattr("core_agent.table5.status.estimate_run", estimate)
+    console = Console(record=True, width=160)
+    console.print(draw_estimate([make_job(seed=seed) for seed in range(4)], finished, price=3.0))
+    text = console.export_text()
+    assert "3 of 4 runs to do" in text
+    assert "6.0" in text and "18.00" in text, "3 runs of 2 hours at 3 an hour"
+    assert len(tried) == 1
+
+
+def test_an_estimate_adds_up():
+    estimate = estimate_run(make_job())
+    assert estimate.step > 0 and estimate.update > 0
+    # 40 steps, and 2 evaluations of 2 episodes of 10 steps each; 0.1 updates a step.
+    expected = 80 * estimate.step + 4 * estimate.update
+    assert estimate.run == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (dict(update_ratio=0.5), 0.5),
+        (dict(gradient_steps=-1), 1.0),
+        (dict(gradient_steps=3, train_freq=12), 0.25),
+        (dict(gradient_steps=50, train_freq=(1, "episode")), 0.05),
+    ],
+)
+def test_updates_per_step_follow_the_schedule(arguments, expected):
+    assert updates_per_step(CoRe("auto", FakeEnv(), **{**TINY, **arguments})) == expected
+
+
+def test_the_command_runs_a_shard_and_reports(tmp_path):
+    command = ["benchmark", str(tmp_path), "--suite", "smoke", "--preset", "debug"]
+    command += ["--simulator-steps", "1000", "--episodes", "1", "--agent", "core", "--seed", "3"]
+    command += ["--task", "cartpole-swingup"]
+    result = runner.invoke(cli.app, [*command, "--shard", "1/1"])
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "core" / "DCS-cartpole-swingup-easy-dynamic" / "seed-3"
+    assert read_status(folder)["state"] == "finished"
+    result = runner.invoke(cli.app, [*command, "--status"])
+    assert result.exit_code == 0 and "100%" in result.output
+
+
+def test_without_ray_the_way_out_is_told(tmp_path, monkeypatch):
+    import builtins
+
+    real = builtins.__import__
+
+    def no_ray(name, *args, **kwargs):
+        if name == "ray":
+            raise ModuleNotFoundError("No module named 'ray'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", no_ray)
+    result = runner.invoke(cli.app, ["benchmark", str(tmp_path)])
+    assert "ray must be installed" in str(result.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_suite_knows_only_tasks_of_the_paper():
+    assert Suite().tasks == benchmark.TASKS and len(benchmark.TASKS) == 6

@@ -1,0 +1,195 @@
+"""The report in a real browser, without a screen."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+
+from core_agent.table5.report import write_report
+from tests.table5.run_folders import STATUS, write_run
+
+pytestmark = pytest.mark.browser
+
+SETTINGS = {"DCS-cheetah-run-easy-dynamic": 400.0, "DCS-walker-walk-easy-dynamic": 700.0}
+AGENTS = {"core": 0.0, "curl": -150.0}
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+POINT = "#curves .chart .point"
+TASKS = "#table .scroll:last-child tbody tr"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        pytest.skip(f"none of {BROWSERS} is installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=executable)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("browser")
+    losses = {f"train/{name}_loss": [3.0, 2.0, 1.0] for name in ("actor", "critic")}
+    for agent, offset in AGENTS.items():
+        for env_id, score in SETTINGS.items():
+            for seed in range(3):
+                best = score + offset + 10 * seed
+                write_run(
+                    folder / "runs" / agent / env_id / str(seed),
+                    {250_000: best / 2, 500_000: best},
+                    losses,
+                    video=seed == 1,
+                    agent=agent,
+                    env_id=env_id,
+                    seed=seed,
+                )
+    failed = {**STATUS, "state": "failed", "error": "one long line " * 50}
+    write_run(folder / "runs" / "failed", status=failed, seed=9)
+    write_report([folder / "runs"], folder / "report.html")
+    return (folder / "report.html").as_uri()
+
+
+@pytest.fixture
+def open_page(browser, report):
+    """Opens the page; what it complains of, and what it asks for beside itself, fails the test."""
+    complaints, contexts = [], []
+
+    def note_request(request):
+        if not request.url.startswith((report, "blob:", "data:")):
+            complaints.append(request.url)
+
+    def note_message(message):
+        if message.type in ("error", "warning"):
+            complaints.append(message.text)
+
+    def open_page(width=1280, scheme="light"):
+        size = {"width": width, "height": 900}
+        contexts.append(browser.new_context(viewport=size, color_scheme=scheme))
+        page = contexts[-1].new_page()
+        page.on("request", note_request)
+        page.on("console", note_message)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(report)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def first_column(page):
+    return page.locator(f"{TASKS} td:first-child").evaluate_all(
+        "cells => cells.map(cell => cell.dataset.value.split(',')[0])"
+    )
+
+
+def test_it_loads_and_draws_without_errors_and_requests(open_page):
+    page = open_page()
+    page.locator("#curves").scroll_into_view_if_needed()
+    page.locator(POINT).first.wait_for()
+    page.locator("#losses").scroll_into_view_if_needed()
+    page.locator("#losses .js-line").first.wait_for()
+    assert page.locator("#losses-2 .js-line").count() == 0
+    assert page.title() == "CoRe and CURL on 2 tasks"
+
+
+def test_a_click_on_a_heading_sorts_and_says_so(open_page):
+    page = open_page()
+    header = page.locator("#table .scroll:last-child th", has_text="Ours")
+    header.locator("button").click()
+    ours = "rows => rows.map(row => Math.round(row.cells[2].dataset.value))"
+    assert page.locator(TASKS).evaluate_all(ours) == [260, 410, 560, 710]
+    assert header.get_attribute("aria-sort") == "ascending"
+    header.locator("button").click()
+    assert page.locator(TASKS).evaluate_all(ours) == [710, 560, 410, 260]
+    assert header.get_attribute("aria-sort") == "descending"
+
+
+def test_the_keyboard_sorts_too(open_page):
+    page = open_page()
+    header = page.locator("#table .scroll:last-child th", has_text="Setting")
+    header.locator("button").focus()
+    page.keyboard.press("Enter")
+    assert first_column(page) == ["cheetah-run"] * 2 + ["walker-walk"] * 2
+    page.keyboard.press("Space")
+    assert first_column(page) == ["walker-walk"] * 2 + ["cheetah-run"] * 2
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert header.get_attribute("aria-sort") == "none"
+
+
+def test_a_chart_tells_its_numbers_under_the_pointer(open_page):
+    page = open_page()
+    chart = page.locator("#curves .chart").first
+    chart.scroll_into_view_if_needed()
+    plot = chart.locator(".nsewdrag")
+    plot.wait_for()
+    box = plot.bounding_box()
+    page.mouse.move(box["x"] + 0.95 * box["width"], box["y"] + 0.5 * box["height"])
+    label = chart.locator(".hoverlayer")
+    label.locator("text").first.wait_for()
+    told = re.sub(r"\s+", " ", label.text_content())
+    assert "500,000 simulator steps" in told
+    assert "CoRe 410 [400, 420], 3 seeds" in told
+    assert "paper 423 ± 22" in told
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_button_turns_the_theme_and_the_charts_with_it(open_page, scheme):
+    page = open_page(scheme=scheme)
+    page.locator("#curves").scroll_into_view_if_needed()
+    page.locator(POINT).first.wait_for()
+    look = f"""() => [getComputedStyle(document.body).backgroundColor,
+        getComputedStyle(document.querySelector('{POINT}')).fill]"""
+    before = page.evaluate(look)
+    light = ["rgb(251, 251, 249)", "rgb(0, 103, 165)"]
+    dark = ["rgb(19, 21, 24)", "rgb(90, 180, 240)"]
+    assert before == (light if scheme == "light" else dark)
+    page.locator("#theme").click()
+    assert page.evaluate(look) == (dark if scheme == "light" else light)
+    assert page.locator("#theme").get_attribute("aria-pressed") == str(scheme == "light").lower()
+
+
+def test_charts_follow_the_systems_theme(open_page):
+    expect = pytest.importorskip("playwright.sync_api").expect
+    page = open_page()
+    page.locator("#curves").scroll_into_view_if_needed()
+    page.locator(POINT).first.wait_for()
+    page.emulate_media(color_scheme="dark")
+    expect(page.locator(POINT).first).to_have_css("fill", "rgb(90, 180, 240)")
+
+
+def test_a_video_plays(open_page):
+    page = open_page()
+    video = page.locator("video").first
+    video.scroll_into_view_if_needed()
+    video.evaluate("""video => new Promise((resolve) => {
+        video.ontimeupdate = () => video.currentTime > 0.2 && resolve();
+        video.play();
+    })""")
+    assert video.evaluate("video => [video.videoWidth, video.muted, video.loop]") == [
+        320,
+        True,
+        True,
+    ]
+
+
+def test_the_losses_of_another_setting_can_be_chosen(open_page):
+    page = open_page()
+    page.locator("#loss-setting").select_option(label="walker-walk, easy, dynamic")
+    page.locator("#losses-2").scroll_into_view_if_needed()
+    page.locator("#losses-2 .js-line").first.wait_for()
+    assert page.locator("#losses-1").is_hidden()
+
+
+def test_a_phone_scrolls_down_and_never_sideways(open_page):
+    page = open_page(width=390)
+    page.locator(".chart >> visible=true").last.scroll_into_view_if_needed()
+    width = page.evaluate("document.documentElement.scrollWidth")
+    assert width == 390

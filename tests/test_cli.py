@@ -1,0 +1,211 @@
+"""The command line and the demo, on a real task in a tiny form."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.testing import CliRunner
+
+from core_agent import CoRe, QTOptDrQ, cli, doctor, load_agent
+from core_agent.demo import run_demo
+from core_agent.runs.training import Outcome
+from core_agent.zoo import CONFIGS
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    console = Console(record=True, width=120, quiet=True)
+    summary = run_demo(
+        folder,
+        total_timesteps=375,
+        env_id="DCS-cartpole-swingup-easy-dynamic",
+        preset_name="debug",
+        n_random=1,
+        n_validation=1,
+        console=console,
+    )
+    return folder, summary
+
+
+def test_the_demo_leaves_all_that_it_promises(demo):
+    folder, summary = demo
+    assert (folder / "model.zip").stat().st_size > 10_000
+    assert (folder / "learning_curve.png").read_bytes()[:4] == b"\x89PNG"
+    assert (folder / "trained_and_random.mp4").stat().st_size > 10_000
+    assert list((folder / "tensorboard").rglob("events.out.tfevents.*"))
+    record = json.loads((folder / "summary.json").read_text())
+    assert record["agent_steps"] == summary.agent_steps == 375
+    assert len(record["episodes"]) == 3
+    assert summary.updates == 3 * int(0.05 * 125)
+
+
+def test_evaluate_plays_a_saved_model(demo):
+    folder, summary = demo
+    arguments = ["evaluate", str(folder / "model"), summary.env_id, "--episodes", "1"]
+    result = runner.invoke(cli.app, [*arguments, "--preset", "debug"])
+    assert result.exit_code == 0, result.output
+    assert "mean return" in result.output
+
+
+def test_record_writes_a_video(demo, tmp_path):
+    folder, summary = demo
+    video = tmp_path / "new" / "agent.mp4"
+    arguments = ["record", str(folder / "model.zip"), summary.env_id, "--output", str(video)]
+    result = runner.invoke(cli.app, [*arguments, "--preset", "debug"])
+    assert result.exit_code == 0, result.output
+    assert video.stat().st_size > 10_000
+
+
+def test_train_leaves_a_model_that_loads(tmp_path):
+    arguments = ["train", "DCS-cartpole-swingup-clean", "--preset", "debug", "--steps", "125"]
+    more = ["--folder", str(tmp_path), "--set", "kl_coef=0.5", "--validate-every", "0"]
+    result = runner.invoke(cli.app, [*arguments, *more])
+    assert result.exit_code == 0, result.output
+    assert CoRe.load(tmp_path / "model").kl_coef == 0.5
+
+
+def test_any_agent_is_trained_evaluated_and_recorded(tmp_path):
+    env_id, size = "DCS-cartpole-swingup-clean", ["--preset", "debug"]
+    arguments = ["train", env_id, "--agent", "qtopt_drq", *size, "--steps", "60"]
+    folder = ["--folder", str(tmp_path), "--validate-every", "0", "--set", "n_stack=2"]
+    result = runner.invoke(cli.app, [*arguments, *folder])
+    assert result.exit_code == 0, result.output
+    model = load_agent(tmp_path / "model")
+    assert isinstance(model, QTOptDrQ)
+    assert (model.n_stack, model._n_updates) == (2, 2)  # after steps 40 and 60
+    for command in (
+        ["evaluate", "--episodes", "1"],
+        ["record", "--output", str(tmp_path / "v.mp4")],
+    ):
+        name, *options = command
+        path = str(tmp_path / "model")
+        result = runner.invoke(cli.app, [name, path, env_id, *size, *options])
+        assert result.exit_code == 0, result.output
+
+
+def test_an_ablation_is_a_preset_and_the_gate_is_shown(tmp_path):
+    arguments = ["train", "DCS-cartpole-swingup-clean", "--preset", "debug+core-gating"]
+    more = ["--folder", str(tmp_path), "--steps", "10", "--validate-every", "0"]
+    result = runner.invoke(cli.app, [*arguments, *more])
+    assert result.exit_code == 0, result.output
+    (file,) = tmp_path.rglob("events.out.tfevents.*")
+    assert "gating/observation" in EventAccumulator(str(file)).Reload().Tags()["images"]
+
+
+def test_train_takes_a_configuration_and_settings_on_top(tmp_path):
+    config = tmp_path / "config.yml"
+    config.write_text(
+        "DCS-cartpole-swingup-clean:\n"
+        "  policy: CnnPolicy\n  n_timesteps: 125\n  kl_coef: 0.25\n  gamma: 0.9\n"
+        "  train_freq: [1, episode]\n"
+    )
+    arguments = ["train", "DCS-cartpole-swingup-clean", "--preset", "debug", "--config"]
+    more = ["--folder", str(tmp_path), "--set", "gamma=0.5", "--validate-every", "0"]
+    result = runner.invoke(cli.app, [*arguments, str(config), *more])
+    assert result.exit_code == 0, result.output
+    model = CoRe.load(tmp_path / "model")
+    assert (model.kl_coef, model.gamma, model.num_timesteps) == (0.25, 0.5, 125)
+
+
+@pytest.mark.parametrize("env_id", ["DCS-cheetah-run-easy-static", "DCS-walker-walk-clean"])
+def test_the_packaged_configurations_can_be_read(env_id):
+    arguments = cli.read_config(CONFIGS / "core.yml", env_id)
+    assert arguments["n_timesteps"] in (125_000, 250_000)
+    assert arguments["train_freq"] == (1, "episode")
+
+
+def test_settings_are_read_as_yaml_and_nest():
+    settings = cli.parse_settings(["a=1", "b.c=[1, 2]", "b.d=x", "e=null"])
+    assert settings == {"a": 1, "b": {"c": [1, 2], "d": "x"}, "e": None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["train", "DCS-cartpole-swingup-clean", "--set", "kl_coef"],
+            "must have the form key=value",
+        ),
+        (["train", "No-such-v0"], "env must be the id of a registered environment"),
+        (["train", "Pendulum-v1", "--preset", "tiny"], "preset must be one of"),
+        (["train", "Pendulum-v1", "--agent", "dreamer"], "agent must be one of"),
+        (
+            ["train", "Pendulum-v1", "--agent", "curl", "--preset", "core-fwd"],
+            "preset must be one for 'curl'",
+        ),
+        (["train", "Pendulum-v1", "--set", "gamma=2", "--preset", "debug"], "gamma must lie in"),
+        (["train", "Pendulum-v1", "--set", "gama=0.9"], "gama"),
+        (["train", "Pendulum-v1", "--config", "missing.yml"], "--config must be a YAML file"),
+        (["train", "No-v1", "--config", str(CONFIGS / "core.yml")], "must have an entry for No-v1"),
+        (["evaluate", "missing.zip", "Pendulum-v1"], "model_path must be a saved model"),
+    ],
+)
+def test_a_mistake_of_the_users_is_one_line(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["core-agent", *arguments])
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_plot_draws_what_was_logged(demo, tmp_path):
+    folder, _ = demo
+    picture = tmp_path / "curves.png"
+    result = runner.invoke(cli.app, ["plot", str(folder), "--output", str(picture)])
+    assert result.exit_code == 0, result.output
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_plot_names_the_tags_there_are(demo):
+    folder, _ = demo
+    expected = r"tag must be one of \[.*'train/model_loss'.*got 'nothing'"
+    with pytest.raises(ValueError, match=expected):
+        cli.plot([folder], tag="nothing")
+    with pytest.raises(ValueError, match="runs must be folders with TensorBoard logs"):
+        cli.plot([folder / "model.zip"])
+
+
+def test_doctor_finds_this_machine_healthy():
+    result = runner.invoke(cli.app, ["doctor"])
+    assert result.exit_code == 0, result.output
+    for subject in ("Python", "torch", "OpenGL, egl", "GPU", "precision", "videos"):
+        assert subject in result.output
+
+
+def test_doctor_says_what_to_type(monkeypatch):
+    monkeypatch.setattr(doctor, "RENDER", "raise SystemExit('no libEGL')")
+    monkeypatch.setattr(doctor, "PACKAGES", ("no-such-package",))
+    result = runner.invoke(cli.app, ["doctor"])
+    assert result.exit_code == 1
+    assert "pip install no-such-package" in result.output
+    assert "apt-get install -y libegl1" in result.output
+    assert "no libEGL" in result.output
+
+
+def test_a_training_that_a_signal_stopped_says_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "core_agent.runs.training.train_run", lambda *_, **__: Outcome(70, None, signal.SIGTERM)
+    )
+    result = runner.invoke(cli.app, ["train", "DCS-reacher-easy-clean", "--folder", str(tmp_path)])
+    assert result.exit_code == 128 + 15
+    assert "Stopped by SIGTERM at step 70; the same command with --resume auto" in result.output
+
+
+def test_train_goes_on_where_it_ended(tmp_path):
+    command = ["train", "DCS-cartpole-swingup-clean", "--preset", "debug", "--folder"]
+    command += [str(tmp_path), "--validate-every", "0", "--env-set", "action_repeat=100"]
+    assert runner.invoke(cli.app, [*command, "--steps", "30"]).exit_code == 0
+    refused = runner.invoke(cli.app, [*command, "--steps", "60"])
+    assert "folder must hold no checkpoints" in str(refused.exception)
+    result = runner.invoke(cli.app, [*command, "--steps", "60", "--resume", "auto"])
+    assert result.exit_code == 0, result.output
+    assert CoRe.load(tmp_path / "model").num_timesteps == 60

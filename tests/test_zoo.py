@@ -1,0 +1,240 @@
+"""rl-zoo, unmodified: real runs of a few dozen steps, each in a process of its own.
+
+rl-zoo patches Gymnasium at its import, so it is kept out of the process of the tests.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+from core_agent import CURL, CoRe, RecurrentSAC
+from core_agent.agents.registry import AGENTS
+from core_agent.zoo import (
+    COMMANDS,
+    CONFIGS,
+    SAMPLERS,
+    convert_parameters,
+    main,
+    with_defaults,
+)
+from distracting_envs import ENV_IDS, TASKS
+from tests.fakes import VECTOR, FakeEnv, tiny
+
+ROOT = Path(__file__).parents[1]
+needs_zoo = pytest.mark.skipif(find_spec("rl_zoo3") is None, reason="needs rl_zoo3")
+ZOO_KEYS = {"n_timesteps", "policy"}
+
+
+def zoo(folder: Path, *arguments: str, fails: bool = False) -> str:
+    """Run the command in ``folder``; what it printed."""
+    result = subprocess.run(
+        [sys.executable, "-m", "core_agent.zoo", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'envs'}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (result.returncode != 0) == fails, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("zoo")
+    arguments = ["--algo", "core", "--env", "Pendulum-v1", "-conf", str(CONFIGS / "core.yml")]
+    output = zoo(
+        folder,
+        *["train", *arguments, "--seed", "1", "--eval-freq", "200", "--eval-episodes", "1"],
+        *["--save-freq", "300", "--save-replay-buffer"],
+    )
+    return folder, output
+
+
+@needs_zoo
+def test_train_leaves_what_rl_zoo_leaves(trained):
+    folder, output = trained
+    run = folder / "logs/core/Pendulum-v1_1"
+    assert "Gym has been unmaintained" not in output
+    for name in ("Pendulum-v1.zip", "best_model.zip", "evaluations.npz", "replay_buffer.pkl"):
+        assert (run / name).exists(), name
+    assert (run / "rl_model_300_steps.zip").exists()
+    model = CoRe.load(run / "Pendulum-v1.zip")
+    assert model.num_timesteps == 400
+    assert model._n_updates == 4
+    assert model.sequence_length == 4
+
+
+@needs_zoo
+def test_resume_goes_on_from_model_and_buffer(trained):
+    folder, _ = trained
+    saved = folder / "logs/core/Pendulum-v1_1/Pendulum-v1.zip"
+    more = ["-i", str(saved), "-n", "200", "--eval-freq", "-1"]
+    output = zoo(folder, "train", "--algo", "core", "--env", "Pendulum-v1", *more)
+    assert "Loading replay buffer" in output
+    assert (folder / "logs/core/Pendulum-v1_2/Pendulum-v1.zip").exists()
+
+
+@needs_zoo
+def test_enjoy_plays_with_the_state_carried(trained):
+    folder, _ = trained
+    arguments = ["--algo", "core", "--env", "Pendulum-v1", "-f", "logs", "--exp-id", "1"]
+    output = zoo(folder, "enjoy", *arguments, "-n", "210", "--no-render")
+    assert "Episode Reward" in output
+
+
+@needs_zoo
+def test_optimize_searches_with_a_sampler(tmp_path):
+    arguments = ["--algo", "core", "--env", "Pendulum-v1", "-n", "210", "--optimize"]
+    more = ["--n-trials", "2", "--n-startup-trials", "1", "--n-evaluations", "1"]
+    small = ["-params", "learning_starts:20", "train_freq:100", "gradient_steps:1"]
+    output = zoo(
+        tmp_path, "train", *arguments, *more, "--eval-episodes", "1", "--no-optim-plots", *small
+    )
+    assert "Number of finished trials:  2" in output
+    assert "Best trial" in output
+    assert list((tmp_path / "logs/core").glob("report_*.csv"))
+
+
+@needs_zoo
+def test_distracting_control_trains_and_is_validated(tmp_path):
+    arguments = ["--algo", "recurrent_sac", "--env", "DCS-cartpole-swingup-easy-dynamic"]
+    fast = ["--env-kwargs", "image_size:40", "render_quality:'fast'"]
+    tiny = "policy_kwargs:dict(actor_dims=(8,),critic_dims=(8,),cnn_channels=(4,),cnn_strides=(2,))"
+    small = ["learning_starts:8", "train_freq:10", "gradient_steps:1", "batch_size:2", tiny]
+    run = ["-n", "30", "--eval-freq", "20", "--eval-episodes", "1", "-params", *small]
+    output = zoo(tmp_path, "train", *arguments, *fast, *run)
+    assert "'split': 'val'" in output
+    run_folder = tmp_path / "logs/recurrent_sac/DCS-cartpole-swingup-easy-dynamic_1"
+    model = RecurrentSAC.load(run_folder / "best_model.zip")
+    assert model.observation_space.shape == (3, 40, 40)
+
+
+@needs_zoo
+def test_a_feed_forward_agent_stacks_its_frames_itself(tmp_path):
+    arguments = ["--algo", "curl", "--env", "Pendulum-v1", "--eval-freq", "-1"]
+    zoo(tmp_path, "train", *arguments, "-n", "300", "-params", "n_stack:2")
+    model = CURL.load(tmp_path / "logs/curl/Pendulum-v1_1/Pendulum-v1.zip")
+    assert model.observation_space.shape == (3,)
+    assert model.policy.encoder.spaces["observation"].shape == (6,)
+    assert model._n_updates == 2  # int(0.02 * 50) after steps 250 and 300
+
+
+@needs_zoo
+def test_mistakes_are_one_line(tmp_path):
+    arguments = ["--algo", "core", "--env", "DCS-cheetah-run-easy"]
+    output = zoo(tmp_path, "train", *arguments, fails=True)
+    assert "Error: DCS-cheetah-run-easy not found in gym registry, you maybe meant DCS-" in output
+    assert "Traceback" not in output
+
+
+def test_an_unknown_command_is_named():
+    with pytest.raises(
+        ValueError, match=r"command must be one of \('train', 'enjoy'\), got 'plot'"
+    ):
+        main(["plot"])
+    assert COMMANDS == ("train", "enjoy")
+
+
+# ---- configurations ----
+
+
+def read_config(algorithm: str) -> dict:
+    return yaml.safe_load((CONFIGS / f"{algorithm}.yml").read_text())
+
+
+def test_the_configurations_lie_beside_the_examples_too():
+    assert (ROOT / "configs/core.yml").read_text() == (CONFIGS / "core.yml").read_text()
+
+
+@pytest.mark.parametrize("algorithm", AGENTS)
+def test_all_environments_have_the_papers_length(algorithm):
+    config = read_config(algorithm)
+    assert len(ENV_IDS) == 42
+    for env_id in ENV_IDS:
+        task = next(task for name, task in TASKS.items() if env_id.startswith(f"DCS-{name}-"))
+        assert config[env_id]["n_timesteps"] == 500_000 // task.action_repeat
+        assert config[env_id]["policy"] == "CnnPolicy"
+    assert config["Pendulum-v1"] == config["debug"]
+
+
+@pytest.mark.parametrize("algorithm", AGENTS)
+def test_the_values_are_the_constructors_defaults(algorithm):
+    signature = inspect.signature(AGENTS[algorithm].__init__).parameters
+    values = read_config(algorithm)["paper"]
+    for name in values.keys() - ZOO_KEYS:
+        value = tuple(values[name]) if isinstance(values[name], list) else values[name]
+        assert value == signature[name].default, name
+        assert type(value) is type(signature[name].default), name
+    rates = {name for name in signature if name.endswith(("learning_rate", "_coef"))}
+    assert rates - {"max_log_ent_coef"} <= set(values)
+
+
+@pytest.mark.parametrize("algorithm", ["sacrad", "curl"])
+def test_the_cheetah_has_its_papers_learning_rate(algorithm):
+    config = read_config(algorithm)
+    for env_id in ENV_IDS:
+        rates = [config[env_id][name] for name in ("learning_rate", "actor_learning_rate")]
+        assert rates == [2e-4 if "cheetah" in env_id else 1e-3] * 2
+
+
+# ---- what is added to rl-zoo's arguments ----
+
+
+def test_the_configuration_is_found_where_none_is_named():
+    added = with_defaults("train", ["--algo", "core", "--env", "Pendulum-v1"])
+    assert added[-2:] == ["--conf-file", str(CONFIGS / "core.yml")]
+    for arguments in (["--algo", "sac"], ["--algo", "core", "-conf", "mine.yml"]):
+        assert with_defaults("train", arguments) == arguments
+
+
+def test_distracting_control_is_evaluated_on_validation_videos_and_has_no_window():
+    arguments = ["--algo", "sac", "--env", "DCS-cheetah-run-easy-static"]
+    assert with_defaults("train", arguments)[-2:] == ["--eval-env-kwargs", "split:'val'"]
+    own = [*arguments, "--env-kwargs", "image_size:64", "split:'train'"]
+    assert with_defaults("train", own)[-3:] == [
+        "--eval-env-kwargs",
+        "image_size:64",
+        "split:'val'",
+    ]
+    chosen = [*arguments, "--eval-env-kwargs", "split:'train'"]
+    assert with_defaults("train", chosen) == chosen
+    assert with_defaults("enjoy", arguments)[-1] == "--no-render"
+
+
+def test_sampled_parameters_become_constructor_arguments():
+    arguments = convert_parameters(
+        {"one_minus_gamma": 0.01, "batch_size_pow": 4, "sequence_length_pow": 5, "tau": 0.1}
+    )
+    assert arguments == {"gamma": 0.99, "batch_size": 16, "sequence_length": 32, "tau": 0.1}
+
+
+@pytest.mark.parametrize("algorithm", AGENTS)
+def test_every_sampled_argument_is_one_of_the_constructors(algorithm):
+    class LowestTrial:
+        def suggest_float(self, name, low, high, log):
+            return low
+
+        def suggest_int(self, name, low, high):
+            return low
+
+    sampled = SAMPLERS[algorithm](LowestTrial(), 1, 1, {})
+    model = AGENTS[algorithm](
+        "MlpPolicy", FakeEnv(VECTOR), **{**tiny(AGENTS[algorithm]), **sampled, "buffer_size": 50}
+    )
+    assert model.gamma == 0.998
+    assert model.batch_size == sampled["batch_size"]
+
+
+def test_a_missing_zoo_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rl_zoo3", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'core-agent\[zoo\]'"):
+        main(["train"])
