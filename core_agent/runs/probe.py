@@ -1,0 +1,236 @@
+"""How much of the simulator's state a linear map reads from the latent state.
+
+An agent whose latent state holds the background and not the robot cannot control the robot, however
+low its losses are. The probe shows this within some 2,000 updates, long before returns do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+
+from core_agent.runs.callbacks import next_multiple
+from core_agent.runs.evaluation import check_env
+from core_agent.validation import as_seed, check, check_size
+
+PIXELS = "pixels"
+"""Key of the image in the observations of ``vector_observations=True``."""
+EXPLORATION = 0.3
+"""Standard deviation of the noise on the agent's actions, so that states differ from one episode to
+the next."""
+RIDGE = 1.0
+"""Weight of the squared coefficients, for standardised latents; of the order of one frame."""
+
+
+class Recorded(NamedTuple):
+    """Frames of one or more episodes."""
+
+    latents: np.ndarray
+    """``(N, latent_dim)``, float32."""
+    states: np.ndarray
+    """``(N, S)``, float32: the task's own observation of the simulator."""
+
+
+def state_names(env: gym.Env) -> list[str]:
+    """Names of the coordinates of the simulator's state, such as ``position[0]``.
+
+    :param env: a Distracting Control environment with ``vector_observations=True``
+    """
+    sub_spaces = env.observation_space.spaces.items()  # type: ignore[attr-defined]
+    sizes = {key: int(np.prod(space.shape)) for key, space in sub_spaces if key != PIXELS}
+    return [
+        key if size == 1 else f"{key}[{index}]"
+        for key, size in sizes.items()
+        for index in range(size)
+    ]
+
+
+def record(
+    model: BaseAlgorithm, env: gym.Env, n_episodes: int, seed: int | None = None
+) -> list[Recorded]:
+    """Play episodes and return the latent and the simulator's state of each frame.
+
+    Every other episode is played with uniformly random actions, the others with the agent's
+    deterministic ones and Gaussian noise. Neither the model's nor the global random generators
+    are used, so that training is not influenced.
+
+    :param model: a recurrent agent, trained on the image alone
+    :param env: a Distracting Control environment with ``vector_observations=True``
+    :param n_episodes: number of episodes
+    :param seed: of the first reset and of the actions
+    :raises ValueError: for a bad argument
+    """
+    check(
+        hasattr(model, "encode"),
+        "model",
+        "have a latent state",
+        type(model).__name__,
+        "the probe is for CoRe and RecurrentSAC",
+    )
+    check_env("env", env)
+    is_dict = isinstance(env.observation_space, gym.spaces.Dict)
+    check(
+        is_dict and PIXELS in env.observation_space.spaces,  # type: ignore[attr-defined]
+        "env",
+        "observe the image and the simulator's state",
+        env.observation_space,
+        "make it with vector_observations=True",
+    )
+    check_size("n_episodes", n_episodes)
+    seed = as_seed("seed", seed)
+    generator = np.random.default_rng(seed)
+    return [
+        _record_episode(model, env, generator, episode % 2 == 1, seed if episode == 0 else None)
+        for episode in range(n_episodes)
+    ]
+
+
+def _record_episode(
+    model: Any, env: gym.Env, generator: np.random.Generator, random: bool, seed: int | None
+) -> Recorded:
+    space = env.action_space
+    assert isinstance(space, gym.spaces.Box)
+    observation, _ = env.reset(seed=seed)
+    frames, states, actions = [observation[PIXELS]], [_flat(observation)], []
+    state, over = None, False
+    while not over:
+        if random:
+            action = generator.uniform(space.low, space.high)
+        else:
+            start = np.array([state is None])
+            action, state = model.predict(observation[PIXELS], state, start, deterministic=True)
+            noise = EXPLORATION * 0.5 * (space.high - space.low)
+            action = np.clip(generator.normal(action, noise), space.low, space.high)
+        actions.append(action.astype(space.dtype))
+        observation, _, terminated, truncated, _ = env.step(actions[-1])
+        over = terminated or truncated
+        frames.append(observation[PIXELS])
+        states.append(_flat(observation))
+    return Recorded(model.encode(np.stack(frames), np.stack(actions)), np.stack(states))
+
+
+def _flat(observation: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The simulator's state ``(S,)`` in an observation."""
+    return np.concatenate([np.ravel(value) for key, value in observation.items() if key != PIXELS])
+
+
+def join(episodes: Sequence[Recorded]) -> Recorded:
+    """The frames of several episodes as one."""
+    return Recorded(*(np.concatenate(part) for part in zip(*episodes)))
+
+
+class LinearProbe:
+    """Ridge regression from latents to states.
+
+    :param frames: what it is fitted to
+    """
+
+    def __init__(self, frames: Recorded) -> None:
+        latents = frames.latents.astype(np.float64)
+        self._mean, self._std = latents.mean(axis=0), latents.std(axis=0) + 1e-8
+        x = self._inputs(frames)
+        penalty = RIDGE * np.eye(x.shape[1])
+        penalty[-1, -1] = 0.0  # the constant is free
+        self._weights = np.linalg.solve(x.T @ x + penalty, x.T @ frames.states)
+
+    def _inputs(self, frames: Recorded) -> np.ndarray:
+        standardised = (frames.latents - self._mean) / self._std
+        return np.concatenate([standardised, np.ones((len(standardised), 1))], axis=1)
+
+    def r_squared(self, frames: Recorded) -> np.ndarray:
+        """Share of each coordinate's variance that is explained, ``(S,)``; at most 1.
+
+        0 is what the mean of ``frames`` would reach; a coordinate that never changes reads 0.
+        """
+        errors = ((frames.states - self._inputs(frames) @ self._weights) ** 2).sum(axis=0)
+        totals = ((frames.states - frames.states.mean(axis=0)) ** 2).sum(axis=0)
+        return np.where(totals > 1e-8, 1.0 - errors / np.maximum(totals, 1e-8), 0.0)
+
+
+class ProbeResult(NamedTuple):
+    """R² of each coordinate of the simulator's state on held-out episodes."""
+
+    train: dict[str, float]
+    """On the clips that the agent was trained with."""
+    val: dict[str, float]
+    """On validation clips."""
+
+
+def probe(
+    model: BaseAlgorithm,
+    train_env: gym.Env,
+    val_env: gym.Env,
+    n_fitted: int = 24,
+    n_held_out: int = 8,
+    seed: int = 0,
+) -> ProbeResult:
+    """Fit a linear map on episodes of ``train_env`` and return its R² on held-out episodes.
+
+    :param model: a recurrent agent, trained on the image alone
+    :param train_env: with the training clips and ``vector_observations=True``
+    :param val_env: the same with the validation clips
+    :param n_fitted: episodes that the map is fitted to
+    :param n_held_out: further episodes of each environment that it is tested on
+    :param seed: of environments and actions
+    :raises ValueError: for a bad argument
+    """
+    check_size("n_fitted", n_fitted)
+    check_size("n_held_out", n_held_out)
+    episodes = record(model, train_env, n_fitted + n_held_out, seed)
+    names = state_names(train_env)
+    fitted = LinearProbe(join(episodes[:n_fitted]))
+    held_out = [join(episodes[n_fitted:]), join(record(model, val_env, n_held_out, seed))]
+    return ProbeResult(*(dict(zip(names, fitted.r_squared(each).tolist())) for each in held_out))
+
+
+class ProbeCallback(BaseCallback):
+    """Logs ``probe/train/…`` and ``probe/val/…``, see :func:`probe`, now and then and at the end.
+
+    :param train_env: see :func:`probe`
+    :param val_env: likewise
+    :param every: agent steps between two probes
+    :param n_fitted: see :func:`probe`
+    :param n_held_out: see :func:`probe`
+    """
+
+    def __init__(
+        self,
+        train_env: gym.Env,
+        val_env: gym.Env,
+        every: int,
+        n_fitted: int = 24,
+        n_held_out: int = 8,
+    ) -> None:
+        super().__init__()
+        check_env("train_env", train_env)
+        check_env("val_env", val_env)
+        check_size("every", every)
+        self.train_env, self.val_env, self.every = train_env, val_env, every
+        self.n_fitted, self.n_held_out = n_fitted, n_held_out
+        self.results: list[tuple[int, ProbeResult]] = []
+        """``(agent steps, result)`` of each probe."""
+
+    def _on_training_start(self) -> None:
+        self._next = next_multiple(self.every, self.model.num_timesteps)
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self._next:
+            self._next = next_multiple(self.every, self.num_timesteps)
+            self._probe()
+        return True
+
+    def _on_training_end(self) -> None:
+        if not self.results or self.results[-1][0] != self.num_timesteps:
+            self._probe()
+
+    def _probe(self) -> None:
+        result = probe(self.model, self.train_env, self.val_env, self.n_fitted, self.n_held_out)
+        self.results.append((self.num_timesteps, result))
+        for split, values in result._asdict().items():
+            for name, value in values.items():
+                self.logger.record(f"probe/{split}/{name}", value)

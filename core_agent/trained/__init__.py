@@ -1,0 +1,222 @@
+"""Trained agents that come with the package. Imports ``runs`` and all below it.
+
+Each agent is two files next to this module: ``NAME.npz`` holds the parameters that acting needs
+(no critics, optimisers or replay), ``NAME.md`` is its model card, whose front matter says how the
+agent was made and what it returns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import yaml
+from gymnasium import spaces
+
+from core_agent.agents.base import SequenceOffPolicyAlgorithm
+from core_agent.agents.presets import preset as preset_arguments
+from core_agent.agents.registry import AGENTS, get_agent
+from core_agent.runs.evaluation import play
+from core_agent.runs.training import make_environment
+from core_agent.runs.video import captioned, side_by_side, write_mp4
+from core_agent.validation import check
+
+FOLDER = Path(__file__).parent
+NOT_FOR_ACTING = ("critic.", "critic_target.", "encoder_target.")
+"""Prefixes of the parameters that acting does not need."""
+FRAMES_PER_SECOND = 15
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """How a trained agent was made, and how well it does."""
+
+    env_id: str
+    agent: str
+    preset: str
+    seed: int
+    agent_steps: int
+    simulator_steps: int
+    updates: int
+    returns: list[float]
+    """Of the evaluation episodes: validation videos, deterministic policy."""
+    random_return: float
+    """Mean return of uniformly random actions in the same episodes."""
+    videos: str
+    processor: str
+    commit: str
+    arguments: dict[str, Any]
+    """Of the agent, on top of the preset's."""
+    licence: str = "MIT"
+
+    @property
+    def mean(self) -> float:
+        """Mean return of the evaluation episodes."""
+        return float(np.mean(self.returns))
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of :attr:`mean`."""
+        return float(np.std(self.returns, ddof=1) / np.sqrt(len(self.returns)))
+
+    def to_markdown(self) -> str:
+        """The card as Markdown, with the fields as YAML front matter."""
+        fields = yaml.safe_dump(json.loads(json.dumps(asdict(self))), sort_keys=False)
+        return f"""---
+{fields}---
+# {self.agent} on {self.env_id}
+
+Return per episode of 1,000 simulator steps: {self.mean:.0f} ± {self.standard_error:.0f} (mean and
+standard error of {len(self.returns)} episodes, validation videos, deterministic policy); random
+actions return {self.random_return:.0f}. Trained for {self.simulator_steps:,} simulator steps
+({self.agent_steps:,} agent steps, {self.updates:,} updates) with seed {self.seed}, preset
+`{self.preset}`, {self.videos} videos, on {self.processor}, at commit {self.commit}.
+"""
+
+
+def trained_names() -> tuple[str, ...]:
+    """The ids of the environments that a trained agent comes with the package for."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.npz")))
+
+
+def read_card(name: str) -> ModelCard:
+    """The model card of a trained agent.
+
+    :param name: one of :func:`trained_names`
+    :raises ValueError: for an unknown name
+    """
+    names = trained_names()
+    check(name in names, "name", f"be one of {names}", name, "core-agent train trains your own")
+    front_matter = (FOLDER / f"{name}.md").read_text().split("---\n")[1]
+    return ModelCard(**yaml.safe_load(front_matter))
+
+
+def make_trained_environment(name: str, split: str = "val", **arguments: Any) -> gym.Env:
+    """The environment that a trained agent was trained for, on the videos of ``split``.
+
+    :param name: one of :func:`trained_names`
+    :param arguments: of the environment, on top of the preset's
+    """
+    return make_environment(name, read_card(name).preset, split, arguments)
+
+
+def load_trained(name: str) -> SequenceOffPolicyAlgorithm:
+    """A trained agent, to act with: ``predict``, ``encode`` and ``imagine`` work as after training.
+
+    Its critics are not trained: they are left out of the file.
+
+    :param name: id of the environment, one of :func:`trained_names`
+    :raises ValueError: for an unknown name
+    """
+    card = read_card(name)
+    with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    arguments = preset_arguments(card.preset, card.agent, **card.arguments)
+    with closing(make_trained_environment(name)) as env:
+        model = get_agent(card.agent)("CnnPolicy", env, seed=card.seed, device="cpu", **arguments)
+    fill(model, arrays)
+    model.env = None
+    return model
+
+
+def acting_parameters(model: SequenceOffPolicyAlgorithm) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and value of each parameter and buffer that acting needs."""
+    for name, value in model.policy.state_dict().items():
+        if not name.startswith(NOT_FOR_ACTING):
+            yield name, value
+
+
+@torch.no_grad()
+def fill(model: SequenceOffPolicyAlgorithm, arrays: dict[str, np.ndarray]) -> None:
+    """Give a model the parameters in ``arrays``.
+
+    :raises ValueError: if they are not those that the model acts with
+    """
+    own = dict(acting_parameters(model))
+    shapes = {name: tuple(value.shape) for name, value in own.items()}
+    found = {name: value.shape for name, value in arrays.items()}
+    check(found == shapes, "the file", "hold the parameters of the card's preset", sorted(found))
+    for name, value in own.items():
+        value.copy_(torch.from_numpy(arrays[name]))
+
+
+def save_trained(model: SequenceOffPolicyAlgorithm, card: ModelCard, folder: Path) -> None:
+    """Write a trained agent and its card, as :func:`load_trained` reads them.
+
+    :param model: trained
+    :param card: says how; its ``env_id`` is the name of both files
+    :param folder: made if missing
+    :raises ValueError: for a model that is not the card's agent, or that does not see images alone
+    """
+    expected = AGENTS[card.agent].__name__
+    check(type(model).__name__ == expected, "model", f"be a {expected}", type(model).__name__)
+    space = model.observation_space
+    check(isinstance(space, spaces.Box), "model", "observe images alone", space)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {name: value.cpu().numpy() for name, value in acting_parameters(model)}
+    np.savez_compressed(folder / f"{card.env_id}.npz", allow_pickle=False, **arrays)
+    (folder / f"{card.env_id}.md").write_text(card.to_markdown())
+
+
+class NextTo(gym.Wrapper):
+    """Shows other frames to the right of what the environment renders.
+
+    :param env: renders ``(H, W, 3)`` frames
+    :param frames: of the same height; the last one stays
+    """
+
+    def __init__(self, env: gym.Env, frames: list[np.ndarray]) -> None:
+        super().__init__(env)
+        self._frames, self._index = frames, 0
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        self._index = 0
+        return super().reset(**kwargs)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self._index += 1
+        return super().step(action)
+
+    def render(self) -> Any:
+        frame = self._frames[min(self._index, len(self._frames) - 1)]
+        return np.concatenate([np.asarray(super().render()), frame], axis=1)
+
+
+def clean_twin(env_id: str) -> str:
+    """The id of the same task without distractions."""
+    domain_and_task = env_id.removeprefix("DCS-").rsplit("-", 2)[0]
+    return f"DCS-{domain_and_task}-clean"
+
+
+def watch(name: str, output: Path, seed: int = 0, window: bool = False) -> float:
+    """Play one episode of a trained agent under distraction, its clean twin next to it.
+
+    :param name: one of :func:`trained_names`
+    :param output: the mp4 to write, unless it is shown in a window
+    :param seed: of the episode
+    :param window: show it in a window instead, which needs pygame and a display
+    :return: the return under distraction
+    :raises ValueError: for an unknown name
+    """
+    model, card = load_trained(name), read_card(name)
+    with closing(make_environment(clean_twin(name), card.preset, "val")) as env:
+        clean = play(env, model, 1, seed=seed, record=True)[0]
+    with closing(make_trained_environment(name)) as env:
+        if window:
+            shown = gym.wrappers.HumanRendering(NextTo(env, clean.frames))
+            return play(shown, model, 1, seed=seed)[0].episode_return
+        result = play(env, model, 1, seed=seed, record=True)[0]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    frames = side_by_side(
+        captioned(result.frames, f"distracted: return {result.episode_return:.0f}"),
+        captioned(clean.frames, f"clean: return {clean.episode_return:.0f}"),
+    )
+    write_mp4(output, frames, FRAMES_PER_SECOND)
+    return result.episode_return

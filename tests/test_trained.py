@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+
+from core_agent import trained
+from core_agent.agents.presets import preset
+from core_agent.agents.registry import get_agent
+from core_agent.runs.training import make_environment
+from core_agent.trained import (
+    ModelCard,
+    clean_twin,
+    load_trained,
+    read_card,
+    save_trained,
+    trained_names,
+    watch,
+)
+
+NAME = "DCS-cartpole-swingup-easy-dynamic"
+REPEAT = dict(action_repeat=250)
+
+
+def make_card(**changes):
+    fields = dict(
+        env_id=NAME,
+        agent="core",
+        preset="debug",
+        seed=0,
+        agent_steps=10,
+        simulator_steps=80,
+        updates=5,
+        returns=[1.0, 3.0],
+        random_return=1.5,
+        videos="builtin",
+        processor="a processor",
+        commit="abc",
+        arguments={},
+    )
+    return ModelCard(**{**fields, **changes})
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    """A model of the debug preset, saved as a trained agent, and the folder."""
+    monkeypatch.setattr(trained, "FOLDER", tmp_path)
+    env = make_environment(NAME, "debug", "val", REPEAT)
+    model = get_agent("core")("CnnPolicy", env, seed=1, **preset("debug"))
+    save_trained(model, make_card(), tmp_path)
+    yield model
+    env.close()
+
+
+def test_a_loaded_agent_acts_as_the_saved_one_did(saved):
+    loaded = load_trained(NAME)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    for one, other in zip(
+        saved.predict(frames, deterministic=True)[1], loaded.predict(frames, deterministic=True)[1]
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_acting_does_not_need_is_left_out(saved, tmp_path):
+    with np.load(tmp_path / f"{NAME}.npz") as file:
+        assert not any("critic" in name for name in file)
+
+
+def test_a_card_is_read_as_it_was_written(saved, tmp_path):
+    assert trained_names() == (NAME,)
+    assert read_card(NAME) == make_card()
+    assert "Return per episode of 1,000 simulator steps: 2 ± 1" in make_card().to_markdown()
+
+
+def test_an_unknown_name_is_refused(saved):
+    with pytest.raises(ValueError, match=r"name must be one of \('DCS-cartpole"):
+        load_trained("DCS-cheetah-run-easy-dynamic")
+
+
+def test_parameters_of_another_preset_are_refused(saved, tmp_path):
+    (tmp_path / f"{NAME}.md").write_text(make_card(preset="paper").to_markdown())
+    with pytest.raises(ValueError, match="hold the parameters of the card's preset"):
+        load_trained(NAME)
+
+
+@pytest.mark.parametrize("name", [NAME, "DCS-walker-walk-hard-static"])
+def test_the_clean_twin_is_the_same_task(name):
+    assert clean_twin(name) == "-".join(name.split("-")[:3]) + "-clean"
+
+
+def test_watching_writes_the_episode_next_to_its_clean_twin(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        trained,
+        "make_environment",
+        lambda env_id, name, split, _=None: make_environment(env_id, name, split, REPEAT),
+    )
+    total = watch(NAME, tmp_path / "out" / "watch.mp4", seed=3)
+    assert 0 <= total <= 1000
+    assert (tmp_path / "out" / "watch.mp4").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", trained_names())
+def test_every_agent_in_the_package_is_small_and_has_a_card(name):
+    assert (trained.FOLDER / f"{name}.npz").stat().st_size <= 4e6
+    card = read_card(name)
+    assert card.env_id == name
+    assert len(card.returns) >= 20
