@@ -29,7 +29,7 @@ from learning_curves import DOTS, make_task
 from measuring import add_common_options, columns, describe_machine, print_machine, save_json
 from stable_baselines3.common.monitor import Monitor
 
-from core_agent.agents.base import COLLECTS
+from core_agent.agents.arguments import COLLECTS
 from core_agent.agents.registry import AGENTS
 from core_agent.environments.workers import SupervisedSubprocVecEnv
 from core_agent.runs.callbacks import EpisodeReturns

@@ -37,7 +37,7 @@ from measuring import (
 )
 from stable_baselines3.common.callbacks import BaseCallback
 
-from core_agent.agents.base import COLLECTS
+from core_agent.agents.arguments import COLLECTS
 from core_agent.table5.paper import TASKS
 
 PARTS = ("environment", "acting", "sampling", "update", "storing")

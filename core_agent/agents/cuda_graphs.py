@@ -3,19 +3,23 @@
 An update is thousands of short kernels, which a GPU computes faster than Python can ask for them. A
 graph holds them with their arguments: numbers as they were at its capture, tensors by address.
 https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
+
+No graph is used before it has proved itself: the update that it was captured from is made without
+it and with it, from the same weights, optimiser states, batch and random numbers.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import nn
 
-if TYPE_CHECKING:
-    from core_agent.agents.base import Metrics, SequenceOffPolicyAlgorithm
+from core_agent.agents.metrics import Metrics
+from core_agent.networks.optimization import FiniteGuard
 
 Result = TypeVar("Result")
 
@@ -23,21 +27,65 @@ WARM_UPS = 3
 """Updates of each kind before one is captured: libraries choose kernels, optimisers make states."""
 PROGRESS = frozenset({"num_timesteps", "start_time"})
 """Public numbers of an agent that change while it learns; no update may read them."""
-SETTINGS = (bool, int, float, str, type(None))
-"""What numbers, texts and switches are."""
+CHANGE_TOLERANCE, ROUNDING = 0.05, 1e-5
+"""How far a replay may be from the update: a share of what the update changed, and of the value.
+The order in which a GPU sums is not fixed, and Adam enlarges differences in small gradients."""
+
+
+class Learner(NamedTuple):
+    """An agent's update, with what it reads besides the batch and what it changes."""
+
+    update: Callable[[Any], Metrics]
+    kind: Hashable
+    """Updates of another kind ask for other kernels."""
+    attributes: Mapping[str, Any]
+    """Of the agent; a graph holds the public numbers, texts and switches among them."""
+    policy: nn.Module
+    optimizers: Sequence[torch.optim.Optimizer]
+    guard: FiniteGuard
+
+    def changed(self) -> list[torch.Tensor]:
+        """All tensors that an update writes to and a later one reads."""
+        states = [
+            s for one in self.optimizers for each in one.state.values() for s in each.values()
+        ]
+        return [*self.policy.state_dict().values(), *states, *self.guard.tensors()]
+
+    def held(self, batch: Any) -> tuple[Any, ...]:
+        """Everything that a graph of the update holds: equal as long as the graph is right.
+
+        Numbers that networks hold are not watched.
+        """
+        groups = [group for one in self.optimizers for group in one.param_groups]
+        options = [value for group in groups for key, value in group.items() if key != "params"]
+        return (
+            [(value.shape, value.stride(), value.dtype) for value in tensors_in(batch)],
+            [
+                (name, value)
+                for name, value in self.attributes.items()
+                if isinstance(value, (bool, int, float, str, type(None)))
+                and name[0] != "_"
+                and name not in PROGRESS
+            ],
+            [parameter.requires_grad for parameter in self.policy.parameters()],
+            [tensor.data_ptr() for tensor in self.changed()],
+            [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in options],
+            self.guard,
+        )
 
 
 class SideStream:
-    """A CUDA stream beside the current one, to warm up and to capture on.
+    """A CUDA stream next to the current one, to warm up and to capture on.
 
     :param device: the GPU
     """
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
+        self._generator = torch.cuda.default_generators[self._stream.device_index]
 
     def run(self, function: Callable[[], Result]) -> Result:
-        """``function()`` in between what the current stream was and will be asked for."""
+        """``function()``, in order with everything that the current stream is asked for."""
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         try:
@@ -47,7 +95,7 @@ class SideStream:
             current.wait_stream(self._stream)
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        """What launches the kernels that ``function()`` asks for; none of them runs now.
+        """A function that launches the kernels that ``function()`` asks for; none of them runs now.
 
         :raises RuntimeError: if it asks for what a graph cannot hold, such as waiting for a value
         """
@@ -60,10 +108,15 @@ class SideStream:
                 function()
         except RuntimeError:
             # It also leaves its mark on the generator, which then refuses to draw.
-            generator = torch.cuda.default_generators[self._stream.device_index]
-            generator.graphsafe_set_state(generator.clone_state())
+            self._generator.graphsafe_set_state(self._generator.clone_state())
             raise
         return graph.replay
+
+    def get_random_state(self) -> torch.Tensor:
+        return self._generator.get_state()
+
+    def set_random_state(self, state: torch.Tensor) -> None:
+        self._generator.set_state(state)
 
 
 def tensors_in(batch: Any) -> Iterator[torch.Tensor]:
@@ -88,7 +141,7 @@ class Recording:
 
     :param stream: to capture on
     :param update: of an agent
-    :param batch: such as it will be called with
+    :param batch: of the kind that it will be called with
     :raises RuntimeError: if it cannot be captured; nothing has changed then
     """
 
@@ -112,14 +165,12 @@ class Recording:
         return dict(zip(self._names, self._values.clone().unbind()))
 
 
-class CapturedUpdate:
-    """Makes an agent's updates: the first ones as they come, then as CUDA graphs.
+class GraphedUpdates:
+    """Makes an agent's updates: the first ones without graphs, then as CUDA graphs.
 
-    There is a graph for each kind of update, see ``update_kind``. When anything that a graph holds
-    has changed (:func:`held_by_graphs`), the agent's updates are warmed up and captured anew. An
-    update that cannot be captured, as it waits for a value, goes on as it comes, with a warning.
-
-    It holds nothing worth saving: a copy, also a pickled one, starts from the beginning.
+    There is a graph for each kind of update. When anything that a graph holds has changed, updates
+    are warmed up and captured again. If one cannot be captured, as it waits for a value, or its
+    graph does not do what it does, a warning says so, and no graph is used from then on.
     """
 
     def __init__(self) -> None:
@@ -129,71 +180,75 @@ class CapturedUpdate:
         self._recordings: dict[Hashable, Recording] = {}
         self._gave_up = False
 
-    def __reduce__(self) -> tuple[type[CapturedUpdate], tuple[()]]:
-        return CapturedUpdate, ()
+    def __reduce__(self) -> tuple[type[GraphedUpdates], tuple[()]]:
+        """Graphs belong to the process that captured them: a copy has none."""
+        return GraphedUpdates, ()
 
-    def __call__(self, model: SequenceOffPolicyAlgorithm, batch: Any) -> Metrics:
-        """``model.update(batch)``."""
+    def __call__(self, learner: Learner, batch: Any) -> Metrics:
+        """``learner.update(batch)``."""
         if self._gave_up:
-            return model.update(batch)
-        if held_by_graphs(model, batch) != self._held:
+            return learner.update(batch)
+        if learner.held(batch) != self._held:
             self._recordings.clear()
             self._n_warm_ups.clear()
-        self._stream = self._stream or SideStream(model.device)
-        kind = model.update_kind
-        if kind not in self._recordings and self._n_warm_ups[kind] >= WARM_UPS:
-            try:
-                self._recordings[kind] = Recording(self._stream, model.update, batch)
-            except RuntimeError as error:
-                self._give_up(error)
-                return model.update(batch)
-        if kind in self._recordings:
-            return self._recordings[kind](batch)
-        metrics = self._stream.run(lambda: model.update(batch))
-        self._n_warm_ups[kind] += 1
+        if learner.kind in self._recordings:
+            return self._recordings[learner.kind](batch)
+        self._stream = self._stream or SideStream(next(learner.policy.parameters()).device)
+        if self._n_warm_ups[learner.kind] >= WARM_UPS:
+            return self._record(self._stream, learner, batch)
+        metrics = self._stream.run(lambda: learner.update(batch))
+        self._n_warm_ups[learner.kind] += 1
         # Optimisers make their states in their first step, so after it.
-        self._held = held_by_graphs(model, batch)
+        self._held = learner.held(batch)
         return metrics
 
-    def _give_up(self, error: RuntimeError) -> None:
+    def _record(self, stream: SideStream, learner: Learner, batch: Any) -> Metrics:
+        """Make an update without a graph; keep one for the next if it would have done the same."""
+        try:
+            recording = Recording(stream, learner.update, batch)
+        except RuntimeError as error:
+            reason = str(error.__context__ or error).partition("\n")[0]
+            self._give_up(f"one could not be captured ({reason})")
+            return learner.update(batch)
+        tensors = learner.changed()
+        before, random_before = [t.clone() for t in tensors], stream.get_random_state()
+        metrics = stream.run(lambda: learner.update(batch))
+        after, random_after = [t.clone() for t in tensors], stream.get_random_state()
+        put(before, tensors)
+        stream.set_random_state(random_before)
+        recording(batch)
+        if are_close(tensors, after, before):
+            self._recordings[learner.kind] = recording
+        else:
+            self._give_up("a replayed one differs from the one that was captured")
+        put(after, tensors)
+        stream.set_random_state(random_after)
+        return metrics
+
+    def _give_up(self, reason: str) -> None:
         self._gave_up = True
         self._recordings.clear()
-        reason = str(error.__context__ or error).partition("\n")[0]
         warnings.warn(
-            f"updates run without CUDA graphs, which takes longer: one could not be captured "
-            f"({reason}); CORE_AGENT_CUDA_GRAPHS=0 does without from the start",
+            f"updates run without CUDA graphs, which takes longer: {reason}; "
+            "CORE_AGENT_CUDA_GRAPHS=0 does without from the start",
             stacklevel=2,
         )
 
 
-def held_by_graphs(model: SequenceOffPolicyAlgorithm, batch: Any) -> tuple[Any, ...]:
-    """What a graph of an update holds: equal as long as the graph is right.
+@torch.no_grad()
+def put(values: Sequence[torch.Tensor], places: Sequence[torch.Tensor]) -> None:
+    """Copy each value to its place."""
+    for place, value in zip(places, values):
+        place.copy_(value)
 
-    These are the layout of the batch, the agent's public numbers, texts and switches, the options
-    of its optimisers, and where parameters, targets and optimisers' states lie. Not watched are
-    numbers that networks hold.
-    """
-    layout = [(value.shape, value.stride(), value.dtype) for value in tensors_in(batch)]
-    settings = [
-        (name, value)
-        for name, value in vars(model).items()
-        if isinstance(value, SETTINGS) and name[0] != "_" and name not in PROGRESS
-    ]
-    changed = [parameter for target in model.policy.targets() for parameter in target.parameters()]
-    states: list[torch.Tensor] = []
-    options: list[Any] = []
-    for optimizer in model.optimizers:
-        for group in optimizer.param_groups:
-            changed += group["params"]
-            options += (value for key, value in group.items() if key != "params")
-        for state in optimizer.state.values():
-            states += state.values()
-    return (
-        layout,
-        settings,
-        [parameter.requires_grad for parameter in changed],
-        [tensor.data_ptr() for tensor in changed],
-        [tensor.data_ptr() for tensor in states],
-        [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in options],
-        model._guard,
-    )
+
+def are_close(
+    found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], before: Sequence[torch.Tensor]
+) -> bool:
+    """Whether each tensor found is the one wanted up to rounding, which grew out of ``before``."""
+    fits = []
+    for triple in zip(found, wanted, before):
+        one, other, start = (torch.nan_to_num(tensor.double()) for tensor in triple)
+        margin = CHANGE_TOLERANCE * (other - start).norm() + ROUNDING * other.norm()
+        fits.append((one - other).norm() <= margin)
+    return bool(torch.stack(fits).all())

@@ -40,6 +40,10 @@ class FiniteGuard:
         self._failed = None if device is None else torch.zeros((), device=device)
         self._culprits: dict[tuple[str, ...], torch.Tensor] = {}
 
+    def tensors(self) -> list[torch.Tensor]:
+        """The marks of refused steps on the device."""
+        return [] if self._failed is None else [self._failed, *self._culprits.values()]
+
     def step(
         self,
         optimizer: torch.optim.Optimizer,

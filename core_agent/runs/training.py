@@ -25,7 +25,8 @@ import gymnasium as gym
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from core_agent.agents.base import PAPER_SIMULATOR_STEPS, SequenceOffPolicyAlgorithm
+from core_agent.agents.base import SequenceOffPolicyAlgorithm
+from core_agent.agents.loop import PAPER_SIMULATOR_STEPS
 from core_agent.agents.presets import get_preset
 from core_agent.agents.presets import preset as preset_arguments
 from core_agent.agents.registry import get_agent

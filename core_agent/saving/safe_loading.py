@@ -38,6 +38,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "builtins": frozenset({"set", "frozenset", "slice", "complex"}),
     "collections": frozenset({"OrderedDict", "deque"}),
     "core_agent.replay.buffer": frozenset({"Episode", "SequenceReplayBuffer"}),
+    "core_agent.agents.collection": frozenset({"Progress"}),
     "core_agent.agents.curl": frozenset({"CURLPolicy"}),
     "core_agent.agents.policies": frozenset({"RecurrentPolicy"}),
     "core_agent.agents.qt_opt_rad": frozenset({"QTOptPolicy"}),

@@ -29,11 +29,9 @@ from typing import Any, NamedTuple
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
-from core_agent.agents.base import (
-    PAPER_SIMULATOR_STEPS,
-    SequenceOffPolicyAlgorithm,
-    as_train_freq,
-)
+from core_agent.agents.arguments import as_train_freq
+from core_agent.agents.base import SequenceOffPolicyAlgorithm
+from core_agent.agents.loop import PAPER_SIMULATOR_STEPS
 from core_agent.agents.presets import preset
 from core_agent.agents.registry import get_agent
 from core_agent.runs.callbacks import next_multiple

@@ -129,7 +129,7 @@ def test_several_environments_run_until_each_has_ended_an_episode():
     env = DummyVecEnv([lambda: FakeEnv(length=4), lambda: FakeEnv(length=7)])
     model = CoRe("CnnPolicy", env, **{**TINY, "learning_starts": 0})
     recorder = Recorder()
-    model.learn(10, callback=recorder)
+    model.learn(14, callback=recorder)
     assert recorder.events.count("step") == 7
     assert model.num_timesteps == 14
     assert model._n_updates == 7  # half of 14

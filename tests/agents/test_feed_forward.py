@@ -111,7 +111,7 @@ def test_updates_are_counted_one_by_one():
 
 
 def test_metrics_that_come_now_and_then_are_means_of_those_that_came():
-    from core_agent.agents.base import MetricMeans
+    from core_agent.agents.metrics import MetricMeans
 
     means = MetricMeans()
     means.add({"critic": torch.tensor(1.0), "actor": torch.tensor(6.0)})

@@ -7,7 +7,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 
 from core_agent import CoRe
-from core_agent.agents.base import PAPER_SIMULATOR_STEPS
+from core_agent.agents.loop import PAPER_SIMULATOR_STEPS
 from core_agent.agents.presets import ABLATIONS, AGENT_NAMES, PRESETS, SIZES, get_preset, preset
 from core_agent.agents.registry import AGENTS
 from tests.fakes import TINY, FakeEnv

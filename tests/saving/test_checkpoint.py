@@ -162,7 +162,7 @@ def test_a_run_goes_on_exactly_from_within_its_updates(n_updates, tmp_path, monk
     monkeypatch.setattr(CoRe, "update", update)
     model = CoRe("auto", images(), **ARGUMENTS)
     model.learn(N_STEPS, callback=ExactCheckpointCallback(tmp_path, 0))
-    assert (model._n_updates, model._updates_due) == (n_updates, -n_updates % 3)
+    assert (model._n_updates, model._progress.updates_due) == (n_updates, -n_updates % 3)
     monkeypatch.undo()
     assert_alike(go_on(CoRe, images, tmp_path), expected)
 

@@ -1,0 +1,228 @@
+"""When agents collect and when they learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFreq
+from stable_baselines3.common.vec_env import VecEnv
+
+from core_agent.agents.arguments import LEARN_RULES
+from core_agent.agents.collection import Progress, vectorized_noise
+from core_agent.agents.savable import SavableAlgorithm
+from core_agent.agents.transitions import store_transition
+from core_agent.networks.hardware import memory_advice
+from core_agent.replay.buffer import SequenceReplayBuffer
+from core_agent.saving.resumable import make_resumable
+from core_agent.validation import check, check_each, check_integer
+
+SelfAlgorithm = TypeVar("SelfAlgorithm", bound="LearningLoop")
+
+PAPER_SIMULATOR_STEPS = 500_000
+
+
+class LearningLoop(SavableAlgorithm):
+    """Rollouts and updates in turn, each of which may be stopped and resumed."""
+
+    memory_settings: ClassVar[tuple[str, ...]] = ("batch_size",)
+    """Arguments that the memory of an update grows with."""
+    update_ratio: float
+    max_rollout_steps: int
+    replay_buffer: SequenceReplayBuffer | None
+    _last_states: tuple[np.ndarray, ...] | None
+    _progress: Progress
+    _awaiting: list[Callable[[], bool]]
+    _endings: list[Callable[[BaseException | None], None]]
+    _stopping: bool
+
+    def learn(
+        self: SelfAlgorithm,
+        total_timesteps: int | None = None,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfAlgorithm:
+        """Collect and learn.
+
+        :param total_timesteps: agent steps, over all environments; by default the paper's 500,000
+            simulator steps where the environment has an ``action_repeat``
+        :param callback: SB3 callback(s), called after every ``env.step``
+        :param log_interval: episodes between two log entries; ``None``: no logging of episodes
+        :param tb_log_name: name of the run for TensorBoard; by default the algorithm's
+        :param reset_num_timesteps: ``False`` continues where the last call ended
+        :param progress_bar: show SB3's progress bar
+        :return: the model itself
+        :raises ValueError: without an environment, or without a length where none is known
+        """
+        if total_timesteps is None:
+            check(
+                self.env is not None and self.env.has_attr("action_repeat"),
+                "total_timesteps",
+                "be given for environments other than the Distracting Control Suite",
+                None,
+                "for example learn(100_000)",
+            )
+            total_timesteps = PAPER_SIMULATOR_STEPS // self.action_repeat
+        # 0 completes what a run was doing when it was stopped.
+        lowest = 0 if self._is_unfinished and not reset_num_timesteps else 1
+        check_integer("total_timesteps", total_timesteps, lowest)
+        check_each(locals(), LEARN_RULES)
+        name = tb_log_name or type(self).__name__
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, name, progress_bar
+        )
+        callback.on_training_start(locals(), globals())
+        error: BaseException | None = None
+        try:
+            with memory_advice(**{name: getattr(self, name) for name in self.memory_settings}):
+                self._alternate(total_timesteps, callback, log_interval)
+            callback.on_training_end()
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            endings, self._endings, self._awaiting = self._endings, [], []
+            for ending in reversed(endings):
+                ending(error)
+        return self
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        check(
+            self.env is not None,
+            "env",
+            "be set before learn()",
+            None,
+            "pass env= to the constructor or to load(), or call set_env()",
+        )
+        assert self.env is not None and self.replay_buffer is not None
+        n_envs, progress = self.env.num_envs, self._progress
+        self._collector.check_environments(self.env)
+        make_resumable(self.env)
+        continues = not reset_num_timesteps and self._last_obs is not None
+        if not continues:
+            # The environments are about to be reset: what runs there ends here.
+            self.replay_buffer.end_episodes()
+            self._last_states = None
+            progress.begin_rollout(n_envs)
+            self._collector.renew(self.policy)
+        if reset_num_timesteps or not self.replay_buffer.size():
+            progress.forget_updates()
+        if self.replay_buffer.n_envs != n_envs:
+            self.replay_buffer.set_n_envs(n_envs)
+        noise = vectorized_noise(self.action_noise, n_envs)
+        # SB3 would reset the noise, also in the middle of an episode.
+        self.action_noise = None if continues else noise
+        result = super()._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        self.action_noise = noise
+        return result
+
+    def _alternate(
+        self, total_timesteps: int, callback: BaseCallback, log_interval: int | None
+    ) -> None:
+        """Collect and update in turn, from where an earlier call was stopped."""
+        assert self.env is not None and isinstance(self.train_freq, TrainFreq)
+        assert self.replay_buffer is not None
+        progress, self._stopping = self._progress, False
+        while not self._stopping and (self.num_timesteps < total_timesteps or self._is_unfinished):
+            all_collected = self.num_timesteps >= total_timesteps and not progress.steps
+            if progress.updates_due and (all_collected or self._collector.updates_in_between):
+                self.train(progress.updates_due, self.batch_size)
+                continue
+            rollout = self.collect_rollouts(
+                self.env,
+                callback,
+                self.train_freq,
+                self.replay_buffer,
+                self.action_noise,
+                self.learning_starts,
+                log_interval,
+            )
+            if not rollout.continue_training:
+                break
+            if self.num_timesteps > self.learning_starts:
+                n_steps = rollout.episode_timesteps
+                progress.add_updates(self._gradient_steps_after(n_steps), n_steps // self.n_envs)
+            self._reach_safe_point()
+        self._stopping = False
+
+    @property
+    def _is_unfinished(self) -> bool:
+        """Whether :meth:`learn` was stopped within a rollout or the updates after it."""
+        return self._progress.is_unfinished
+
+    def _gradient_steps_after(self, n_steps: int) -> int:
+        """Updates after ``n_steps`` agent steps of all environments together."""
+        if self.gradient_steps is None:
+            due = self._progress.fraction_due + self.update_ratio * n_steps
+            self._progress.fraction_due = due % 1.0
+            return int(due)
+        return n_steps if self.gradient_steps < 0 else self.gradient_steps
+
+    def at_next_safe_point(self, action: Callable[[], bool]) -> None:
+        """Have ``action`` called once, between two steps or updates of :meth:`learn`.
+
+        Everything is in place there: the step is stored, the update is complete. Callbacks and
+        signal handlers, which run in the middle of things, ask for a checkpoint in this way.
+
+        :param action: its ``False`` ends :meth:`learn`
+        """
+        self._awaiting.append(action)
+
+    def when_learning_ends(self, action: Callable[[BaseException | None], None]) -> None:
+        """Have ``action`` called when :meth:`learn` ends, with the error that ends it, if any."""
+        self._endings.append(action)
+
+    def _reach_safe_point(self) -> None:
+        if self._awaiting:
+            self._guard.check()
+        while self._awaiting:
+            if not self._awaiting.pop(0)():
+                self._stopping = True
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        replay_buffer: ReplayBuffer,
+        action_noise: ActionNoise | None = None,
+        learning_starts: int = 0,
+        log_interval: int | None = None,
+    ) -> RolloutReturn:
+        """Step the environments until it is time for updates, as :attr:`collect` says."""
+        return self._collector.collect(
+            self,
+            env,
+            callback,
+            train_freq,
+            replay_buffer,
+            action_noise,
+            learning_starts,
+            log_interval,
+        )
+
+    def _store_transition(self, replay_buffer: ReplayBuffer, *step: Any) -> None:
+        store_transition(self, replay_buffer, *step)
+
+    @property
+    def action_repeat(self) -> int:
+        """Simulator steps that one agent step takes; 1 where the environment does not say."""
+        if self.env is None or not self.env.has_attr("action_repeat"):
+            return 1
+        return int(self.env.get_attr("action_repeat")[0])

@@ -1,0 +1,195 @@
+"""How agents are saved, loaded, checkpointed and resumed."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+from collections.abc import Iterable
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv
+
+from core_agent.agents.arguments import FILE_RULES, LOAD_RULES, RESUME_RULES
+from core_agent.agents.collection import Collector
+from core_agent.environments.workers import environment_for
+from core_agent.networks.optimization import FiniteGuard
+from core_agent.saving.checkpoint import MODEL, CheckpointFolder
+from core_agent.saving.models import (
+    checked_file,
+    checked_parameters,
+    find_checkpoint,
+    read_replay_buffer,
+    warn_of_own_schedule,
+)
+from core_agent.validation import check_each
+
+SelfAlgorithm = TypeVar("SelfAlgorithm", bound="SavableAlgorithm")
+
+
+class SavableAlgorithm(OffPolicyAlgorithm):
+    """SB3's methods that read and write files, made safe, and exact checkpoints."""
+
+    optimizer_names: ClassVar[tuple[str, ...]] = ()
+    """Attributes of the policy that hold its optimisers."""
+    not_saved: ClassVar[tuple[str, ...]] = ()
+    """Attributes that are left out of model files, besides SB3's."""
+    _collector: Collector
+    _guard: FiniteGuard
+    _checkpoints: CheckpointFolder | None = None
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        return [getattr(self.policy, name) for name in self.optimizer_names]
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Save the model as SB3 does; warn of a learning rate that :meth:`load` would refuse.
+
+        :param path: file to write, by name or open
+        :param exclude: names of attributes to leave out
+        :param include: names of attributes to save that are left out otherwise
+        :raises ValueError: for a bad argument, before anything is written
+        """
+        check_each(locals(), FILE_RULES)
+        warn_of_own_schedule(self.learning_rate)
+        super().save(path, exclude, include)
+
+    @classmethod
+    def load(
+        cls: type[SelfAlgorithm],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        trusted: bool = False,
+        **kwargs: Any,
+    ) -> SelfAlgorithm:
+        """Load a model, without running anything that the file brings along.
+
+        The arguments are those of SB3's ``load``, and
+
+        :param trusted: unpickle whatever the file holds, as SB3 does
+        :raises UnsafeFileError: if the file asks for names that loading does not allow, or is not a
+            complete model of this class; a kind of ``ValueError``
+        :raises FileNotFoundError: if there is no file
+        :raises ValueError: for an environment or an argument that does not fit the model
+        """
+        check_each(locals(), LOAD_RULES)
+        rest = (print_system_info, force_reset)
+        if trusted:
+            return super().load(path, env, device, custom_objects, *rest, **kwargs)
+        with checked_file(cls, path, env, custom_objects, kwargs) as (content, wrapped, objects):
+            return super().load(content, wrapped, device, objects, *rest, **kwargs)
+
+    def load_replay_buffer(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        truncate_last_traj: bool = True,
+        trusted: bool = False,
+    ) -> None:
+        """Load a replay buffer, without running anything that the file brings along.
+
+        :param path: file that ``save_replay_buffer`` wrote
+        :param truncate_last_traj: for SB3's interface
+        :param trusted: unpickle whatever the file holds, as SB3 does
+        :raises UnsafeFileError: if the file asks for names that loading does not allow
+        """
+        check_each(locals(), FILE_RULES)
+        if trusted:
+            super().load_replay_buffer(path, truncate_last_traj)
+            return
+        self.replay_buffer = read_replay_buffer(path, self.observation_space, self.action_space)
+        self.replay_buffer.device = self.device
+
+    def checkpoint(self, folder: str | pathlib.Path) -> pathlib.Path:
+        """Write everything that the run follows from; :meth:`resume` continues from it.
+
+        In ``folder`` are the model as :meth:`save` writes it, random states, the state of the
+        environments and the replay buffer, of which only what is new since the last checkpoint is
+        written. The last two checkpoints are kept. While :meth:`learn` runs, let
+        :class:`~core_agent.runs.callbacks.ExactCheckpointCallback` call this at the right moments.
+
+        :param folder: made if missing; one for each run
+        :return: the checkpoint's own folder in it
+        :raises OSError: if it cannot be written; the checkpoints there are left as they are
+        :raises ValueError: if a parameter is not finite
+        :raises NonFiniteError: if an update has failed that was not reported yet
+        """
+        check_each(locals(), FILE_RULES)
+        self._guard.check()
+        if self._checkpoints is None or self._checkpoints.path != pathlib.Path(folder):
+            self._checkpoints = CheckpointFolder(folder)
+        return self._checkpoints.write(self)
+
+    @classmethod
+    def resume(
+        cls: type[SelfAlgorithm],
+        folder: str | pathlib.Path,
+        env: GymEnv | str,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        trusted: bool = False,
+    ) -> SelfAlgorithm:
+        """The model as it was at the newest complete checkpoint in ``folder``, replay included.
+
+        ``learn(total_timesteps - model.num_timesteps, reset_num_timesteps=False)`` then does what
+        the run would have done without stopping: on a CPU the same actions and parameters, bit for
+        bit, if the environments can save and set their state (``get_state``, ``set_state``; those
+        of ``distracting_envs`` do), or if the checkpoint was written at an episode's start. See
+        :mod:`core_agent.saving.resumable`.
+
+        :param folder: folder that was given to :meth:`checkpoint`
+        :param env: made and wrapped as it was; or an id
+        :param device: of the networks
+        :param custom_objects: as in :meth:`load`
+        :param trusted: as in :meth:`load`
+        :raises NoCheckpointError: if nothing there is complete; a kind of ``ValueError``
+        :raises ValueError: for another algorithm's checkpoint or other environments
+        """
+        check_each(locals(), RESUME_RULES)
+        checkpoints, checkpoint = find_checkpoint(folder, cls.__name__)
+        if isinstance(env, str):
+            env = environment_for(env, checkpoint.manifest["collect"])
+        model = cls.load(
+            checkpoint.path / MODEL, env, device, custom_objects, force_reset=False, trusted=trusted
+        )
+        checkpoints.restore(model, checkpoint)
+        model._checkpoints = checkpoints
+        return model
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), *self.not_saved]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", *(f"policy.{name}" for name in self.optimizer_names)], []
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | dict[str, torch.Tensor],
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Load networks and optimisers; learning rates and the like stay those of this model.
+
+        :raises UnsafeFileError: if a file is no saved model
+        :raises ValueError: for parameters that do not fit this model, which is left as it is
+        """
+        check_each(locals(), FILE_RULES)
+        parameters = checked_parameters(self, load_path_or_dict, exact_match)
+        options = [
+            [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+            for optimizer in self.optimizers
+        ]
+        super().set_parameters(parameters, exact_match, device)
+        for optimizer, own in zip(self.optimizers, options):
+            for group, kept in zip(optimizer.param_groups, own):
+                group.update(kept)
+        self._collector.renew(self.policy)
