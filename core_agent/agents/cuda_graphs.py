@@ -4,19 +4,20 @@ An update is thousands of short kernels, which a GPU computes faster than Python
 graph holds them with their arguments: numbers as they were at its capture, tensors by address.
 https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
 
-No graph is used before it has proved itself: the update that it was captured from is made without
-it and with it, from the same weights, optimiser states, batch and random numbers.
+No graph is used before it has proved itself: the same update is made without it and with it, from
+the same weights, optimiser states, batch and random numbers.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from core_agent.agents.metrics import Metrics
 from core_agent.networks.optimization import FiniteGuard
@@ -46,27 +47,26 @@ class Learner(NamedTuple):
 
     def changed(self) -> list[torch.Tensor]:
         """All tensors that an update writes to and a later one reads."""
-        states = [
-            s for one in self.optimizers for each in one.state.values() for s in each.values()
-        ]
-        return [*self.policy.state_dict().values(), *states, *self.guard.tensors()]
+        networks = [*self.policy.parameters(), *self.policy.buffers()]
+        states = tree_leaves([list(optimizer.state.values()) for optimizer in self.optimizers])
+        return [*networks, *states, *self.guard.tensors()]
 
     def held(self, batch: Any) -> tuple[Any, ...]:
         """Everything that a graph of the update holds: equal as long as the graph is right.
 
         Numbers that networks hold are not watched.
         """
-        groups = [group for one in self.optimizers for group in one.param_groups]
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         options = [value for group in groups for key, value in group.items() if key != "params"]
+        settings = [
+            (name, value)
+            for name, value in self.attributes.items()
+            if isinstance(value, (bool, int, float, str, type(None)))
+            and not (name.startswith("_") or name in PROGRESS)
+        ]
         return (
-            [(value.shape, value.stride(), value.dtype) for value in tensors_in(batch)],
-            [
-                (name, value)
-                for name, value in self.attributes.items()
-                if isinstance(value, (bool, int, float, str, type(None)))
-                and name[0] != "_"
-                and name not in PROGRESS
-            ],
+            [(value.shape, value.stride(), value.dtype) for value in tree_leaves(batch)],
+            settings,
             [parameter.requires_grad for parameter in self.policy.parameters()],
             [tensor.data_ptr() for tensor in self.changed()],
             [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in options],
@@ -119,50 +119,29 @@ class SideStream:
         self._generator.set_state(state)
 
 
-def tensors_in(batch: Any) -> Iterator[torch.Tensor]:
-    """The tensors of a named tuple whose fields are tensors or dicts of them."""
-    for field in batch:
-        yield from field.values() if isinstance(field, dict) else (field,)
+def captured(stream: SideStream, learner: Learner, batch: Any) -> Callable[[Any], Metrics]:
+    """An update as a graph, for batches of the layout of ``batch``; nothing is computed now.
 
-
-def room_for(batch: Any) -> Any:
-    """A batch of the same shapes, types and order in memory, not filled."""
-
-    def room(field: Any) -> Any:
-        if isinstance(field, dict):
-            return {key: torch.empty_like(value) for key, value in field.items()}
-        return torch.empty_like(field)
-
-    return type(batch)(*(room(field) for field in batch))
-
-
-class Recording:
-    """A captured update.
-
-    :param stream: to capture on
-    :param update: of an agent
-    :param batch: of the kind that it will be called with
-    :raises RuntimeError: if it cannot be captured; nothing has changed then
+    :raises RuntimeError: if it cannot be captured
     """
+    place = tree_map(torch.empty_like, batch)
+    names: list[str] = []
+    values: list[torch.Tensor] = []
 
-    def __init__(self, stream: SideStream, update: Callable[[Any], Metrics], batch: Any) -> None:
-        self._batch = room_for(batch)
-        self._names: list[str] = []
-        self._values = torch.empty(0)
+    def run() -> None:
+        metrics = learner.update(place)
+        names[:] = metrics
+        values[:] = [torch.stack([value.detach().float() for value in metrics.values()])]
 
-        def run() -> None:
-            metrics = update(self._batch)
-            self._names = list(metrics)
-            self._values = torch.stack([value.detach().float() for value in metrics.values()])
+    launch = stream.capture(run)
 
-        self._replay = stream.capture(run)
+    def replay(batch: Any) -> Metrics:
+        put(tree_leaves(batch), tree_leaves(place))
+        launch()
+        # The next replay overwrites its own.
+        return dict(zip(names, values[0].clone().unbind()))
 
-    def __call__(self, batch: Any) -> Metrics:
-        """The update on ``batch``; its metrics are not overwritten by the next one's."""
-        for place, value in zip(tensors_in(self._batch), tensors_in(batch)):
-            place.copy_(value, non_blocking=True)
-        self._replay()
-        return dict(zip(self._names, self._values.clone().unbind()))
+    return replay
 
 
 class GraphedUpdates:
@@ -170,14 +149,14 @@ class GraphedUpdates:
 
     There is a graph for each kind of update. When anything that a graph holds has changed, updates
     are warmed up and captured again. If one cannot be captured, as it waits for a value, or its
-    graph does not do what it does, a warning says so, and no graph is used from then on.
+    graph does something else, a warning says so, and no graph is used from then on.
     """
 
     def __init__(self) -> None:
         self._stream: SideStream | None = None
         self._held: tuple[Any, ...] | None = None
         self._n_warm_ups: Counter[Hashable] = Counter()
-        self._recordings: dict[Hashable, Recording] = {}
+        self._graphs: dict[Hashable, Callable[[Any], Metrics]] = {}
         self._gave_up = False
 
     def __reduce__(self) -> tuple[type[GraphedUpdates], tuple[()]]:
@@ -189,45 +168,45 @@ class GraphedUpdates:
         if self._gave_up:
             return learner.update(batch)
         if learner.held(batch) != self._held:
-            self._recordings.clear()
+            self._graphs.clear()
             self._n_warm_ups.clear()
-        if learner.kind in self._recordings:
-            return self._recordings[learner.kind](batch)
+        if learner.kind in self._graphs:
+            return self._graphs[learner.kind](batch)
         self._stream = self._stream or SideStream(next(learner.policy.parameters()).device)
         if self._n_warm_ups[learner.kind] >= WARM_UPS:
-            return self._record(self._stream, learner, batch)
+            return self._capture(self._stream, learner, batch)
         metrics = self._stream.run(lambda: learner.update(batch))
         self._n_warm_ups[learner.kind] += 1
         # Optimisers make their states in their first step, so after it.
         self._held = learner.held(batch)
         return metrics
 
-    def _record(self, stream: SideStream, learner: Learner, batch: Any) -> Metrics:
-        """Make an update without a graph; keep one for the next if it would have done the same."""
+    def _capture(self, stream: SideStream, learner: Learner, batch: Any) -> Metrics:
+        """Capture an update and make it without the graph; keep the graph if it does the same."""
         try:
-            recording = Recording(stream, learner.update, batch)
+            replay = captured(stream, learner, batch)
         except RuntimeError as error:
             reason = str(error.__context__ or error).partition("\n")[0]
             self._give_up(f"one could not be captured ({reason})")
             return learner.update(batch)
         tensors = learner.changed()
-        before, random_before = [t.clone() for t in tensors], stream.get_random_state()
+        before, random_before = copies(tensors), stream.get_random_state()
         metrics = stream.run(lambda: learner.update(batch))
-        after, random_after = [t.clone() for t in tensors], stream.get_random_state()
+        after, random_after = copies(tensors), stream.get_random_state()
         put(before, tensors)
         stream.set_random_state(random_before)
-        recording(batch)
+        replay(batch)
         if are_close(tensors, after, before):
-            self._recordings[learner.kind] = recording
+            self._graphs[learner.kind] = replay
         else:
-            self._give_up("a replayed one differs from the one that was captured")
+            self._give_up("a replay of one does not give what the update itself gives")
         put(after, tensors)
         stream.set_random_state(random_after)
         return metrics
 
     def _give_up(self, reason: str) -> None:
         self._gave_up = True
-        self._recordings.clear()
+        self._graphs.clear()
         warnings.warn(
             f"updates run without CUDA graphs, which takes longer: {reason}; "
             "CORE_AGENT_CUDA_GRAPHS=0 does without from the start",
@@ -235,20 +214,26 @@ class GraphedUpdates:
         )
 
 
+def copies(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The values of tensors, to be put back later."""
+    return [tensor.detach().clone() for tensor in tensors]
+
+
 @torch.no_grad()
 def put(values: Sequence[torch.Tensor], places: Sequence[torch.Tensor]) -> None:
     """Copy each value to its place."""
     for place, value in zip(places, values):
-        place.copy_(value)
+        place.copy_(value, non_blocking=True)
 
 
+@torch.no_grad()
 def are_close(
     found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], before: Sequence[torch.Tensor]
 ) -> bool:
-    """Whether each tensor found is the one wanted up to rounding, which grew out of ``before``."""
+    """Whether the tensors found are those wanted up to rounding, both made out of ``before``."""
     fits = []
-    for triple in zip(found, wanted, before):
-        one, other, start = (torch.nan_to_num(tensor.double()) for tensor in triple)
+    for tensors in zip(found, wanted, before):
+        one, other, start = (torch.nan_to_num(tensor.double()) for tensor in tensors)
         margin = CHANGE_TOLERANCE * (other - start).norm() + ROUNDING * other.norm()
         fits.append((one - other).norm() <= margin)
     return bool(torch.stack(fits).all())

@@ -139,6 +139,7 @@ class QTOptRAD(FrameStackAlgorithm):
         train_freq: int | tuple[int, str] = 1,
         gradient_steps: int | None = None,
         update_ratio: float = 1.0,
+        max_rollout_steps: int = 1_000,
         collect: Collect = "sequential",
         target_update_freq: int = 2,
         crop_size: int | tuple[int, int] | None = None,

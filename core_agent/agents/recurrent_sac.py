@@ -45,6 +45,8 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
     :param gradient_steps: updates each time; -1: as many as agent steps were taken; ``None``:
         ``update_ratio`` times as many
     :param update_ratio: updates per agent step
+    :param max_rollout_steps: agent steps of each environment after which updates are made although
+        ``train_freq`` counts episodes and none has ended
     :param collect: ``"sequential"``, or ``"async"``: the updates that a rollout brings are made
         during the next one, while environments in processes of their own step; the policy that acts
         is renewed when an episode ends, or after 1,000 steps
@@ -98,6 +100,7 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
         train_freq: int | tuple[int, str] = (1, "episode"),
         gradient_steps: int | None = None,
         update_ratio: float = 0.5,
+        max_rollout_steps: int = 1_000,
         collect: Collect = "sequential",
         critic_learning_rate: float = 1e-3,
         actor_learning_rate: float = 1e-3,
@@ -134,6 +137,7 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
             train_freq=train_freq,
             gradient_steps=gradient_steps,
             update_ratio=update_ratio,
+            max_rollout_steps=max_rollout_steps,
             collect=collect,
             actor_learning_rate=actor_learning_rate,
             ent_coef=ent_coef,

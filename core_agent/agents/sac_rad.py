@@ -87,6 +87,8 @@ class SACRAD(FrameStackAlgorithm, SoftActorCritic):
     :param gradient_steps: updates each time; -1: as many as agent steps were taken; ``None``:
         ``update_ratio`` times as many
     :param update_ratio: updates per agent step
+    :param max_rollout_steps: agent steps of each environment after which updates are made although
+        ``train_freq`` counts episodes and none has ended
     :param collect: ``"sequential"``, or ``"async"``: the updates that a rollout brings are made
         during the next one, while environments in processes of their own step; the policy that acts
         is renewed when an episode ends, or after 1,000 steps
@@ -136,6 +138,7 @@ class SACRAD(FrameStackAlgorithm, SoftActorCritic):
         train_freq: int | tuple[int, str] = 1,
         gradient_steps: int | None = None,
         update_ratio: float = 1.0,
+        max_rollout_steps: int = 1_000,
         collect: Collect = "sequential",
         actor_update_freq: int = 2,
         target_update_freq: int = 2,

@@ -138,6 +138,7 @@ LEARNING: dict[str, Values] = {
     "train_freq": st.one_of(TRAIN_FREQ, NONE),
     "gradient_steps": whole(-1),
     "update_ratio": st.one_of(number(0.0), NONE),
+    "max_rollout_steps": st.one_of(whole(1), NONE),
     "collect": word("sequential", "async"),
     "kl_coef": number(0.0),
     "reward_coef": number(0.0),

@@ -128,6 +128,7 @@ ARGUMENTS: dict[str, Any] = dict(
     train_freq=(3, "step"),
     gradient_steps=2,
     update_ratio=0.25,
+    max_rollout_steps=20,
     collect="async",
     crop_size=7,
     precision="float32",
@@ -441,6 +442,24 @@ def test_a_function_may_be_the_callback():
     seen = []
     make_model().learn(6, callback=lambda local, _: seen.append(local["n_steps"]) or True)
     assert len(seen) == 6
+
+
+def test_callbacks_see_the_names_of_sb3s_collect_rollouts():
+    seen = {}
+    model = make_model()
+    model.learn(6, callback=lambda local, _: seen.update(local) or True)
+    names = {"env", "callback", "train_freq", "replay_buffer", "action_noise", "learning_starts"}
+    names |= {"log_interval", "actions", "buffer_actions", "new_obs", "rewards", "dones", "infos"}
+    assert names | {"total_timesteps"} <= set(seen)
+    assert seen["self"] is model and seen["n_steps"] == 6
+
+
+def test_a_rollout_may_be_collected_without_learn():
+    model = make_model().learn(12)
+    callback = model._init_callback(None)
+    rollout = model.collect_rollouts(model.env, callback, TrainFreq(4, STEP), model.replay_buffer)
+    assert rollout.episode_timesteps == 4
+    assert model.num_timesteps == model.replay_buffer.size() == 16
 
 
 def test_the_progress_bar_runs_to_its_end():

@@ -1,4 +1,4 @@
-"""With ``collect="async"`` updates are made while the environments step."""
+"""Rollouts: where they end, and updates that are made meanwhile with ``collect="async"``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper
 
 from core_agent import CURL, SACRAD, CoRe, QTOptDrQ, QTOptRAD, RecurrentSAC
-from core_agent.agents import base as algorithm
+from core_agent.agents import collection
 from core_agent.environments.workers import SupervisedSubprocVecEnv
 from core_agent.runs.callbacks import ExactCheckpointCallback
 from core_agent.saving.resumable import Resumable
@@ -76,6 +76,66 @@ def witnessed(algorithm=RecurrentSAC, **arguments):
 
 def as_vector(policy) -> torch.Tensor:
     return torch.nn.utils.parameters_to_vector(policy.parameters()).detach().clone()
+
+
+def assert_goes_on_exactly(algorithm, make, step, folder, **arguments) -> None:
+    expected = never_stopped(algorithm, make, **arguments)
+    model = algorithm("auto", make(), **arguments)
+    model.learn(N_STEPS, callback=StopAt(step))
+    model.checkpoint(folder)
+    model.env.close()
+    resumed = go_on(algorithm, make, folder)
+    assert_alike(resumed, expected)
+    resumed.env.close()
+
+
+# ---- where a rollout ends ----
+
+
+class RolloutEnds(BaseCallback):
+    """Notes the agent steps at the end of each rollout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.steps.append(self.model.num_timesteps)
+
+
+@pytest.mark.parametrize("algorithm", [RecurrentSAC, SACRAD])
+@pytest.mark.parametrize(
+    ("length", "n_steps", "ends"), [(10**9, 3000, [1000, 2000, 3000]), (5000, 600, [600])]
+)
+def test_updates_come_and_learning_ends_though_no_episode_does(algorithm, length, n_steps, ends):
+    arguments = {**tiny(algorithm), "train_freq": (1, "episode"), "update_ratio": 0.01}
+    model, rollouts = algorithm("auto", FakeEnv(VECTOR, length), **arguments), RolloutEnds()
+    model.learn(n_steps, callback=rollouts)
+    assert rollouts.steps == ends
+    assert (model.num_timesteps, model._n_updates) == (n_steps, n_steps // 100)
+
+
+@pytest.mark.parametrize(
+    ("train_freq", "ends"), [((2, "episode"), [20, 40, 60]), ((15, "step"), [30, 60])]
+)
+def test_max_rollout_steps_counts_those_of_each_environment_until_episodes_end(train_freq, ends):
+    env = DummyVecEnv([partial(FakeEnv, VECTOR, length=50)] * 2)
+    rollouts = RolloutEnds()
+    arguments = {**ARGUMENTS, "train_freq": train_freq, "max_rollout_steps": 10}
+    RecurrentSAC("auto", env, **arguments).learn(60, callback=rollouts)
+    assert rollouts.steps == ends
+
+
+@pytest.mark.parametrize("step", [6, 7, 20, 59, 60])
+def test_a_run_goes_on_exactly_though_no_episode_ends(step, tmp_path):
+    make = partial(SavableEnv, VECTOR, length=1000)
+    assert_goes_on_exactly(RecurrentSAC, make, step, tmp_path, **ARGUMENTS, max_rollout_steps=7)
+
+
+# ---- updates while the environments step ----
 
 
 @pytest.mark.parametrize("env", [FakeEnv, lambda: DummyVecEnv([FakeEnv] * 2)])
@@ -172,17 +232,6 @@ def test_every_agent_collects_while_it_learns(algorithm):
     env.close()
     assert model._n_updates > 0
     assert not torch.equal(as_vector(model.acting_policy), before)
-
-
-def assert_goes_on_exactly(algorithm, make, step, folder, **arguments) -> None:
-    expected = never_stopped(algorithm, make, **arguments)
-    model = algorithm("auto", make(), **arguments)
-    model.learn(N_STEPS, callback=StopAt(step))
-    model.checkpoint(folder)
-    model.env.close()
-    resumed = go_on(algorithm, make, folder)
-    assert_alike(resumed, expected)
-    resumed.env.close()
 
 
 @pytest.mark.parametrize("step", [9, 14, 15, 18, 31])
@@ -282,7 +331,7 @@ def test_an_id_is_resumed_in_a_process_of_its_own(tmp_path):
 
 
 def test_the_acting_policy_is_renewed_in_an_episode_that_does_not_end(monkeypatch, tmp_path):
-    monkeypatch.setattr(algorithm, "LONGEST_WITHOUT_RENEWAL", 20)
+    monkeypatch.setattr(collection, "LONGEST_WITHOUT_RENEWAL", 20)
     arguments = {**ASYNC, "train_freq": 1}
     make = partial(apart, length=1000)
     env = make()
