@@ -324,7 +324,8 @@ def test_an_id_is_resumed_in_a_process_of_its_own(tmp_path):
     model = RecurrentSAC("Pendulum-v1", **arguments).learn(20)
     model.checkpoint(tmp_path)
     model.env.close()
-    resumed = RecurrentSAC.resume(tmp_path, "Pendulum-v1")
+    with pytest.warns(UserWarning, match="in the middle of an episode"):
+        resumed = RecurrentSAC.resume(tmp_path, "Pendulum-v1")
     assert isinstance(resumed.env.unwrapped, SupervisedSubprocVecEnv)
     resumed.learn(5, reset_num_timesteps=False)
     resumed.env.close()
