@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import abstractmethod
 from typing import Any, ClassVar
@@ -43,6 +44,7 @@ from core_agent.replay.buffer import SequenceReplayBuffer
 from core_agent.validation import Check, as_seed, check, check_each
 
 POLICY_ALIASES = ("CnnPolicy", "MlpPolicy", "MultiInputPolicy")
+SB3_ARGUMENTS = inspect.signature(OffPolicyAlgorithm.__init__).parameters
 
 
 class SequenceOffPolicyAlgorithm(LearningLoop):
@@ -50,8 +52,9 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
 
     A subclass makes its optimisers (:meth:`_make_optimizers`), acts (:meth:`_explore`), draws a
     batch (:meth:`_sample_batch`) and learns from it (:meth:`update`). The arguments are those of
-    :class:`~core_agent.agents.recurrent_sac.RecurrentSAC`; those that are not named here are passed
-    to SB3's ``OffPolicyAlgorithm``.
+    :class:`~core_agent.agents.recurrent_sac.RecurrentSAC`.
+
+    :param arguments: those of SB3's ``OffPolicyAlgorithm``; others become attributes
     """
 
     rules: ClassVar[dict[str, Check]] = dict(CONSTRUCTOR_RULES)
@@ -93,6 +96,7 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
             check(env is not None, "env", "be given with policy='auto'", env)
             assert env is not None and not isinstance(env, str)
             policy = policy_for(env.observation_space)
+        own = {name: arguments.pop(name) for name in [*arguments] if name not in SB3_ARGUMENTS}
         super().__init__(
             policy=policy,
             env=env,  # type: ignore[arg-type]
@@ -113,6 +117,7 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
                 self.action_space,
                 "for discrete actions use an algorithm such as sb3_contrib's RecurrentPPO",
             )
+        vars(self).update(own)
         self.update_ratio = update_ratio
         self.max_rollout_steps = max_rollout_steps
         self.collect: Collect = collect
