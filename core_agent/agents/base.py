@@ -276,26 +276,6 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
         )
         return {"critic_loss": loss, "critic_grad_norm": norm}
 
-    def _log_updates(self, updates: UpdateLog) -> None:
-        """Log the means of the metrics since the last time.
-
-        :raises NonFiniteError: if one of the updates has failed
-        """
-        if updates.n_updates == 0:
-            return
-        self._guard.check()
-        for name, value in updates.means.compute().items():
-            self.logger.record(f"train/{name}", value)
-        self._updates_per_second = updates.updates_per_second()
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        updates.restart()
-
-    def dump_logs(self) -> None:
-        """Write the log, with simulator steps and updates per second next to SB3's keys."""
-        self.logger.record("time/simulator_steps", self.num_timesteps * self.action_repeat)
-        self.logger.record("time/updates_per_second", self._updates_per_second)
-        super().dump_logs()
-
     # ---- acting ----
 
     @property

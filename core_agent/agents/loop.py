@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from core_agent.agents.arguments import LEARN_RULES
 from core_agent.agents.collection import Progress, vectorized_noise
+from core_agent.agents.metrics import UpdateLog
 from core_agent.agents.savable import SavableAlgorithm
 from core_agent.agents.transitions import store_transition
 from core_agent.networks.hardware import memory_advice
@@ -39,6 +40,7 @@ class LearningLoop(SavableAlgorithm):
     _awaiting: list[Callable[[], bool]]
     _endings: list[Callable[[BaseException | None], None]]
     _stopping: bool
+    _updates_per_second: float
 
     def learn(
         self: SelfAlgorithm,
@@ -194,6 +196,26 @@ class LearningLoop(SavableAlgorithm):
         while self._awaiting:
             if not self._awaiting.pop(0)():
                 self._stopping = True
+
+    def _log_updates(self, updates: UpdateLog) -> None:
+        """Log the means of the metrics since the last time.
+
+        :raises NonFiniteError: if one of the updates has failed
+        """
+        if updates.n_updates == 0:
+            return
+        self._guard.check()
+        for name, value in updates.means.compute().items():
+            self.logger.record(f"train/{name}", value)
+        self._updates_per_second = updates.updates_per_second()
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        updates.restart()
+
+    def dump_logs(self) -> None:
+        """Write the log, with simulator steps and updates per second next to SB3's keys."""
+        self.logger.record("time/simulator_steps", self.num_timesteps * self.action_repeat)
+        self.logger.record("time/updates_per_second", self._updates_per_second)
+        super().dump_logs()
 
     def collect_rollouts(
         self,
