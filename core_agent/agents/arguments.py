@@ -67,33 +67,9 @@ def as_train_freq(train_freq: int | tuple[int, str] | TrainFreq) -> TrainFreq:
     return TrainFreq(int(pair[0]), units[str(unit)])
 
 
-def check_learning_rate(name: str, value: Any) -> None:
-    """Make sure that ``value`` is a number > 0 or a schedule."""
-    if not callable(value):
-        check_positive(name, value)
-
-
-def check_gradient_steps(name: str, value: Any) -> None:
-    """Make sure that ``value`` is a number of updates, -1 or ``None``."""
-    if value is not None:
-        check_integer(name, value, -1, "None makes update_ratio updates a step")
-
-
-def check_noise(name: str, value: Any) -> None:
-    """Make sure that ``value`` is noise of SB3's or ``None``."""
-    check(value is None or isinstance(value, ActionNoise), name, "be an ActionNoise or None", value)
-
-
-def check_environment(name: str, value: Any) -> None:
-    """Make sure that ``value`` is an environment, several vectorised ones or an id."""
-    fits = isinstance(value, (str, gym.Env, VecEnv))
-    check(fits, name, "be an environment, vectorised environments or the id of one", value)
-
-
-def check_made_environment(name: str, value: Any) -> None:
-    """Make sure that ``value`` is an environment, several vectorised ones or ``None``."""
-    fits = value is None or isinstance(value, (gym.Env, VecEnv))
-    check(fits, name, "be an environment, vectorised environments or None", value)
+def instance_of(*types: type, rule: str) -> Check:
+    """A check that a value is of one of some types."""
+    return lambda name, value: check(isinstance(value, types), name, rule, value)
 
 
 def check_callback(name: str, value: Any) -> None:
@@ -154,22 +130,27 @@ def policy_for(space: spaces.Space) -> str:
     return "CnnPolicy" if is_image(space) else "MlpPolicy"
 
 
+ENVIRONMENT = instance_of(
+    *(str, gym.Env, VecEnv), rule="be an environment, vectorised environments or the id of one"
+)
 CONSTRUCTOR_RULES: Mapping[str, Check] = {
-    "env": optional(check_environment),
-    "learning_rate": check_learning_rate,
+    "env": optional(ENVIRONMENT),
+    "learning_rate": lambda name, value: None if callable(value) else check_positive(name, value),
     "buffer_size": check_size,
     "learning_starts": partial(check_integer, low=0),
     "batch_size": check_size,
     "tau": check_fraction,
     "gamma": check_fraction,
     "train_freq": lambda name, value: as_train_freq(value) and None,
-    "gradient_steps": check_gradient_steps,
+    "gradient_steps": optional(
+        partial(check_integer, low=-1, way_out="None makes update_ratio updates a step")
+    ),
     "update_ratio": partial(check_at_least, low=0),
     "max_rollout_steps": check_size,
     "collect": partial(check_choice, choices=COLLECTS),
     "crop_size": check_crop_size,
     "precision": partial(check_choice, choices=PRECISIONS),
-    "action_noise": check_noise,
+    "action_noise": optional(instance_of(ActionNoise, rule="be an ActionNoise or None")),
     "stats_window_size": check_size,
     "tensorboard_log": optional(check_path),
     "verbose": check_verbose,
@@ -202,5 +183,10 @@ FILE_RULES: Mapping[str, Check] = {
     "exact_match": check_boolean,
 }
 """The rule of each argument of the methods that read and write files, apart from ``env``."""
-LOAD_RULES: Mapping[str, Check] = {**FILE_RULES, "env": check_made_environment}
-RESUME_RULES: Mapping[str, Check] = {**FILE_RULES, "env": check_environment}
+LOAD_RULES: Mapping[str, Check] = {
+    **FILE_RULES,
+    "env": optional(
+        instance_of(gym.Env, VecEnv, rule="be an environment, vectorised environments or None")
+    ),
+}
+RESUME_RULES: Mapping[str, Check] = {**FILE_RULES, "env": ENVIRONMENT}
