@@ -53,8 +53,9 @@ class LearningLoop(SavableAlgorithm):
     ) -> SelfAlgorithm:
         """Collect and learn.
 
-        :param total_timesteps: agent steps, over all environments; by default the paper's 500,000
-            simulator steps where the environment has an ``action_repeat``
+        :param total_timesteps: agent steps, over all environments, also if that is within an
+            episode; by default the paper's 500,000 simulator steps where the environment has an
+            ``action_repeat``
         :param callback: SB3 callback(s), called after every ``env.step``
         :param log_interval: episodes between two log entries; ``None``: no logging of episodes
         :param tb_log_name: name of the run for TensorBoard; by default the algorithm's

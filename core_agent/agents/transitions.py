@@ -90,7 +90,7 @@ def raw_terminals_kept(normalizer: VecNormalize) -> Iterator[None]:
     ``VecNormalize`` overwrites it with the normalised one, which is clipped.
     """
     venv = normalizer.venv
-    step_wait = venv.step_wait
+    step_wait, own = venv.step_wait, vars(venv).get("step_wait")
 
     def keeping_step_wait() -> Any:
         step = step_wait()
@@ -104,6 +104,8 @@ def raw_terminals_kept(normalizer: VecNormalize) -> Iterator[None]:
         yield
     finally:
         del venv.step_wait
+        if own is not None:
+            venv.step_wait = own
 
 
 def channels_first(space: spaces.Space, observations: Any) -> Any:

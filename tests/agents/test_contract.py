@@ -521,6 +521,8 @@ def test_normalised_images_are_refused():
         make_model(IMAGE, env=env)
     model = make_model(IMAGE, env=VecNormalize(make_vec_env(FakeEnv, 1), norm_obs=False))
     assert model.learn(14)._n_updates > 0
+    with pytest.raises(ValueError, match="env must leave images as they are"):
+        model.set_env(env)
 
 
 def test_frames_stacked_above_the_normaliser_are_refused():
