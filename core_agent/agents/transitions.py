@@ -105,7 +105,7 @@ def raw_terminals_kept(normalizer: VecNormalize) -> Iterator[None]:
     finally:
         del venv.step_wait
         if own is not None:
-            venv.step_wait = own
+            venv.step_wait = own  # type: ignore[method-assign]
 
 
 def channels_first(space: spaces.Space, observations: Any) -> Any:
