@@ -120,7 +120,7 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
         vars(self).update(own)
         self.update_ratio = update_ratio
         self.max_rollout_steps = max_rollout_steps
-        self.collect: Collect = collect
+        self.collect = collect
         self.crop_size = crop_size
         self.precision: Precision = precision
         # Saved, so that a file tells which agent it holds.
@@ -277,11 +277,6 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
         return {"critic_loss": loss, "critic_grad_norm": norm}
 
     # ---- acting ----
-
-    @property
-    def acting_policy(self) -> Any:
-        """The policy that collects; with ``collect="async"`` a copy, renewed now and then."""
-        return self._collector.acting_policy(self.policy)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1

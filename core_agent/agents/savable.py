@@ -11,7 +11,7 @@ import torch
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
-from core_agent.agents.arguments import FILE_RULES, LOAD_RULES, RESUME_RULES
+from core_agent.agents.arguments import FILE_RULES, LOAD_RULES, RESUME_RULES, Collect
 from core_agent.agents.collection import Collector
 from core_agent.environments.workers import environment_for
 from core_agent.networks.optimization import FiniteGuard
@@ -35,6 +35,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
     """Attributes of the policy that hold its optimisers."""
     not_saved: ClassVar[tuple[str, ...]] = ()
     """Attributes that are left out of model files, besides SB3's."""
+    collect: Collect
     _collector: Collector
     _guard: FiniteGuard
     _checkpoints: CheckpointFolder | None = None
@@ -42,6 +43,11 @@ class SavableAlgorithm(OffPolicyAlgorithm):
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
         return [getattr(self.policy, name) for name in self.optimizer_names]
+
+    @property
+    def acting_policy(self) -> Any:
+        """The policy that collects; with ``collect="async"`` a copy, renewed now and then."""
+        return self._collector.acting_policy(self.policy)
 
     def save(
         self,
