@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,7 +23,7 @@ from core_agent.table5.report.results import (
     table_rows,
 )
 from core_agent.table5.report.runs import read_runs
-from core_agent.table5.report.study import compared_steps, make_study
+from core_agent.table5.report.study import make_study
 from core_agent.table5.statistics import (
     interquartile_mean,
     performance_profile,
@@ -375,70 +374,6 @@ def test_the_video_is_that_of_the_median_seed(tmp_path):
         write_run(tmp_path / str(seed), {1_000: score}, video=True, seed=seed)
     ((video,), _) = page.choose_videos(study_of(tmp_path))
     assert video.run.seed == 2
-
-
-def test_runs_of_other_settings_are_not_pooled(tmp_path):
-    write_run(tmp_path / "a", {1_000: 1.0})
-    write_run(tmp_path / "b", {1_000: 9.0}, arguments={"kl_coef": 0.5})
-    write_run(tmp_path / "c", {1_000: 9.0}, preset="debug")
-    study = study_of(tmp_path)
-    assert set(study.agents) == {"CoRe (small)", "CoRe (small, kl_coef=0.5)", "CoRe (debug)"}
-    assert [row.result.n_seeds for row in table_rows(study)] == [1, 1, 1]
-
-
-def test_one_environment_and_several_are_not_pooled(tmp_path):
-    write_run(tmp_path / "a", {1_000: 1.0})
-    write_run(tmp_path / "b", {1_000: 9.0}, n_envs=4)
-    assert study_of(tmp_path).agents == ["CoRe (n_envs=1)", "CoRe (n_envs=4)"]
-
-
-def test_the_same_run_counts_once(tmp_path):
-    first = write_run(tmp_path / "a", {1_000: 1.0}, status={**STATUS, "state": "running"})
-    shutil.copytree(first, tmp_path / "copy")
-    write_run(tmp_path / "further", {1_000: 1.0, 2_000: 4.0})
-    study = study_of(tmp_path)
-    assert [run.folder.name for run in study.runs] == ["further"]
-    assert "Left out: 2 folders" in " ".join(notes(study, table_rows(study)))
-
-
-def test_a_path_given_twice_is_read_once(tmp_path):
-    write_run(tmp_path / "a", {1_000: 1.0})
-    runs, _ = read_runs([tmp_path, tmp_path / "a"])
-    assert len(runs) == 1
-
-
-def test_lines_written_again_after_a_kill_count_once(tmp_path):
-    folder = write_run(tmp_path / "a", {1_000: 1.0, 2_000: 2.0})
-    whole = (folder / "evaluations.jsonl").read_text()
-    again = whole.splitlines()[1].replace("2000", "2000 ")
-    (folder / "evaluations.jsonl").write_text(f'{whole}{{"agent_steps": 7\n{again}\n{{"agent_')
-    (run,) = read_runs([tmp_path])[0]
-    assert [entry.simulator_steps for entry in run.evaluations] == [1_000, 2_000]
-
-
-def test_runs_from_before_there_were_agents_are_those_of_core(tmp_path):
-    folder = write_run(tmp_path / "a")
-    (folder / "run.json").write_text(json.dumps({"env_id": CHEETAH, "preset": "small"}))
-    assert study_of(tmp_path).agents == ["CoRe"]
-
-
-@pytest.mark.parametrize(
-    ("curves", "states", "expected"),
-    [
-        (((8_000, 16_000), (8_000,)), ("finished", "failed"), [16_000]),
-        (((8_000, 16_000), (8_000,)), ("running", "running"), [8_000]),
-        (((500_000, 600_000), (8_000,)), ("running", "finished"), [500_000]),
-        (((500_000, 1_000_000), (500_000,)), ("finished", "finished"), [500_000, 1_000_000]),
-        (((), ()), ("running", "failed"), []),
-    ],
-)
-def test_runs_are_compared_where_the_paper_is_or_else_where_they_ended(
-    curves, states, expected, tmp_path
-):
-    for seed, (steps, state) in enumerate(zip(curves, states)):
-        scores = dict.fromkeys(steps, 1.0)
-        write_run(tmp_path / str(seed), scores, status={**STATUS, "state": state}, seed=seed)
-    assert compared_steps(read_runs([tmp_path])[0]) == expected
 
 
 def test_agents_are_aggregated_over_the_settings_that_they_share(tmp_path):

@@ -140,9 +140,8 @@ def read_run(folder: Path) -> RecordedRun:
     return RecordedRun(
         folder,
         str(run["env_id"]),
-        # Runs from before there was more than one agent do not say which theirs is.
-        agent=run.get("agent", "core"),
-        seed=int(run.get("seed", 0)),
+        agent=str(run["agent"]),
+        seed=int(run["seed"]),
         status=status,
         evaluations=tuple(map(parse_evaluation, read_lines(folder / "evaluations.jsonl"))),
         episodes=tuple(read_lines(folder / "episodes.jsonl")),
