@@ -2,8 +2,8 @@
 
 Importing the package registers 42 ids, ``DCS-{domain}-{task}-{difficulty}-{static|dynamic}`` and
 ``DCS-{domain}-{task}-clean``, and ``DCS-custom`` for any other task of the dm_control suite.
-``gymnasium.make("distracting_envs:DCS-cheetah-run-easy-dynamic")`` needs no import at all, which
-is what worker processes want.
+``gymnasium.make("distracting_envs:DCS-cheetah-run-easy-dynamic")`` needs no import, also in worker
+processes.
 
 The import is light: MuJoCo and OpenGL load when the first environment is made.
 """

@@ -1,4 +1,4 @@
-"""Seeds for many environments that never meet."""
+"""Seeds for many environments, no two of them equal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from distracting_envs.checks import check_choice, check_whole
 from distracting_envs.settings import SPLITS
 
 MAX_WORKERS = 1024
-"""Environments of one split that one seed can supply."""
+"""Number of environments per split and seed."""
 
 MAX_SEED = 2**32 // (MAX_WORKERS * len(SPLITS))
 """Seeds of experiments must be below this, since NumPy's legacy generator takes 32 bits."""
@@ -15,8 +15,8 @@ MAX_SEED = 2**32 // (MAX_WORKERS * len(SPLITS))
 def env_seed(seed: int, worker: int = 0, split: str = "train") -> int:
     """Return the seed to reset an environment with, different for all arguments.
 
-    No two workers share a seed, nor do training and validation, nor two experiments; an environment
-    that is reset with ``seed + worker`` instead sees what the next experiment's workers see.
+    Workers, splits and experiments all have different seeds. With ``seed + worker``, in contrast, a
+    worker has the same seed as a worker of the next experiment.
 
     :param seed: seed of the experiment, in [0, MAX_SEED)
     :param worker: number of the environment within its split, in [0, MAX_WORKERS)
