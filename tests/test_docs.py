@@ -343,10 +343,6 @@ def test_every_block_is_of_a_kind_that_is_tested():
         assert page.read_text().count("\n```") == 2 * len(read_blocks(page)), page
 
 
-def test_the_readme_stays_short():
-    assert len((ROOT / "README.md").read_bytes()) <= 8_192
-
-
 def test_a_replacement_that_is_not_there_is_noticed(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("<!-- test: 5 => 6 -->\n```python\nx = 4\n```\n")

@@ -21,7 +21,6 @@ from distracting_envs.checks import (
     check_subset,
     check_whole,
 )
-from distracting_envs.quiet import quiet_model_compiler
 from distracting_envs.rendering import (
     FAST_TEXTURE_SIZE,
     FrameRenderer,
@@ -41,7 +40,6 @@ from distracting_envs.settings import (
 
 prepare_rendering()  # before dm_control, which selects its backend when imported
 
-from dm_control import suite  # noqa: E402
 from shimmy.dm_control_compatibility import DmControlCompatibilityV0  # noqa: E402
 
 from distracting_envs import upstream  # noqa: E402
@@ -56,6 +54,13 @@ from distracting_envs.state import (  # noqa: E402
     part,
     set_attributes,
     set_physics,
+)
+from distracting_envs.tasks import (  # noqa: E402
+    check_camera_mode,
+    check_task,
+    finite_bounds,
+    load_task,
+    vector_spaces,
 )
 from distracting_envs.videos import BUILTIN, open_clips, resolve_video_path  # noqa: E402
 
@@ -170,7 +175,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         if difficulty is not None and scale is None:
             scale = DIFFICULTIES[difficulty].scale
         if distracted and "camera" in distractions:
-            _check_camera_mode(self._base.physics, f"{domain}-{task}")
+            check_camera_mode(self._base.physics, f"{domain}-{task}")
             settings = upstream.get_camera_kwargs(domain, scale, dynamic)
             env = upstream.DistractingCameraEnv(env, self._camera_id, **settings)
             self._distractors["camera"] = env
@@ -203,12 +208,12 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         self._frame: npt.NDArray[np.uint8] | None = None
         pixels = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         self.observation_space = (
-            spaces.Dict({"pixels": pixels} | _vector_spaces(self._base.observation_spec()))
+            spaces.Dict({"pixels": pixels} | vector_spaces(self._base.observation_spec()))
             if vector_observations
             else pixels
         )
         spec = self._base.action_spec()
-        self._action_low, self._action_high = _finite_bounds(spec)
+        self._action_low, self._action_high = finite_bounds(spec)
         self.action_space = spaces.Box(-1.0, 1.0, spec.shape, np.float32)
 
     @property
@@ -384,58 +389,3 @@ class DistractingControlEnv(DmControlCompatibilityV0):
             name: np.atleast_1d(np.asarray(value, np.float32)).ravel()
             for name, value in vectors.items()
         }
-
-
-def load_task(domain: str, task: str) -> Any:
-    """Return a task of the dm_control suite.
-
-    :raises ValueError: if the suite has no such task
-    """
-    check_task(domain, task)
-    with quiet_model_compiler():
-        return suite.load(domain, task)
-
-
-def check_task(domain: str, task: str) -> None:
-    """Raise a ValueError unless the dm_control suite has such a task."""
-    are_names = isinstance(domain, str) and isinstance(task, str)
-    if not are_names or (domain, task) not in suite.ALL_TASKS:
-        known = [f"{a}-{b}" for a, b in suite.ALL_TASKS if are_names and a == domain]
-        raise ValueError(
-            f"domain and task must name a task of the dm_control suite, got {domain!r} and "
-            f"{task!r}; "
-            + (f"tasks of {domain}: {', '.join(known)}" if known else "see dm_control.suite")
-        )
-
-
-def _check_camera_mode(physics: Any, task: str) -> None:
-    """Refuse tasks whose first camera the camera wrapper cannot move.
-
-    :raises ValueError: if the camera is neither fixed nor tracking a centre of mass
-    """
-    mode = upstream.CAMERA_MODES[physics.model.cam_mode[0]]
-    if mode not in {"fixed", "trackcom"}:
-        raise ValueError(
-            f"distractions must not hold 'camera' for {task}, whose camera has the mode {mode!r}; "
-            'leave it out, as in distractions=("background", "color")'
-        )
-
-
-def _vector_spaces(observation_spec: Mapping[str, Any]) -> dict[str, spaces.Space[Any]]:
-    return {
-        name: spaces.Box(-np.inf, np.inf, (int(np.prod(spec.shape)),), np.float32)
-        for name, spec in observation_spec.items()
-    }
-
-
-def _finite_bounds(spec: Any) -> tuple[Any, Any]:
-    """Return the bounds to which actions are scaled, or None twice if they need no scaling.
-
-    All tasks of the paper have actions in [-1, 1]; a few others of the suite do not. Actions of
-    unbounded actuators (lqr) are not scaled.
-    """
-    low, high = spec.minimum, spec.maximum
-    unbounded = bool((np.abs(low) >= 1e9).any())
-    if unbounded or ((low == -1).all() and (high == 1).all()):
-        return None, None
-    return low, high

@@ -9,10 +9,11 @@ import mujoco
 import numpy as np
 import numpy.typing as npt
 
-from distracting_envs.env import DistractingControlEnv, load_task
+from distracting_envs.env import DistractingControlEnv
 from distracting_envs.rendering import FrameRenderer, apply_quality
 from distracting_envs.settings import default_camera
 from distracting_envs.state import ModelFields
+from distracting_envs.tasks import load_task
 
 _APPEARANCE_FIELDS = {"mat_rgba", "tex_width", "tex_height"}
 """Fields of the model that the distractions change; the others belong to the task."""
