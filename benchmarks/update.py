@@ -3,7 +3,6 @@
     python benchmarks/update.py                       # paper's size and the small preset
     python benchmarks/update.py --sizes small --repetitions 20 --json update.json
     python benchmarks/update.py --sizes small --only recurrent_sac sacrad curl qtopt_rad qtopt_drq
-    python benchmarks/update.py --sizes paper --only ours --profile
     python benchmarks/update.py --device cuda
 
 One update is: sample, augment, all losses and optimiser steps, logging. Rows:
@@ -58,7 +57,6 @@ from core_agent.networks.rssm import to_gaussian
 from core_agent.networks.types import Gaussian, Rollout
 
 SIZES = ("paper", "small", "debug")
-PROFILED_OPERATORS = 16
 
 Runner = Callable[[int], None]
 """Makes that many updates."""
@@ -200,44 +198,21 @@ def timed(run: Runner, n_updates: int, device: str) -> Turn:
     return Turn(wall / n_updates, cpu / n_updates)
 
 
-def profile(run: Runner, n_updates: int, device: str) -> list[tuple[str, float, int]]:
-    """The slowest operators: name, seconds and calls per update."""
-    on_gpu = torch.device(device).type == "cuda"
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if on_gpu:
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profiler:
-        run(n_updates)
-        synchronize(device)
-    rows = [
-        (
-            event.key,
-            (event.self_device_time_total if on_gpu else event.self_cpu_time_total)
-            / 1e6
-            / n_updates,
-            event.count // n_updates,
-        )
-        for event in profiler.key_averages()
-    ]
-    return sorted(rows, key=lambda row: -row[1])[:PROFILED_OPERATORS]
-
-
 def serve(connection: Connection, settings: Settings) -> None:
-    """Answer requests ``(what, row, number of updates)`` until one is ``None``."""
+    """Answer requests ``(row, number of updates)`` until one is ``None``; no row: the machine."""
     os.environ["CORE_AGENT_KEEP_MEMORY"] = "1" if settings.tuned_allocator else "0"
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     runners: dict[str, Runner] = {}
     while (request := connection.recv()) is not None:
-        what, name, n_updates = request
-        if what == "machine":
+        name, n_updates = request
+        if not name:
             connection.send(describe_machine(settings.device))
             continue
         try:
             if name not in runners:
                 runners[name] = make_runner(name, settings)
-            measure = profile if what == "profile" else timed
-            connection.send(measure(runners[name], n_updates, settings.device))
+            connection.send(timed(runners[name], n_updates, settings.device))
         except RuntimeError as error:  # this row fails, the others continue
             connection.send(error)
 
@@ -250,15 +225,14 @@ class Worker:
 
     def __init__(self, settings: Settings) -> None:
         context = multiprocessing.get_context("spawn")
-        self.settings = settings
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, settings), daemon=True)
         self.process.start()
         theirs.close()
 
-    def ask(self, what: str, name: str = "", n_updates: int = 0) -> Any:
+    def ask(self, name: str = "", n_updates: int = 0) -> Any:
         """The answer of :func:`serve`; an error is returned, not raised."""
-        self.connection.send((what, name, n_updates))
+        self.connection.send((name, n_updates))
         return self.connection.recv()
 
     def stop(self) -> None:
@@ -292,104 +266,67 @@ def rows_for(device: str, only: Sequence[str]) -> list[Row]:
     return rows
 
 
-class Measured(NamedTuple):
-    """All figures of one size."""
-
-    machine: dict[str, Any]
-    turns: dict[str, list[Turn]]
-    errors: dict[str, str]
-    profile: list[tuple[str, float, int]]
-
-
-def measure(size: str, options: argparse.Namespace) -> Measured:
-    """Let all rows take turns."""
-    slow = size == "paper" and options.device == "cpu"
-    n_updates = options.updates or (1 if slow else 10)
+def measure(size: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Figures of all rows, which take turns."""
+    on_gpu = torch.device(options.device).type == "cuda"
+    n_updates = options.updates or (1 if size == "paper" and not on_gpu else 10)
     rows = rows_for(options.device, options.only)
-    captures = torch.device(options.device).type == "cuda"
-    warmup = max(options.warmup, WARM_UPS + 1) if captures else options.warmup
-    settings = Settings(size, options.device, options.threads, True, warmup)
+    warmup = max(options.warmup, WARM_UPS + 1) if on_gpu else options.warmup
     workers = {
-        tuned: Worker(settings._replace(tuned_allocator=tuned))
+        tuned: Worker(Settings(size, options.device, options.threads, tuned, warmup))
         for tuned in sorted({row.tuned_allocator for row in rows})
     }
     turns: dict[str, list[Turn]] = {row.label(options.device): [] for row in rows}
     errors: dict[str, str] = {}
-    machine = workers[True].ask("machine")
+    machine = workers[True].ask()
     for _ in range(options.repetitions):
         for row in rows:
             label = row.label(options.device)
             if label in errors:
                 continue
-            answer = workers[row.tuned_allocator].ask("time", row.name, n_updates)
+            answer = workers[row.tuned_allocator].ask(row.name, n_updates)
             if isinstance(answer, RuntimeError):
                 errors[label] = str(answer).splitlines()[0]
             else:
                 turns[label].append(answer)
-    operators = workers[True].ask("profile", OURS, n_updates) if options.profile else []
     for worker in workers.values():
         worker.stop()
-    return Measured(machine, {k: v for k, v in turns.items() if v}, errors, operators)
-
-
-def print_table(size: str, measured: Measured) -> None:
-    """Medians, quartiles and ratios."""
-    spreads = {
-        label: Spread.of([turn.wall for turn in turns]) for label, turns in measured.turns.items()
+    figures = {
+        label: {
+            **Spread.of([turn.wall for turn in taken])._asdict(),
+            "seconds": [turn.wall for turn in taken],
+            "cpu_seconds": [turn.cpu for turn in taken],
+        }
+        for label, taken in turns.items()
+        if taken
     }
-    tuned = f"{YARDSTICK}, tuned allocator"
-    yardsticks = [name for name in (YARDSTICK, tuned) if name in spreads]
-    n = max(spread.n for spread in spreads.values())
-    print(f"\n{size}: milliseconds per update, median [quartiles] of {n}")
-    table = [
-        [
-            "",
-            "ms",
-            "updates/s",
-            "CPU ms",
-            "time / ours",
-            *(f"speed / {name}" for name in yardsticks),
-        ]
-    ]
-    for label, spread in spreads.items():
-        ratios = [spreads[name].median / spread.median for name in yardsticks]
+    return {"machine": machine, "rows": figures, "errors": errors}
+
+
+def print_table(size: str, measured: dict[str, Any]) -> None:
+    """Medians, quartiles and ratios."""
+    rows = measured["rows"]
+    medians = {label: row["median"] for label, row in rows.items()}
+    yardsticks = [label for label in rows if label.startswith(YARDSTICK)]
+    print(f"\n{size}: milliseconds per update, median [quartiles]")
+    ratios = ["time / ours", *(f"speed / {name}" for name in yardsticks)]
+    table = [["", "ms", "updates/s", "CPU ms", *ratios]]
+    for label, row in rows.items():
+        spread = Spread(*(row[field] for field in Spread._fields))
+        speeds = [medians[name] / spread.median for name in yardsticks]
         table.append(
             [
                 label,
                 spread.milliseconds().strip(),
                 f"{1 / spread.median:.2f}",
-                f"{1e3 * median(turn.cpu for turn in measured.turns[label]):.0f}",
-                f"{spread.median / spreads[OURS].median:.2f}" if OURS in spreads else "",
-                *(f"{ratio:.2f}" for ratio in ratios),
+                f"{1e3 * median(row['cpu_seconds']):.0f}",
+                f"{spread.median / medians[OURS]:.2f}" if OURS in medians else "",
+                *(f"{ratio:.2f}" for ratio in speeds),
             ]
         )
     print(columns(table))
-    for label, error in measured.errors.items():
+    for label, error in measured["errors"].items():
         print(f"{label}: failed: {error}")
-    if measured.profile:
-        print(f"\n{size}: where our update's time goes, by operator (self time)")
-        lines = [[name, f"{1e3 * s:.1f} ms", f"{n} calls"] for name, s, n in measured.profile]
-        print(columns(lines))
-
-
-def to_figures(measured: Measured) -> dict[str, Any]:
-    """For JSON."""
-    return {
-        "machine": measured.machine,
-        "rows": {
-            label: {
-                **Spread.of([turn.wall for turn in turns])._asdict(),
-                "seconds": [turn.wall for turn in turns],
-                "cpu_seconds": [turn.cpu for turn in turns],
-            }
-            for label, turns in measured.turns.items()
-        },
-        "errors": measured.errors,
-        "profile": [
-            {"operator": name, "seconds": seconds, "calls": calls}
-            for name, seconds, calls in measured.profile
-        ],
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -405,17 +342,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", nargs="+", metavar="ROW", help="rows in addition to ours and yardstick"
     )
-    parser.add_argument(
-        "--profile", action="store_true", help="also print the operators of our update"
-    )
     options = parser.parse_args(arguments)
     figures: dict[str, Any] = {"benchmark": "update", "sizes": {}}
     for size in options.sizes:
         measured = measure(size, options)
         if not figures["sizes"]:
-            print_machine(measured.machine)
+            print_machine(measured["machine"])
         print_table(size, measured)
-        figures["sizes"][size] = to_figures(measured)
+        figures["sizes"][size] = measured
     write_json(options.json, figures)
     return 0
 
