@@ -60,13 +60,13 @@ from core_agent.networks.hardware import (
 from core_agent.networks.layers import set_compute_dtype
 from core_agent.networks.optimization import FiniteGuard, descend
 from core_agent.replay.buffer import BUFFER_CHECKS, SequenceReplayBuffer
-from core_agent.saving.checkpoint import MODEL, CheckpointFolder, NoCheckpointError
+from core_agent.saving.checkpoint import CheckpointFolder, NoCheckpointError
 from core_agent.saving.integrity import (
     check_attributes,
     check_optimizer_state,
-    check_replay,
     check_state_dict,
 )
+from core_agent.saving.replay import load_replay, save_replay
 from core_agent.saving.resumable import make_resumable
 from core_agent.saving.safe_loading import (
     SavedModel,
@@ -75,7 +75,6 @@ from core_agent.saving.safe_loading import (
     read_model,
     read_parameters,
     reading,
-    restricted_load,
 )
 from core_agent.validation import (
     NonFiniteError,
@@ -677,41 +676,38 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         refuse_normalized_images(wrapped.observation_space, unwrap_vec_normalize(wrapped))
         return wrapped
 
-    def load_replay_buffer(
-        self,
-        path: str | pathlib.Path | io.BufferedIOBase,
-        truncate_last_traj: bool = True,
-        trusted: bool = False,
-    ) -> None:
-        """Load a replay buffer, without running anything that the file brings along.
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """Save all that the replay buffer holds, as arrays and JSON: nothing is pickled.
 
-        :param path: what ``save_replay_buffer`` wrote
+        :param path: file to write, by name (without a suffix ``.npz`` is added) or open
+        """
+        check_file("path", path)
+        save_replay(path, self.replay_buffer)
+
+    def load_replay_buffer(
+        self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True
+    ) -> None:
+        """Fill the replay buffer with what :meth:`save_replay_buffer` wrote.
+
+        :param path: file, by name or open
         :param truncate_last_traj: for SB3's interface
-        :param trusted: unpickle whatever the file holds, as SB3 does
-        :raises UnsafeFileError: if the file asks for names that loading does not allow
+        :raises UnsafeFileError: if the file is no replay buffer of the model's spaces; what the
+            buffer holds is left as it is
         """
         check_file("path", path)
         check_boolean("truncate_last_traj", truncate_last_traj)
-        check_boolean("trusted", trusted)
-        if trusted:
-            super().load_replay_buffer(path, truncate_last_traj)
-            return
-        with opened(path, "pkl") as file, reading(path, "a saved replay buffer"):
-            buffer = restricted_load(file, "the replay buffer")
-            check_replay(buffer, self.observation_space, self.action_space)
-        self.replay_buffer = buffer
-        self.replay_buffer.device = self.device
+        load_replay(path, self.replay_buffer)
 
     def checkpoint(self, folder: str | pathlib.Path) -> pathlib.Path:
         """Write everything from which the run follows; :meth:`resume` goes on from it.
 
-        In ``folder`` are the model as :meth:`save` writes it, random states, the state of the
-        environments and the replay buffer, of which only what is new since the last checkpoint is
-        written. The last two checkpoints are kept. While :meth:`learn` runs, let
+        A checkpoint holds the model as :meth:`save` writes it, random states, the state of the
+        environments and the replay buffer, of which only episodes that are new or still running
+        are written. The last two checkpoints are kept. While :meth:`learn` runs, let
         :class:`~core_agent.runs.callbacks.ExactCheckpointCallback` call this at the right moments.
 
         :param folder: made if missing; one for each run
-        :return: the checkpoint's own folder in it
+        :return: the checkpoint's own file in it
         :raises OSError: if it cannot be written; the checkpoints there are left as they are
         :raises ValueError: if a parameter is not finite
         :raises NonFiniteError: if an update has failed that was not told of yet
@@ -766,7 +762,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         if isinstance(env, str):
             env = environment_for(env, checkpoint.manifest["collect"])
         model = cls.load(
-            checkpoint.path / MODEL,
+            checkpoint.model,
             env=env,
             device=device,
             custom_objects=custom_objects,
