@@ -379,17 +379,17 @@ PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_optio
 @app.command(context_settings=PASS_ON)
 def gallery(context: typer.Context) -> None:
     """Draw tasks and difficulties as one picture, and a video of dynamic distractions."""
-    from distracting_envs.gallery import main as draw
+    from core_agent.environments.suite import draw_gallery
 
-    raise typer.Exit(draw(context.args))
+    raise typer.Exit(draw_gallery(context.args))
 
 
 @app.command(context_settings=PASS_ON)
 def videos(context: typer.Context) -> None:
     """Get the DAVIS videos: core-agent videos download."""
-    from distracting_envs.videos import main as manage
+    from core_agent.environments.suite import manage_videos
 
-    raise typer.Exit(manage(context.args))
+    raise typer.Exit(manage_videos(context.args))
 
 
 def existing(path: Path) -> Path:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from core_agent.environments.suite import find_videos
 from core_agent.networks.hardware import has_fast_bfloat16
 
 PACKAGES = (
@@ -99,10 +100,8 @@ def check_precision() -> Finding:
 
 def check_videos() -> Finding:
     """Which background videos the environments show."""
-    from distracting_envs.videos import resolve_video_path
-
     try:
-        path = resolve_video_path(None)
+        path = find_videos()
     except ValueError as error:
         return Finding("videos", False, str(error), "unset DCS_VIDEOS or correct it")
     if path is None:

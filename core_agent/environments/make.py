@@ -1,39 +1,122 @@
-"""Environments from their ids."""
+"""Environments from their ids, in this process or in processes of their own.
+
+env = make_vec_env("DCS-cheetah-run-easy-dynamic", n_envs=4, seed=0)
+model = CoRe("CnnPolicy", env)
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from core_agent.environments.suite import first_seed
+from core_agent.environments.workers import SupervisedSubprocVecEnv
+from core_agent.saving.resumable import Resumable
+from core_agent.validation import (
+    OPTIONS,
+    SIZE,
+    TEXT,
+    argument_names,
+    as_seed,
+    check,
+    check_arguments,
+)
+
+RULES = {"env_id": TEXT, "n_envs": SIZE, "env_kwargs": OPTIONS, "vec_env_kwargs": OPTIONS}
 
 
-def unknown_id(env_id: str, error: Exception) -> ValueError:
-    """The error to raise for an id that Gymnasium does not know."""
-    return ValueError(
-        f"env must be the id of a registered environment, got {env_id!r}; import the package "
-        f"that registers it first, or give 'package:id' ({error})"
-    )
+def seed_environments(env: VecEnv, seed: int, split: str = "train") -> None:
+    """Let the next episode of each environment start with a seed that nothing else starts with.
+
+    SB3's ``seed`` gives ``seed + worker``, which is what the next run's first worker gets.
+
+    :param env: vectorised environments
+    :param seed: of the run
+    :param split: "train" or "val"; the two share no seed
+    """
+    env.seed(seed)
+    env.unwrapped._seeds = [first_seed(seed, worker, split) for worker in range(env.num_envs)]
 
 
-def register_suite(env_id: str) -> None:
-    """Register the ids of the Distracting Control Suite if ``env_id`` is one of them."""
-    if env_id.startswith("DCS-"):
-        import distracting_envs  # noqa: F401
+def find_spec(env_id: str) -> EnvSpec:
+    """What Gymnasium knows of an environment.
+
+    :param env_id: id of a registered environment, or ``package:id``
+    :raises ValueError: for an unknown id
+    """
+    check_arguments(RULES, locals())
+    try:
+        return gym.spec(env_id)
+    except (gym.error.Error, ImportError) as error:
+        raise ValueError(
+            f"env must be the id of a registered environment, got {env_id!r}; import the package "
+            f"that registers it first, or give 'package:id' ({error})"
+        ) from error
 
 
 def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     """A rendering environment from its id.
 
-    The ids of the Distracting Control Suite, ``DCS-…``, are known without an import.
-
     :param env_id: id of a registered environment, or ``package:id``
     :param kwargs: passed to the environment
     :raises ValueError: for an unknown id
     """
-    register_suite(env_id)
-    try:
-        return gym.make(env_id, **{"render_mode": "rgb_array", **kwargs})
-    except gym.error.DependencyNotInstalled:
-        raise
-    except (gym.error.Error, ModuleNotFoundError) as error:
-        raise unknown_id(env_id, error) from error
+    return gym.make(find_spec(env_id), **{"render_mode": "rgb_array", **kwargs})
+
+
+def _make_monitored(spec: EnvSpec, kwargs: Mapping[str, Any]) -> gym.Env:
+    return Resumable(Monitor(gym.make(spec, **{"render_mode": "rgb_array", **kwargs})))
+
+
+def environment_for(env_id: str, collect: str) -> gym.Env | VecEnv:
+    """An environment for an agent: in a process of its own if it collects during updates.
+
+    :param env_id: id of a registered environment, or ``package:id``
+    :param collect: of the agent
+    :raises ValueError: for an unknown id
+    """
+    return make_vec_env(env_id, vec_env_kwargs={}) if collect == "async" else make_env(env_id)
+
+
+def make_vec_env(
+    env_id: str,
+    n_envs: int = 1,
+    seed: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    vec_env_kwargs: Mapping[str, Any] | None = None,
+) -> VecEnv:
+    """Rendering, monitored environments, each in a process that is restarted if it fails.
+
+    One alone runs in this process, where it costs no transfer, unless ``vec_env_kwargs`` is given.
+
+    :param env_id: id of a registered environment, or ``package:id``; the processes need not
+        register it
+    :param n_envs: number of environments
+    :param seed: see :func:`seed_environments`; an algorithm with a seed replaces it
+    :param env_kwargs: passed to each environment
+    :param vec_env_kwargs: passed to :class:`SupervisedSubprocVecEnv
+        <core_agent.environments.workers.SupervisedSubprocVecEnv>`
+    :raises ValueError: for an unknown id or a bad argument
+    """
+    check_arguments(RULES, locals())
+    seed = as_seed("seed", seed)
+    known = argument_names(SupervisedSubprocVecEnv) - {"env_fns"}
+    unknown = sorted(set(vec_env_kwargs or {}) - known)
+    rule = "hold arguments of SupervisedSubprocVecEnv"
+    check(not unknown, "vec_env_kwargs", rule, unknown, f"they are {sorted(known)}")
+    make = partial(_make_monitored, find_spec(env_id), dict(env_kwargs or {}))
+    env: VecEnv
+    if n_envs == 1 and vec_env_kwargs is None:
+        env = DummyVecEnv([make])
+    else:
+        env = SupervisedSubprocVecEnv([make] * n_envs, **(vec_env_kwargs or {}))
+    if seed is not None:
+        split = (env_kwargs or {}).get("split")
+        seed_environments(env, seed, "val" if split == "val" else "train")
+    return env

@@ -29,8 +29,7 @@ from core_agent.agents.base import PAPER_SIMULATOR_STEPS, SequenceOffPolicyAlgor
 from core_agent.agents.presets import get_preset
 from core_agent.agents.presets import preset as preset_arguments
 from core_agent.agents.registry import get_agent
-from core_agent.environments.make import make_env
-from core_agent.environments.workers import make_vec_env
+from core_agent.environments.make import make_env, make_vec_env
 from core_agent.runs.callbacks import (
     ExactCheckpointCallback,
     RichProgressCallback,

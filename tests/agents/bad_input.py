@@ -26,7 +26,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 import core_agent
 from core_agent import CoRe, load_agent, preset
 from core_agent.agents.policies import RecurrentPolicy
-from core_agent.environments.workers import SupervisedSubprocVecEnv, make_vec_env
+from core_agent.environments.make import make_vec_env
+from core_agent.environments.workers import SupervisedSubprocVecEnv
 from core_agent.export import OnnxAgent, export_onnx
 from core_agent.finetuning import freeze, refresh, unfreeze
 from core_agent.networks.world_model import WorldModel
@@ -262,7 +263,6 @@ WORKERS: dict[str, Values] = {
     "vec_env_kwargs": OPTIONS,
     "start_method": word("fork", "spawn", "forkserver"),
     "timeout": st.one_of(POSITIVE, NONE),
-    "start_timeout": st.one_of(POSITIVE, NONE),
     "max_restarts": st.one_of(whole(0), NONE),
 }
 SUITE: dict[str, Values] = {
