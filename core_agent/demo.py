@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import CallbackList
 from core_agent.agents.core import CoRe
 from core_agent.agents.presets import get_preset, preset
 from core_agent.environments.make import make_env
+from core_agent.environments.suite import first_seed
 from core_agent.runs.callbacks import (
     EpisodeReturns,
     RichProgressCallback,
@@ -89,8 +90,10 @@ def run_demo(
     validation_env = make_env(env_id, split="val", **env_arguments)
 
     console.print(f"[bold]{env_id}[/], seed {seed}: how far do random actions get?")
-    random_training = summarize(play(env, None, n_random, seed=seed))
-    random_episodes = play(validation_env, None, n_random, seed=seed, record="first")
+    random_training = summarize(play(env, None, n_random, seed=first_seed(seed)))
+    random_episodes = play(
+        validation_env, None, n_random, seed=first_seed(seed, split="val"), record="first"
+    )
     random_validation = summarize(random_episodes)
     console.print(f"Random actions return {random_training.mean:.0f} per episode.")
 
@@ -113,7 +116,7 @@ def run_demo(
     training_seconds = time.perf_counter() - learning_started
 
     console.print("Validating on videos that were not seen in training …")
-    validation_episodes = validation.validate()
+    validation_episodes = validation.last_episodes or validation.validate()
     model.logger.dump(model.num_timesteps)
     model.save(folder / "model")
     steps, _, returns = zip(*training.episodes)

@@ -15,7 +15,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from core_agent.runs.callbacks import next_multiple
-from core_agent.runs.evaluation import check_env
+from core_agent.runs.evaluation import ENV
 from core_agent.validation import as_seed, check, check_size
 
 PIXELS = "pixels"
@@ -72,7 +72,7 @@ def record(
         type(model).__name__,
         "the probe is for CoRe and RecurrentSAC",
     )
-    check_env("env", env)
+    ENV("env", env)
     is_dict = isinstance(env.observation_space, gym.spaces.Dict)
     check(
         is_dict and PIXELS in env.observation_space.spaces,  # type: ignore[attr-defined]
@@ -207,8 +207,8 @@ class ProbeCallback(BaseCallback):
         n_held_out: int = 8,
     ) -> None:
         super().__init__()
-        check_env("train_env", train_env)
-        check_env("val_env", val_env)
+        ENV("train_env", train_env)
+        ENV("val_env", val_env)
         check_size("every", every)
         self.train_env, self.val_env, self.every = train_env, val_env, every
         self.n_fitted, self.n_held_out = n_fitted, n_held_out

@@ -192,17 +192,18 @@ def train_run(
             return Outcome(model.num_timesteps, resumed_at, None)
         if resumed_at is None:
             write_run(folder / RUN_FILE, run, env)
-        exact = ExactCheckpointCallback(checkpoints, checkpoint_every)
+        all_callbacks = list(callbacks or [])
+        if validate_every:
+            other = stack.enter_context(closing(training_environment(run, "val")))
+            all_callbacks.append(ValidationCallback(other, validate_every, seed=run.seed))
         # The last checkpoint comes after what others have to do at the end.
-        all_callbacks: list[BaseCallback] = [*(callbacks or []), exact]
+        exact = ExactCheckpointCallback(checkpoints, checkpoint_every)
+        all_callbacks.append(exact)
         if progress:
             loss = "train/model_loss" if run.agent == "core" else "train/critic_loss"
             all_callbacks.append(RichProgressCallback(loss_key=loss))
         if model.policy_kwargs.get("gating"):
             all_callbacks.append(GatingCallback())
-        if validate_every:
-            other = stack.enter_context(closing(training_environment(run, "val")))
-            all_callbacks.append(ValidationCallback(other, validate_every, seed=run.seed))
         try:
             model.learn(
                 max(total - model.num_timesteps, 0),

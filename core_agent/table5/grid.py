@@ -36,6 +36,7 @@ from core_agent.agents.base import (
 )
 from core_agent.agents.presets import preset
 from core_agent.agents.registry import get_agent
+from core_agent.environments.suite import first_seed
 from core_agent.runs.callbacks import next_multiple
 from core_agent.runs.evaluation import play
 from core_agent.runs.training import RUN_FILE, Run, train_run, training_environment
@@ -46,7 +47,6 @@ from core_agent.validation import check, check_integer
 
 EPISODE_STEPS = 1_000
 """Simulator steps in an episode of the Distracting Control Suite."""
-EVALUATION_SEED = 10_000
 FRAMES_PER_SECOND = 15
 N_TIMED_STEPS = 40
 LOCK_PATIENCE = 300.0
@@ -255,7 +255,7 @@ class Recorder(BaseCallback):
         for info in self.locals["infos"]:
             if "episode" in info:
                 self._append("episodes", {"return": float(info["episode"]["r"])})
-        if self._simulator_steps >= self._next:
+        if self._next <= self._simulator_steps < self.job.simulator_steps:
             self._evaluate()
         return True
 
@@ -268,7 +268,9 @@ class Recorder(BaseCallback):
             self._write_status("running")
 
     def _on_training_end(self) -> None:
-        if self._simulator_steps >= self.job.simulator_steps:
+        # The last evaluation is of the model that is saved: after the last updates.
+        unfinished = self.model._is_unfinished  # type: ignore[attr-defined]
+        if self._simulator_steps >= self.job.simulator_steps and not unfinished:
             evaluated = read_lines(self.folder / "evaluations.jsonl")
             if not evaluated or evaluated[-1]["agent_steps"] != self.num_timesteps:
                 self._evaluate()
@@ -276,7 +278,7 @@ class Recorder(BaseCallback):
 
     def _evaluate(self) -> None:
         """Play whole episodes on validation videos, the same each time."""
-        seed = EVALUATION_SEED + self.job.run.seed
+        seed = first_seed(self.job.run.seed, split="val")
         episodes = play(self._val_env, self.model, self.job.n_episodes, seed=seed, record="first")
         returns = [episode.episode_return for episode in episodes]
         self._append("evaluations", {"returns": returns})
