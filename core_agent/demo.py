@@ -104,6 +104,7 @@ def run_demo(
         seed=seed,
         **preset(preset_name),
     )
+    model.origin["preset"] = preset_name
     training = EpisodeReturns()
     validation = ValidationCallback(
         validation_env, every=total_timesteps + 1, n_episodes=n_validation, seed=seed

@@ -47,7 +47,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from core_agent.agents.cuda_graphs import CapturedUpdate
 from core_agent.agents.policies import StatefulPolicy
-from core_agent.environments.make import environment_for, seed_environments
+from core_agent.environments.make import describe, environment_for, seed_environments
 from core_agent.networks.encoders import as_dict_space, is_image
 from core_agent.networks.hardware import (
     PRECISIONS,
@@ -406,8 +406,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._checkpoints: CheckpointFolder | None = None
         self._guard = FiniteGuard()
         self._captured_update = CapturedUpdate()
-        # Saved, so that a file tells which agent it holds.
+        # Saved, so that a file tells which agent it holds, and what it learned in.
         self.agent_class = type(self).__name__
+        self.origin: dict[str, Any] = {}
         self._refuse_environments_in_process()
 
     @classmethod
@@ -580,6 +581,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 "Stable-Baselines3's LinearSchedule loads as it is.",
                 stacklevel=2,
             )
+        self.origin = {**self.origin, **describe(self.env)}
         super().save(path, exclude, include)
 
     @classmethod

@@ -6,6 +6,9 @@ model = CoRe("CnnPolicy", env)
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -70,6 +73,50 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     return gym.make(find_spec(env_id), **{"render_mode": "rgb_array", **kwargs})
 
 
+def describe(env: VecEnv | None) -> dict[str, Any]:
+    """``env_id`` and ``env_arguments`` of environments as plain data; nothing where unknown."""
+    inner: Any = None if env is None else env.unwrapped
+    if hasattr(inner, "origin"):  # set by make_vec_env
+        return inner.origin
+    spec = inner.envs[0].spec if isinstance(inner, DummyVecEnv) else None
+    if spec is None:
+        return {}
+    registered = gym.registry[spec.id].kwargs if spec.id in gym.registry else {}
+    given = {key: value for key, value in spec.kwargs.items() if registered.get(key) != value}
+    given.pop("render_mode", None)
+    return {"env_id": spec.id, "env_arguments": as_plain(given)}
+
+
+def as_plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those arguments that JSON can hold, paths as strings."""
+    plain = {}
+    for name, value in arguments.items():
+        with contextlib.suppress(TypeError, ValueError):
+            text = json.dumps(str(value) if isinstance(value, os.PathLike) else value)
+            plain[name] = json.loads(text)
+    return plain
+
+
+def make_described(origin: Any, **changes: Any) -> gym.Env:
+    """An environment as :func:`describe` described it.
+
+    :param origin: what a saved model says of it; nothing in it is imported
+    :param changes: arguments that differ
+    :raises ValueError: if no registered environment is described
+    """
+    found = origin if isinstance(origin, dict) else {}
+    env_id: Any = found.get("env_id")
+    arguments = found.get("env_arguments", {})
+    check(
+        isinstance(env_id, str) and ":" not in env_id and isinstance(arguments, dict),
+        "env",
+        "be given for a model that does not say which environment it learned in",
+        env_id,
+        "pass the id of an environment",
+    )
+    return make_env(env_id, **{**arguments, **changes})
+
+
 def _make_monitored(spec: EnvSpec, kwargs: Mapping[str, Any]) -> gym.Env:
     return Resumable(Monitor(gym.make(spec, **{"render_mode": "rgb_array", **kwargs})))
 
@@ -110,12 +157,14 @@ def make_vec_env(
     unknown = sorted(set(vec_env_kwargs or {}) - known)
     rule = "hold arguments of SupervisedSubprocVecEnv"
     check(not unknown, "vec_env_kwargs", rule, unknown, f"they are {sorted(known)}")
-    make = partial(_make_monitored, find_spec(env_id), dict(env_kwargs or {}))
-    env: VecEnv
+    spec = find_spec(env_id)
+    make = partial(_make_monitored, spec, dict(env_kwargs or {}))
+    env: Any
     if n_envs == 1 and vec_env_kwargs is None:
         env = DummyVecEnv([make])
     else:
         env = SupervisedSubprocVecEnv([make] * n_envs, **(vec_env_kwargs or {}))
+    env.origin = {"env_id": spec.id, "env_arguments": as_plain(env_kwargs or {})}
     if seed is not None:
         split = (env_kwargs or {}).get("split")
         seed_environments(env, seed, "val" if split == "val" else "train")

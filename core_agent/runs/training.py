@@ -29,7 +29,8 @@ from core_agent.agents.base import PAPER_SIMULATOR_STEPS, SequenceOffPolicyAlgor
 from core_agent.agents.presets import get_preset
 from core_agent.agents.presets import preset as preset_arguments
 from core_agent.agents.registry import get_agent
-from core_agent.environments.make import make_env, make_vec_env
+from core_agent.environments.make import make_described, make_env, make_vec_env
+from core_agent.environments.suite import is_in_suite
 from core_agent.runs.callbacks import (
     ExactCheckpointCallback,
     RichProgressCallback,
@@ -81,12 +82,33 @@ def make_environment(
 
 
 def environment_arguments(
-    env_id: str, preset: str, split: str, arguments: dict[str, Any]
+    env_id: str, preset: str | None, split: str, arguments: dict[str, Any]
 ) -> dict[str, Any]:
-    """What an environment is made with; a preset says something of DCS ones alone."""
-    if not env_id.startswith("DCS-"):
+    """The arguments that an environment is made with; presets and splits are for DCS ones alone."""
+    if not is_in_suite(env_id):
         return arguments
-    return {**get_preset(preset).env_arguments, "split": split, **arguments}
+    from_preset = get_preset(preset).env_arguments if preset else {}
+    return {**from_preset, "split": split, **arguments}
+
+
+def evaluation_environment(
+    origin: Any, env_id: str | None, preset: str | None, split: str, arguments: dict[str, Any]
+) -> gym.Env:
+    """The environment to evaluate a model in: the one that it learned in, but for what is given.
+
+    :param origin: attribute of the model
+    :param env_id: another environment
+    :param preset: another preset than the model learned with
+    :param split: of the videos
+    :param arguments: of the environment, on top of all others
+    :raises ValueError: if the model does not say where it learned, and ``env_id`` is ``None``
+    """
+    known = origin.get("env_id") if isinstance(origin, dict) else None
+    if env_id in (None, known):
+        changes = environment_arguments(str(known), preset, split, arguments)
+        return make_described(origin, **changes)
+    recorded = origin.get("preset") if isinstance(origin, dict) else None
+    return make_environment(str(env_id), preset or recorded or "paper", split, arguments)
 
 
 @contextmanager
@@ -236,9 +258,11 @@ def new_model(run: Run, env: VecEnv, folder: Path) -> SequenceOffPolicyAlgorithm
     """The model at the beginning of a run."""
     arguments = preset_arguments(run.preset, run.agent, **run.arguments)
     log = str(folder / "tensorboard")
-    return get_agent(run.agent)(
+    model = get_agent(run.agent)(
         policy="auto", env=env, seed=run.seed, tensorboard_log=log, **arguments
     )
+    model.origin["preset"] = run.preset
+    return model
 
 
 def resume_model(run: Run, env: VecEnv, folder: Path) -> SequenceOffPolicyAlgorithm:

@@ -19,21 +19,19 @@ import os
 import platform
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from signal import Signals
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
+from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
-from core_agent.agents.base import (
-    PAPER_SIMULATOR_STEPS,
-    SequenceOffPolicyAlgorithm,
-    as_train_freq,
-)
+from core_agent.agents.base import PAPER_SIMULATOR_STEPS
 from core_agent.agents.presets import preset
 from core_agent.agents.registry import get_agent
 from core_agent.environments.suite import first_seed
@@ -48,7 +46,6 @@ from core_agent.validation import check, check_integer
 EPISODE_STEPS = 1_000
 """Simulator steps in an episode of the Distracting Control Suite."""
 FRAMES_PER_SECOND = 15
-N_TIMED_STEPS = 40
 LOCK_PATIENCE = 300.0
 """Seconds to wait for a process that died on another machine to let go of its run."""
 
@@ -348,55 +345,46 @@ def update_status(folder: Path, **changes: Any) -> None:
     write_whole(folder / "status.json", json.dumps(status, indent=1))
 
 
-# ---- what it will take ----
+# ---- the state of all runs ----
+
+STATES = ("finished", "running", "failed", "not begun")
 
 
-class Estimate(NamedTuple):
-    """Of the time that a run takes on this machine, in seconds."""
-
-    step: float
-    """One agent step."""
-    update: float
-    run: float
-
-
-def estimate_run(job: Job, n_updates: int = 2) -> Estimate:
-    """Try some steps and updates of a run, here and now.
-
-    :param n_updates: how many are timed, after one that is not
-    """
-    with closing(training_environment(job.run, "train")) as env:
-        arguments = preset(job.run.preset, job.run.agent, **job.run.arguments)
-        model = get_agent(job.run.agent)(policy="auto", env=env, seed=job.run.seed, **arguments)
-        n_updates_per_step = updates_per_step(model)
-        model.learning_starts, model.gradient_steps = 0, 0
-        model.train_freq = TrainFreq(N_TIMED_STEPS, TrainFrequencyUnit.STEP)  # type: ignore[assignment]
-        model.learn(N_TIMED_STEPS)
-        step = seconds(lambda: model.learn(N_TIMED_STEPS, reset_num_timesteps=False))
-        step /= N_TIMED_STEPS
-        model.train(1, model.batch_size)
-        update = seconds(lambda: model.train(n_updates, model.batch_size)) / n_updates
-        n_steps = job.simulator_steps / model.action_repeat
-        n_evaluations = -(-job.simulator_steps // job.evaluate_every)
-        n_played = n_evaluations * job.n_episodes * EPISODE_STEPS / model.action_repeat
-        run = (n_steps + n_played) * step + n_steps * n_updates_per_step * update
-    return Estimate(step, update, run)
+def draw_table(jobs: Sequence[Job], root: Path) -> Table:
+    """One row for each agent and environment: seeds by state, progress, returns, speed."""
+    table = Table(title=f"{len(jobs)} runs in {root}")
+    for column in ("agent", "environment"):
+        table.add_column(column)
+    for column in (*STATES, "progress", "return", "steps/s"):
+        table.add_column(column, justify="right")
+    by_setting = sorted(jobs, key=lambda job: (job.run.agent, job.run.env_id))
+    for (agent, env_id), group in groupby(by_setting, lambda j: (j.run.agent, j.run.env_id)):
+        seeds = list(group)
+        statuses = [read_status(job.folder(root)) for job in seeds]
+        counts = Counter(status["state"] for status in statuses)
+        cells = [str(counts[state]) if counts[state] else "" for state in STATES]
+        cells += [progress(seeds, statuses), returns(seeds, root), speed(statuses)]
+        table.add_row(agent, env_id, *cells)
+    return table
 
 
-def updates_per_step(model: SequenceOffPolicyAlgorithm) -> float:
-    """Updates for each agent step of a Distracting Control task, on average."""
-    if model.gradient_steps is None:
-        return model.update_ratio
-    if model.gradient_steps < 0:
-        return 1.0
-    count, unit = as_train_freq(model.train_freq)
-    in_episodes = unit is TrainFrequencyUnit.EPISODE
-    steps = count * EPISODE_STEPS / model.action_repeat if in_episodes else count
-    return model.gradient_steps / steps
+def progress(jobs: Sequence[Job], statuses: Sequence[dict[str, Any]]) -> str:
+    """Simulator steps made, as a share of those to make."""
+    shares = [
+        min(1.0, status.get("simulator_steps", 0) / job.simulator_steps)
+        for job, status in zip(jobs, statuses)
+    ]
+    return f"{np.mean(shares):.0%}"
 
 
-def seconds(action: Callable[[], object]) -> float:
-    """How long ``action`` takes."""
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
+def returns(jobs: Sequence[Job], root: Path) -> str:
+    """Mean of the last evaluations, and of how many seeds it is."""
+    evaluations = [read_lines(job.folder(root) / "evaluations.jsonl") for job in jobs]
+    last = [np.mean(lines[-1]["returns"]) for lines in evaluations if lines]
+    return f"{np.mean(last):.0f} ({len(last)})" if last else "–"
+
+
+def speed(statuses: Sequence[dict[str, Any]]) -> str:
+    """Mean of the agent steps per second."""
+    speeds = [s["steps_per_second"] for s in statuses if s.get("steps_per_second")]
+    return f"{np.mean(speeds):.1f}" if speeds else "–"
