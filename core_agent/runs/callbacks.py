@@ -146,19 +146,19 @@ class RichProgressCallback(BaseCallback):
 
 
 class EpisodeReturns(BaseCallback):
-    """Remembers every training episode: ``(agent steps, seconds, return)`` in ``episodes``."""
+    """Keeps ``(agent steps, seconds, return)`` of every training episode in ``episodes``."""
 
     def __init__(self) -> None:
         super().__init__()
         self.episodes: list[tuple[int, float, float]] = []
 
     def _on_training_start(self) -> None:
-        self._started = time.perf_counter()
+        self.started = time.perf_counter()
 
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:
             if "episode" in info:
-                seconds = time.perf_counter() - self._started
+                seconds = time.perf_counter() - self.started
                 episode = (self.num_timesteps, seconds, float(info["episode"]["r"]))
                 self.episodes.append(episode)
         return True
