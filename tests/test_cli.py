@@ -74,7 +74,7 @@ def test_a_model_is_loaded_with_the_environment_that_it_learned_in(demo, tmp_pat
     model.save(tmp_path / "model")
     with pytest.raises(ValueError, match="env must be given for a model that does not say which"):
         load_agent(tmp_path, env="auto")
-    with pytest.raises(ValueError, match="env must be an environment, None or 'auto', got 'x'"):
+    with pytest.raises(ValueError, match=r"env must be an environment.* or 'auto', got 'x'"):
         load_agent(tmp_path, env="x")
 
 

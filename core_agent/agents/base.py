@@ -468,6 +468,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """As SB3's, with seeds of the environments that validation and other runs never use."""
+        seed = as_seed("seed", seed)
         super().set_random_seed(seed)
         if seed is not None and self.env is not None:
             seed_environments(self.env, seed)

@@ -6,6 +6,9 @@ import io
 import pathlib
 from typing import Any
 
+import gymnasium as gym
+from stable_baselines3.common.vec_env import VecEnv
+
 from core_agent.agents.base import SequenceOffPolicyAlgorithm
 from core_agent.agents.core import CoRe
 from core_agent.agents.curl import CURL
@@ -69,11 +72,13 @@ def load_agent(
     :raises ValueError: for a file that is no saved model, or one of another class
     """
     check_file("path", path)
+    auto = isinstance(env, str) and env == "auto"
+    fits = auto or env is None or isinstance(env, (gym.Env, VecEnv))
+    check(fits, "env", "be an environment, vectorised environments, None or 'auto'", env)
     if not isinstance(path, io.BufferedIOBase):
         path = find_model(path)
     data = read_data(path)
-    if isinstance(env, str):
-        check(env == "auto", "env", "be an environment, None or 'auto'", env)
+    if auto:
         env = make_described(data.get("origin"))
     name: Any = data.get("agent_class")
     classes = {agent.__name__: agent for agent in AGENTS.values()}
