@@ -15,7 +15,7 @@ from rich.table import Table
 
 
 class Resume(str, Enum):
-    """Whether ``train`` goes on with what its folder holds."""
+    """Whether ``train`` continues the run in its folder."""
 
     never = "never"
     auto = "auto"
@@ -54,7 +54,7 @@ EnvSettings = Annotated[
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where everything is left.")] = Path("runs/demo"),
+    folder: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/demo"),
     seed: Seed = 0,
     steps: Annotated[int, typer.Option(min=1_000, help="Agent steps.")] = 10_000,
     time_limit: Annotated[float, typer.Option(help="Minutes of training at most.")] = 12.5,
@@ -68,7 +68,7 @@ def demo(
 @app.command()
 def train(
     env_id: EnvId,
-    folder: Annotated[Path, typer.Option(help="Where everything is left.")] = Path("runs/train"),
+    folder: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/train"),
     agent: Annotated[
         str, typer.Option(help="core, recurrent_sac, sacrad, curl, qtopt_rad or qtopt_drq.")
     ] = "core",
@@ -88,14 +88,12 @@ def train(
     checkpoint_every: Annotated[
         int, typer.Option(min=0, help="Agent steps between checkpoints; 0: at the end alone.")
     ] = 10_000,
-    n_envs: Annotated[
-        int, typer.Option(min=1, help="Environments side by side, each in its own process.")
-    ] = 1,
+    n_envs: Annotated[int, typer.Option(min=1, help="Environments, each in its own process.")] = 1,
     resume: Annotated[
-        Resume, typer.Option(help="auto: go on from the folder's newest whole checkpoint.")
+        Resume, typer.Option(help="auto: continue from the folder's newest complete checkpoint.")
     ] = Resume.never,
 ) -> None:
-    """Train an agent; leave the model, its log, validations and checkpoints in a folder.
+    """Train an agent; write the model, its log, validations and checkpoints to a folder.
 
     SIGTERM and SIGINT (Ctrl-C) write a checkpoint first.
     """
@@ -120,7 +118,7 @@ def train(
     if outcome.interrupted_by is not None:
         errors.print(
             f"Stopped by {outcome.interrupted_by.name} at step {outcome.agent_steps}; the same "
-            "command with --resume auto goes on.",
+            "command with --resume auto continues.",
             soft_wrap=True,
         )
         raise typer.Exit(128 + outcome.interrupted_by)
@@ -129,7 +127,7 @@ def train(
 
 @app.command()
 def benchmark(
-    folder: Annotated[Path, typer.Argument(help="Where the runs lie; shared by all machines.")],
+    folder: Annotated[Path, typer.Argument(help="Where the runs are; shared by all machines.")],
     suite: Annotated[str, typer.Option(help="easy, medium, hard, all or smoke.")] = "smoke",
     agent: Annotated[list[str] | None, typer.Option(help="Instead of the suite's.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Such as cheetah-run.")] = None,
@@ -146,11 +144,11 @@ def benchmark(
     shard: Annotated[
         str | None, typer.Option(help="i/n: run that slice here, one by one, without Ray.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Tell what it would take; run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say what it would take; run nothing.")] = False,
     price: Annotated[float, typer.Option(min=0, help="Of an hour of one run.")] = 0.0,
     status: Annotated[bool, typer.Option(help="Show how far the runs are; run nothing.")] = False,
 ) -> None:
-    """Run agents × tasks × difficulties × seeds, and go on with what is unfinished.
+    """Run agents × tasks × difficulties × seeds, and continue what is unfinished.
 
     Every run has a folder of its own; the same command can be given again at any time.
     """
@@ -218,7 +216,7 @@ def run_benchmark(
         try:
             ended[path] = run_job(job, folder, progress=True)
         except RunInterruptedError as error:
-            errors.print(f"{error}; the same command goes on.", soft_wrap=True)
+            errors.print(f"{error}; the same command continues.", soft_wrap=True)
             raise typer.Exit(128 + error.signal) from None
     return ended
 
@@ -287,7 +285,7 @@ def record(
 def plot(
     runs: Annotated[list[Path], typer.Argument(help="Folders with TensorBoard logs.")],
     output: Annotated[Path, typer.Option(help="The picture.")] = Path("learning_curves.png"),
-    tag: Annotated[str, typer.Option(help="What to draw.")] = "rollout/ep_rew_mean",
+    tag: Annotated[str, typer.Option(help="The value to draw.")] = "rollout/ep_rew_mean",
 ) -> None:
     """Draw a logged value of several runs, by default the training return, as one picture."""
     from core_agent.runs.plotting import plot_runs, read_scalars
@@ -303,7 +301,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders that hold runs, at any depth.")],
     output: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
 ) -> None:
-    """Show runs as one HTML page: curves, the paper's Table 5 beside them, statistics, videos."""
+    """Show runs as one HTML page: curves, the paper's Table 5, statistics, videos."""
     from core_agent.table5.report import write_report
 
     n_runs = write_report(runs, output)
@@ -312,7 +310,7 @@ def report(
 
 @app.command()
 def doctor() -> None:
-    """Tell what works on this machine, and what to type where something does not."""
+    """Check this machine, and say what to type for what does not work."""
     from core_agent.doctor import examine, is_healthy
 
     console = Console()
@@ -322,7 +320,7 @@ def doctor() -> None:
         mark = "[green]works[/]" if finding.works else "[red]fails[/]"
         console.print(f"{mark}  {finding.subject}: {finding.detail}", highlight=False)
         if not finding.works:
-            console.print(f"       to mend it: {finding.remedy}", highlight=False, soft_wrap=True)
+            console.print(f"       to fix it: {finding.remedy}", highlight=False, soft_wrap=True)
     if not is_healthy(findings):
         raise typer.Exit(1)
 

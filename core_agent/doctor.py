@@ -1,4 +1,4 @@
-"""What works on this machine, and what to type where something does not."""
+"""Checks of this machine, with the command that fixes what does not work."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Finding(NamedTuple):
     works: bool
     detail: str
     remedy: str = ""
-    """What to type, where it does not work."""
+    """The command that fixes it."""
 
 
 def check_python() -> Finding:
@@ -92,7 +92,7 @@ def check_gpu() -> Finding:
 
 
 def check_precision() -> Finding:
-    """What ``precision="auto"`` comes to."""
+    """The precision that ``"auto"`` means here."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = "bfloat16" if has_fast_bfloat16(device) else "float32"
     return Finding("precision", True, f'"auto" computes in {dtype} on {device.type}')
@@ -111,7 +111,7 @@ def check_videos() -> Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Look at everything, one finding after the other."""
+    """Check everything, one finding after the other."""
     yield check_python()
     yield from check_packages()
     for backend in ("egl", "osmesa"):

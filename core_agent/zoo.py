@@ -5,7 +5,7 @@
     python -m core_agent.zoo enjoy --algo core --env DCS-cheetah-run-easy-dynamic -f logs
     python -m core_agent.zoo train --algo core --env Pendulum-v1 --optimize --n-trials 20
 
-Every option is rl-zoo's own. What is added: the algorithms ``core``, ``recurrent_sac``, ``sacrad``,
+Every option is rl-zoo's own. Added are the algorithms ``core``, ``recurrent_sac``, ``sacrad``,
 ``curl``, ``qtopt_rad`` and ``qtopt_drq``; their configurations where ``-conf`` names none; the ids
 of the Distracting Control Suite, evaluated on the validation videos and enjoyed without a window,
 which they do not have; and seeds of evaluations that training never uses.
@@ -31,7 +31,7 @@ COMMANDS = ("train", "enjoy")
 
 
 def suggest_common(trial: Any) -> dict[str, Any]:
-    """What is searched for every agent, as Optuna stores it."""
+    """The search space of every agent, as Optuna stores it."""
     return {
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.002, 0.05, log=True),
         "tau": trial.suggest_float("tau", 0.002, 0.05, log=True),
@@ -40,7 +40,7 @@ def suggest_common(trial: Any) -> dict[str, Any]:
 
 
 def suggest_recurrent(trial: Any) -> dict[str, Any]:
-    """What is searched for the recurrent agents."""
+    """The search space of the recurrent agents."""
     return {
         **suggest_common(trial),
         "critic_learning_rate": trial.suggest_float("critic_learning_rate", 1e-4, 3e-3, log=True),
@@ -52,7 +52,7 @@ def suggest_recurrent(trial: Any) -> dict[str, Any]:
 
 
 def suggest_core(trial: Any) -> dict[str, Any]:
-    """What is searched for CoRe."""
+    """The search space of CoRe."""
     return {
         **suggest_recurrent(trial),
         "kl_coef": trial.suggest_float("kl_coef", 1e-3, 1.0, log=True),
@@ -62,7 +62,7 @@ def suggest_core(trial: Any) -> dict[str, Any]:
 
 
 def suggest_frame_stack(trial: Any) -> dict[str, Any]:
-    """What is searched for the feed-forward agents."""
+    """The search space of the feed-forward agents."""
     return {
         **suggest_common(trial),
         "encoder_tau": trial.suggest_float("encoder_tau", 0.005, 0.1, log=True),
@@ -71,7 +71,7 @@ def suggest_frame_stack(trial: Any) -> dict[str, Any]:
 
 
 def suggest_sacrad(trial: Any) -> dict[str, Any]:
-    """What is searched for SACRAD and CURL."""
+    """The search space of SACRAD and CURL."""
     return {
         **suggest_frame_stack(trial),
         "actor_learning_rate": trial.suggest_float("actor_learning_rate", 1e-4, 3e-3, log=True),

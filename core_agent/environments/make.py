@@ -48,7 +48,7 @@ def seed_environments(env: VecEnv, seed: int, split: str = "train") -> None:
 
 
 def find_spec(env_id: str) -> EnvSpec:
-    """What Gymnasium knows of an environment.
+    """The specification of an environment in Gymnasium's registry.
 
     :param env_id: id of a registered environment, or ``package:id``
     :raises ValueError: for an unknown id

@@ -80,9 +80,9 @@ class RichProgressCallback(BaseCallback):
         self._learning_since: tuple[float, float] | None = None
         if self.console.is_terminal:
             text = (TextColumn("{task.description}"), BarColumn(bar_width=None))
-            more = (MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
+            more = (MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
             self._bar = Progress(*text, *more, console=self.console)
-            self._bar.add_task("learning", total=self._total - self._first_step, told="")
+            self._bar.add_task("learning", total=self._total - self._first_step, text="")
             self._bar.start()
         self._ended = threading.Event()
         seconds = SECONDS_BETWEEN_FRAMES if self._bar else SECONDS_BETWEEN_LINES
@@ -124,14 +124,14 @@ class RichProgressCallback(BaseCallback):
         mean_return = f"{np.mean([ep['r'] for ep in episodes]):.0f}" if episodes else "–"
         loss = "–" if self._loss is None else f"{self._loss:.2f}"
         elapsed = timedelta(seconds=round(self.clock() - self._started))
-        told = f"return {mean_return}, loss {loss}, {elapsed} elapsed, {self._time_left()} left"
+        text = f"return {mean_return}, loss {loss}, {elapsed} elapsed, {self._time_left()} left"
         done = self._steps_done() - self._first_step
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=round(done), told=told)
+            self._bar.update(self._bar.task_ids[0], completed=round(done), text=text)
             return
         updates = getattr(self.model, "_n_updates", 0)
         steps = f"{round(done):,} of {self._total - self._first_step:,} steps"
-        self.console.print(f"{steps}, {updates:,} updates, {told}", highlight=False, soft_wrap=True)
+        self.console.print(f"{steps}, {updates:,} updates, {text}", highlight=False, soft_wrap=True)
 
     def _on_training_end(self) -> None:
         self._stop()
@@ -165,7 +165,7 @@ class EpisodeReturns(BaseCallback):
 
 
 class ValidationCallback(BaseCallback):
-    """Plays episodes on another environment now and then; logs their return, and one as a video.
+    """Plays episodes on another environment regularly; logs their return, and one as a video.
 
     The last validation comes after the last updates of a training that reaches its end, so that it
     is of the model that is saved then. Logged are ``validation/return``, its

@@ -1,4 +1,4 @@
-"""Playing whole episodes, with a model or at random."""
+"""Playing complete episodes, with a model or at random."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class EpisodeResult(NamedTuple):
     episode_return: float
     n_steps: int
     frames: list[np.ndarray]
-    """What ``render()`` gave at the start and after each step; empty unless recorded."""
+    """The results of ``render()`` at the start and after each step; empty unless recorded."""
 
 
 class ReturnStatistics(NamedTuple):

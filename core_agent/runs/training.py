@@ -1,10 +1,10 @@
-"""Training as a run in a folder: begun, stopped, gone on with, and never begun twice.
+"""Training as a run in a folder: started once, stopped and resumed at any time.
 
 A folder holds::
 
     run.json         what the run is
     model.zip        the model when training ended or was interrupted
-    checkpoints/     from which the run goes on, see core_agent.saving.checkpoint
+    checkpoints/     from which the run continues, see core_agent.saving.checkpoint
     tensorboard/     the log
 """
 
@@ -57,7 +57,7 @@ class Run:
     env_arguments: dict[str, Any] = field(default_factory=dict)
     """Of the environment, on top of the preset's."""
     n_envs: int = 1
-    """Environments side by side, each in a process of its own if there are several."""
+    """Number of environments, each in a process of its own if there are several."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Outcome:
 
     agent_steps: int
     resumed_at: int | None
-    """Agent steps at the checkpoint that the run went on from; ``None``: it began."""
+    """Agent steps at the checkpoint that the run continued from; ``None``: it started."""
     interrupted_by: signal.Signals | None
     """The signal that ended it early."""
 
@@ -151,15 +151,15 @@ def check_same_run(path: Path, run: Run) -> None:
     :param path: of the folder's ``run.json``
     :raises ValueError: naming what differs
     """
-    check(path.is_file(), "folder", "hold run.json beside its checkpoints", str(path.parent))
-    begun = json.loads(path.read_text())
+    check(path.is_file(), "folder", "hold run.json next to its checkpoints", str(path.parent))
+    started = json.loads(path.read_text())
     for name, value in json.loads(json.dumps(asdict(run))).items():
         check(
-            begun.get(name) == value,
+            started.get(name) == value,
             name,
-            f"be {begun.get(name)!r}, as when the run in {str(path.parent)!r} began",
+            f"be {started.get(name)!r}, as when the run in {str(path.parent)!r} started",
             value,
-            "give another folder to begin another run",
+            "give another folder to start another run",
         )
 
 
@@ -175,36 +175,36 @@ def train_run(
     progress: bool = True,
     patience: float = 0.0,
 ) -> Outcome:
-    """Train in a folder; go on with what was begun there.
+    """Train in a folder; continue what was started there.
 
     :param run: what to learn
     :param folder: made if missing
     :param total_timesteps: agent steps; by default as many as ``simulator_steps`` take
     :param simulator_steps: see ``total_timesteps``
-    :param resume: go on from the newest whole checkpoint in the folder, if there is one
+    :param resume: continue from the newest complete checkpoint in the folder, if there is one
     :param checkpoint_every: agent steps between two checkpoints; 0: at the end alone
     :param validate_every: agent steps between two validations; 0: none
     :param callbacks: further ones
     :param progress: show a progress bar
     :param patience: seconds to wait for another process to let go of the folder
-    :raises ValueError: if the folder holds checkpoints that are not to be gone on from, or those
+    :raises ValueError: if the folder holds checkpoints and ``resume`` is not set, or those
         of another run, or if another process trains there; for a bad argument
     """
     checkpoints = folder / "checkpoints"
-    begun = any(checkpoints.glob("checkpoint-*"))
+    started = any(checkpoints.glob("checkpoint-*"))
     check(
-        resume or not begun,
+        resume or not started,
         "folder",
-        "hold no checkpoints when a run begins",
+        "hold no checkpoints when a run starts",
         str(folder),
-        "go on with that run (--resume auto) or give another folder",
+        "continue that run (--resume auto) or give another folder",
     )
-    if begun:
+    if started:
         check_same_run(folder / RUN_FILE, run)
     with ExitStack() as stack:
         env = stack.enter_context(closing(training_environments(run)))
-        # What a constructor refuses is refused before anything is written.
-        model = None if begun else new_model(run, env, folder)
+        # A constructor refuses bad arguments before anything is written.
+        model = None if started else new_model(run, env, folder)
         stack.enter_context(locked(folder, patience))
         if model is None:
             model = resume_model(run, env, folder)
@@ -240,7 +240,7 @@ def train_run(
 
 
 def training_environments(run: Run) -> VecEnv:
-    """The environments that a run learns in, watched over if they are in other processes."""
+    """The environments that a run learns in; those in other processes are restarted on failure."""
     arguments = environment_arguments(run.env_id, run.preset, "train", run.env_arguments)
     agent_arguments = preset_arguments(run.preset, run.agent, **run.arguments)
     apart = agent_arguments.get("collect") == "async"
@@ -255,7 +255,7 @@ def training_environment(run: Run, split: str) -> gym.Env:
 
 
 def new_model(run: Run, env: VecEnv, folder: Path) -> SequenceOffPolicyAlgorithm:
-    """The model at the beginning of a run."""
+    """The model at the start of a run."""
     arguments = preset_arguments(run.preset, run.agent, **run.arguments)
     log = str(folder / "tensorboard")
     model = get_agent(run.agent)(
@@ -266,9 +266,9 @@ def new_model(run: Run, env: VecEnv, folder: Path) -> SequenceOffPolicyAlgorithm
 
 
 def resume_model(run: Run, env: VecEnv, folder: Path) -> SequenceOffPolicyAlgorithm:
-    """The model at the newest whole checkpoint; a new one if none is whole."""
+    """The model at the newest complete checkpoint; a new one if none is complete."""
     try:
         return get_agent(run.agent).resume(folder / "checkpoints", env)
     except NoCheckpointError:
-        warnings.warn(f"no checkpoint in {folder} is whole: the run begins anew", stacklevel=2)
+        warnings.warn(f"no checkpoint in {folder} is complete: the run starts again", stacklevel=2)
         return new_model(run, env, folder)

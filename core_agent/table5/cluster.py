@@ -13,7 +13,7 @@ from core_agent.validation import check_at_least
 PASSED_ON = ("MUJOCO_GL", "DCS_VIDEOS", "PYTHONPATH")
 """Environment variables that runs on other machines see as this process does."""
 N_RETRIES = 10
-"""Times that a run is begun again after its machine or process was lost."""
+"""Times that a run is started again after its machine or process was lost."""
 
 
 def require_ray() -> Any:
@@ -42,7 +42,7 @@ def run_on_ray(
 ) -> dict[Path, str]:
     """Do all jobs, as many at once as there is room for.
 
-    A run whose machine or process is lost goes on from its last checkpoint, elsewhere if need be.
+    A run whose machine or process is lost continues from its last checkpoint, elsewhere if need be.
     ``root`` must be a folder that all machines share.
 
     :param jobs: what to run
@@ -88,7 +88,7 @@ def run_on_ray(
 
 
 def check_room(resources: dict[str, float], cpus: float, gpus: float) -> None:
-    """Make sure that one run fits, or nothing would ever begin.
+    """Make sure that one run fits, or nothing would ever start.
 
     :raises ValueError: if it does not
     """

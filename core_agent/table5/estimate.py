@@ -1,4 +1,4 @@
-"""What runs will take, from trying some steps and updates of them here and now."""
+"""The time that runs take, estimated from some of their steps and updates on this machine."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Estimate(NamedTuple):
 
 
 def estimate_run(job: Job, n_updates: int = 2) -> Estimate:
-    """Try some steps and updates of a run, here and now.
+    """The time that a run takes, from some of its steps and updates on this machine.
 
     :param n_updates: how many are timed, after one that is not
     """
@@ -86,7 +86,7 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def draw_estimate(jobs: Sequence[Job], root: Path, price: float = 0.0) -> Table:
-    """What the unfinished runs will take, from trying one of each agent on this machine.
+    """A table of the time that the unfinished runs take, from trying one of each agent here.
 
     :param price: of an hour of one run; 0 leaves the cost out
     """

@@ -1,7 +1,7 @@
 """The paper's Table 5 as a grid of runs: agents × tasks × difficulties × distractions × seeds.
 
-Each run has a folder of its own, ``agent/environment/seed-n``, and can be begun, killed and gone on
-with at any time, by this process or another; a run that is finished is left alone. Beside what
+Each run has a folder of its own, ``agent/environment/seed-n``, and can be started, killed and
+continued at any time, by this process or another; a finished run is left alone. Next to what
 :mod:`core_agent.runs.training` leaves there, the folder holds::
 
     status.json        state, error, speed, versions
@@ -51,10 +51,10 @@ LOCK_PATIENCE = 300.0
 
 
 class RunInterruptedError(RuntimeError):
-    """A run was told to stop; it goes on from its checkpoint when it is run again.
+    """A run was stopped by a signal; it continues from its checkpoint when it is run again.
 
     :param folder: of the run
-    :param signal: what told it to
+    :param signal: the one that stopped it
     """
 
     def __init__(self, folder: Path, signal: Signals) -> None:
@@ -155,12 +155,12 @@ class Job:
     checkpoint_every: int
 
     def folder(self, root: Path) -> Path:
-        """Where the run lies below ``root``."""
+        """The run's folder below ``root``."""
         return root / self.run.agent / self.run.env_id / f"seed-{self.run.seed}"
 
 
 def take_shard(jobs: Sequence[Job], shard: str) -> list[Job]:
-    """Every ``n``-th job, beginning with the ``i``-th, of ``"i/n"``.
+    """Every ``n``-th job, starting with the ``i``-th, of ``"i/n"``.
 
     :raises ValueError: unless ``1 <= i <= n``
     """
@@ -189,23 +189,23 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that nobody ever reads half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text)
-    beside.replace(path)
+    """Write a file in one step, so that no reader sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """What ``status.json`` says; ``{"state": "not begun"}`` without one."""
+    """The content of ``status.json``; ``{"state": "not begun"}`` without one."""
     path = folder / "status.json"
     return json.loads(path.read_text()) if path.is_file() else {"state": "not begun"}
 
 
 class Recorder(BaseCallback):
-    """Writes a run's record; what lies beyond the checkpoint it went on from is written anew.
+    """Writes a run's record; entries after the checkpoint it continues from are written again.
 
     :param job: the run
-    :param folder: where it lies
+    :param folder: the run's
     """
 
     def __init__(self, job: Job, folder: Path) -> None:
@@ -274,7 +274,7 @@ class Recorder(BaseCallback):
         self._write_status("running")
 
     def _evaluate(self) -> None:
-        """Play whole episodes on validation videos, the same each time."""
+        """Play complete episodes on validation videos, the same each time."""
         seed = first_seed(self.job.run.seed, split="val")
         episodes = play(self._val_env, self.model, self.job.n_episodes, seed=seed, record="first")
         returns = [episode.episode_return for episode in episodes]
@@ -308,7 +308,7 @@ def run_job(job: Job, root: Path, progress: bool = False) -> str:
 
     :param progress: show a progress bar
     :return: ``"finished"`` or ``"failed"``
-    :raises RunInterruptedError: if a signal stopped it; run again, it goes on
+    :raises RunInterruptedError: if a signal stopped it; run again, it continues
     """
     folder = job.folder(root)
     status = read_status(folder)
@@ -316,7 +316,7 @@ def run_job(job: Job, root: Path, progress: bool = False) -> str:
         return "finished"
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / RUN_FILE).exists():
-        # A run that fails before it begins is still to tell what it is.
+        # A run that fails before it starts still has to say what it is.
         write_whole(folder / RUN_FILE, json.dumps(asdict(job.run), indent=1))
     try:
         outcome = train_run(
