@@ -11,7 +11,7 @@ from core_agent.agents.policies import StatefulPolicy
 from core_agent.networks.encoders import as_dict
 from core_agent.networks.layers import ImageEncoder
 from core_agent.runs.video import log_picture
-from core_agent.validation import check, check_integer
+from core_agent.validation import SIZE, check, check_arguments
 
 
 def gating_pictures(
@@ -58,7 +58,7 @@ class GatingCallback(BaseCallback):
 
     def __init__(self, every: int = 5_000) -> None:
         super().__init__()
-        check_integer("every", every, 1)
+        check_arguments({"every": SIZE}, locals())
         self.every = every
 
     def _on_training_start(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core_agent.table5.grid import Job, RunInterruptedError, run_job, update_status
-from core_agent.validation import check_at_least
+from core_agent.validation import at_least, check_arguments
 
 PASSED_ON = ("MUJOCO_GL", "DCS_VIDEOS", "PYTHONPATH")
 """Environment variables that runs on other machines see as this process does."""
@@ -54,8 +54,7 @@ def run_on_ray(
     :return: how each run ended, by its folder
     :raises ValueError: if Ray is not installed or can never make room for one run
     """
-    check_at_least("cpus", cpus, 0)
-    check_at_least("gpus", gpus, 0)
+    check_arguments({"cpus": at_least(0), "gpus": at_least(0)}, locals())
     ray = require_ray()
     variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     if not ray.is_initialized():

@@ -41,7 +41,7 @@ from core_agent.runs.training import RUN_FILE, Run, train_run, training_environm
 from core_agent.runs.video import write_mp4
 from core_agent.saving.checkpoint import library_versions
 from core_agent.table5.paper import DIFFICULTIES, DISTRACTIONS, N_PAPER_SEEDS, TASKS
-from core_agent.validation import check, check_integer
+from core_agent.validation import SIZE, check, check_arguments, whole
 
 EPISODE_STEPS = 1_000
 """Simulator steps in an episode of the Distracting Control Suite."""
@@ -91,10 +91,10 @@ class Suite:
         for agent in self.agents:
             get_agent(agent)
             preset(self.preset, agent)
-        for name in ("simulator_steps", "evaluate_every", "n_episodes", "checkpoint_every"):
-            check_integer(name, getattr(self, name), 1)
+        counts = ("simulator_steps", "evaluate_every", "n_episodes", "checkpoint_every")
+        check_arguments(dict.fromkeys(counts, SIZE), vars(self))
         for seed in self.seeds:
-            check_integer("seeds", seed, 0)
+            whole(0)("seeds", seed)
         for name in ("agents", "tasks", "difficulties", "distractions", "seeds"):
             check(bool(getattr(self, name)), name, "hold at least one", getattr(self, name))
 
