@@ -17,7 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from core_agent.environments.suite import first_seed
 from core_agent.runs.callbacks import next_multiple
 from core_agent.runs.evaluation import ENV
-from core_agent.validation import SIZE, as_seed, check, check_arguments, check_size
+from core_agent.validation import SIZE, as_seed, check, check_arguments
 
 PIXELS = "pixels"
 """Key of the image in the observations of ``vector_observations=True``."""
@@ -82,7 +82,7 @@ def record(
         env.observation_space,
         "make it with vector_observations=True",
     )
-    check_size("n_episodes", n_episodes)
+    SIZE("n_episodes", n_episodes)
     seed = as_seed("seed", seed)
     generator = np.random.default_rng(seed)
     return [
@@ -212,7 +212,7 @@ class ProbeCallback(BaseCallback):
         super().__init__()
         ENV("train_env", train_env)
         ENV("val_env", val_env)
-        check_size("every", every)
+        SIZE("every", every)
         self.train_env, self.val_env, self.every = train_env, val_env, every
         self.n_fitted, self.n_held_out = n_fitted, n_held_out
         self.results: list[tuple[int, ProbeResult]] = []
