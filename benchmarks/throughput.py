@@ -102,7 +102,7 @@ def measure(task: str, options: argparse.Namespace) -> dict[str, Any]:
     """Train on one task; the figures of its row."""
     from core_agent import CoRe, preset
     from core_agent.agents.presets import get_preset
-    from core_agent.environments.workers import make_vec_env
+    from core_agent.environments.make import make_vec_env
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)

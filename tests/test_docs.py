@@ -37,6 +37,7 @@ import yaml
 from typer.testing import CliRunner
 
 from core_agent import CoRe, cli
+from core_agent.runs.settings import read_config
 from core_agent.table5.paper import (
     DIFFICULTIES,
     DISTRACTIONS,
@@ -303,7 +304,7 @@ def test_configurations_name_arguments_of_the_agent(tmp_path):
         path = tmp_path / "my.yml"
         path.write_text(block.text)
         for env_id in yaml.safe_load(block.text):
-            arguments = cli.read_config(path, env_id)
+            arguments = read_config(path, env_id)
             del arguments["n_timesteps"]
             inspect.signature(CoRe).bind_partial(**arguments)
 

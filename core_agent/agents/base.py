@@ -47,7 +47,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from core_agent.agents.cuda_graphs import CapturedUpdate
 from core_agent.agents.policies import StatefulPolicy
-from core_agent.environments.workers import environment_for
+from core_agent.environments.make import describe, environment_for, seed_environments
 from core_agent.networks.encoders import as_dict_space, is_image
 from core_agent.networks.hardware import (
     PRECISIONS,
@@ -405,8 +405,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._checkpoints: CheckpointFolder | None = None
         self._guard = FiniteGuard()
         self._captured_update = CapturedUpdate()
-        # Saved, so that a file tells which agent it holds.
+        # Saved, so that a file tells which agent it holds, and what it learned in.
         self.agent_class = type(self).__name__
+        self.origin: dict[str, Any] = {}
         self._refuse_environments_in_process()
 
     @classmethod
@@ -464,6 +465,13 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                     group["lr"] = torch.tensor(group["lr"], device=self.device)
         self.train_freq = as_train_freq(self.train_freq)  # type: ignore[assignment]
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """As SB3's, with seeds of the environments that validation and other runs never use."""
+        seed = as_seed("seed", seed)
+        super().set_random_seed(seed)
+        if seed is not None and self.env is not None:
+            seed_environments(self.env, seed)
+
     def _refuse_environments_in_process(self) -> None:
         """Make sure that there is something to wait for, where updates are made meanwhile.
 
@@ -477,7 +485,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             "run in processes of its own with collect='async'",
             "environments in this process",
             "pass the id of an environment, the result of make_vec_env(id, n_envs=4) of "
-            "core_agent.environments.workers, or SB3's SubprocVecEnv",
+            "core_agent.environments.make, or SB3's SubprocVecEnv",
         )
 
     @property
@@ -573,6 +581,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 "Stable-Baselines3's LinearSchedule loads as it is.",
                 stacklevel=2,
             )
+        self.origin = {**self.origin, **describe(self.env)}
         super().save(path, exclude, include)
 
     @classmethod

@@ -134,13 +134,6 @@ def set_agent_class(path, name) -> None:
     write_zip(path, entries)
 
 
-@pytest.mark.parametrize("algorithm", [CoRe, RecurrentSAC])
-def test_files_from_before_agents_were_named_are_told_apart(algorithm, tmp_path):
-    algorithm("CnnPolicy", FakeEnv(), **TINY).save(tmp_path / "model.zip")
-    set_agent_class(tmp_path / "model.zip", None)
-    assert type(load_agent(tmp_path / "model")) is algorithm
-
-
 def test_an_unknown_agent_is_named(path):
     set_agent_class(path, "MyCoRe")
     with pytest.raises(ValueError, match=r"path must be a model of one of .*, got 'MyCoRe'"):
