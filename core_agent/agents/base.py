@@ -31,7 +31,7 @@ from core_agent.agents.loop import LearningLoop
 from core_agent.agents.metrics import Metrics, UpdateLog
 from core_agent.agents.policies import StatefulPolicy
 from core_agent.agents.transitions import refuse_normalized_images
-from core_agent.environments.workers import environment_for
+from core_agent.environments.make import environment_for, seed_environments
 from core_agent.networks.hardware import (
     Precision,
     compute_dtype,
@@ -123,7 +123,8 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
         self.collect = collect
         self.crop_size = crop_size
         self.precision: Precision = precision
-        # Saved, so that a file tells which agent it holds.
+        # Saved, so that a file tells which agent it holds, and what it learned in.
+        self.origin = {}
         self.agent_class = type(self).__name__
         self._last_states = None
         self._updates_per_second = 0.0
@@ -167,6 +168,13 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
                     # A CUDA graph would keep a number as it is; a tensor is read at each replay.
                     group["lr"] = torch.tensor(group["lr"], device=self.device)
         self.train_freq = as_train_freq(self.train_freq)  # type: ignore[assignment]
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """As SB3's, with seeds of the environments that validation and other runs never use."""
+        seed = as_seed("seed", seed)
+        super().set_random_seed(seed)
+        if seed is not None and self.env is not None:
+            seed_environments(self.env, seed)
 
     def _buffer_arguments(self) -> dict[str, Any]:
         """Arguments of the replay buffer, unless ``replay_buffer_kwargs`` say otherwise."""

@@ -203,7 +203,7 @@ class AsyncCollector(Collector):
             "run in processes of its own with collect='async'",
             "environments in this process",
             "pass the id of an environment, the result of make_vec_env(id, n_envs=4) of "
-            "core_agent.environments.workers, or SB3's SubprocVecEnv",
+            "core_agent.environments.make, or SB3's SubprocVecEnv",
         )
 
     def acting_policy(self, policy: BasePolicy) -> Any:

@@ -13,16 +13,16 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from core_agent.agents.arguments import FILE_RULES, LOAD_RULES, RESUME_RULES, Collect
 from core_agent.agents.collection import Collector
-from core_agent.environments.workers import environment_for
+from core_agent.environments.make import describe, environment_for
 from core_agent.networks.optimization import FiniteGuard
-from core_agent.saving.checkpoint import MODEL, CheckpointFolder
+from core_agent.saving.checkpoint import CheckpointFolder
 from core_agent.saving.models import (
     checked_file,
     checked_parameters,
     find_checkpoint,
-    read_replay_buffer,
     warn_of_own_schedule,
 )
+from core_agent.saving.replay import load_replay, save_replay
 from core_agent.validation import check_each
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="SavableAlgorithm")
@@ -36,6 +36,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
     not_saved: ClassVar[tuple[str, ...]] = ()
     """Attributes that are left out of model files, besides SB3's."""
     collect: Collect
+    origin: dict[str, Any]
     _collector: Collector
     _guard: FiniteGuard
     _checkpoints: CheckpointFolder | None = None
@@ -64,6 +65,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         """
         check_each(locals(), FILE_RULES)
         warn_of_own_schedule(self.learning_rate)
+        self.origin = {**self.origin, **describe(self.env)}
         super().save(path, exclude, include)
 
     @classmethod
@@ -95,36 +97,37 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         with checked_file(cls, path, env, custom_objects, kwargs) as (content, wrapped, objects):
             return super().load(content, wrapped, device, objects, *rest, **kwargs)
 
-    def load_replay_buffer(
-        self,
-        path: str | pathlib.Path | io.BufferedIOBase,
-        truncate_last_traj: bool = True,
-        trusted: bool = False,
-    ) -> None:
-        """Load a replay buffer, without running anything that the file brings along.
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """Save all that the replay buffer holds, as arrays and JSON: nothing is pickled.
 
-        :param path: file that ``save_replay_buffer`` wrote
-        :param truncate_last_traj: for SB3's interface
-        :param trusted: unpickle whatever the file holds, as SB3 does
-        :raises UnsafeFileError: if the file asks for names that loading does not allow
+        :param path: file to write, by name (without a suffix ``.npz`` is added) or open
         """
         check_each(locals(), FILE_RULES)
-        if trusted:
-            super().load_replay_buffer(path, truncate_last_traj)
-            return
-        self.replay_buffer = read_replay_buffer(path, self.observation_space, self.action_space)
-        self.replay_buffer.device = self.device
+        save_replay(path, self.replay_buffer)
+
+    def load_replay_buffer(
+        self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True
+    ) -> None:
+        """Fill the replay buffer with what :meth:`save_replay_buffer` wrote.
+
+        :param path: file, by name or open
+        :param truncate_last_traj: for SB3's interface
+        :raises UnsafeFileError: if the file is no replay buffer of the model's spaces; what the
+            buffer holds is left as it is
+        """
+        check_each(locals(), FILE_RULES)
+        load_replay(path, self.replay_buffer)
 
     def checkpoint(self, folder: str | pathlib.Path) -> pathlib.Path:
         """Write everything that the run follows from; :meth:`resume` continues from it.
 
-        In ``folder`` are the model as :meth:`save` writes it, random states, the state of the
-        environments and the replay buffer, of which only what is new since the last checkpoint is
-        written. The last two checkpoints are kept. While :meth:`learn` runs, let
+        A checkpoint holds the model as :meth:`save` writes it, random states, the state of the
+        environments and the replay buffer, of which only episodes that are new or still running
+        are written. The last two checkpoints are kept. While :meth:`learn` runs, let
         :class:`~core_agent.runs.callbacks.ExactCheckpointCallback` call this at the right moments.
 
         :param folder: made if missing; one for each run
-        :return: the checkpoint's own folder in it
+        :return: the checkpoint's own file in it
         :raises OSError: if it cannot be written; the checkpoints there are left as they are
         :raises ValueError: if a parameter is not finite
         :raises NonFiniteError: if an update has failed that was not reported yet
@@ -165,7 +168,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         if isinstance(env, str):
             env = environment_for(env, checkpoint.manifest["collect"])
         model = cls.load(
-            checkpoint.path / MODEL, env, device, custom_objects, force_reset=False, trusted=trusted
+            checkpoint.model, env, device, custom_objects, force_reset=False, trusted=trusted
         )
         checkpoints.restore(model, checkpoint)
         model._checkpoints = checkpoints

@@ -11,18 +11,15 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 
-from core_agent.replay.buffer import SequenceReplayBuffer
 from core_agent.saving.checkpoint import Checkpoint, CheckpointFolder, NoCheckpointError
 from core_agent.saving.integrity import (
     check_attributes,
     check_optimizer_state,
-    check_replay,
     check_state_dict,
 )
 from core_agent.saving.safe_loading import (
@@ -32,7 +29,6 @@ from core_agent.saving.safe_loading import (
     read_model,
     read_parameters,
     reading,
-    restricted_load,
 )
 from core_agent.validation import check, check_file
 
@@ -138,22 +134,6 @@ def checked_parameters(
         else:
             check_state_dict(name, own.state_dict(), found, exact)
     return parameters
-
-
-def read_replay_buffer(
-    path: str | pathlib.Path | io.BufferedIOBase,
-    observation_space: spaces.Space,
-    action_space: spaces.Space,
-) -> SequenceReplayBuffer:
-    """A saved replay buffer, read without running what the file brings along.
-
-    :raises UnsafeFileError: if the file asks for names that loading does not allow, or holds
-        anything but a complete replay buffer of these spaces
-    """
-    with opened(path, "pkl") as file, reading(path, "a saved replay buffer"):
-        buffer = restricted_load(file, "the replay buffer")
-        check_replay(buffer, observation_space, action_space)
-    return buffer
 
 
 def find_checkpoint(
