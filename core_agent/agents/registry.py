@@ -17,7 +17,7 @@ from core_agent.agents.qt_opt_rad import QTOptRAD
 from core_agent.agents.recurrent_sac import RecurrentSAC
 from core_agent.agents.sac_rad import SACRAD
 from core_agent.environments.make import make_described
-from core_agent.saving.checkpoint import MODEL, CheckpointFolder
+from core_agent.saving.checkpoint import CheckpointFolder
 from core_agent.saving.safe_loading import read_data
 from core_agent.validation import check, check_file
 
@@ -40,7 +40,7 @@ def get_agent(name: str) -> type[SequenceOffPolicyAlgorithm]:
     return AGENTS[name]
 
 
-def find_model(path: str | pathlib.Path) -> pathlib.Path:
+def find_model(path: str | pathlib.Path) -> pathlib.Path | io.BytesIO:
     """The saved model that a path means: a file, or a run's folder.
 
     In a folder it is ``model.zip`` or, of a run that was killed, that of the newest checkpoint.
@@ -51,7 +51,7 @@ def find_model(path: str | pathlib.Path) -> pathlib.Path:
     if path.is_dir() and not (path / "model.zip").is_file():
         checkpoint = CheckpointFolder(path / "checkpoints").newest()
         if checkpoint is not None:
-            return checkpoint.path / MODEL
+            return checkpoint.model
     for candidate in (path / "model.zip", path, path.with_name(f"{path.name}.zip")):
         if candidate.is_file():
             return candidate
