@@ -40,7 +40,7 @@ def get_agent(name: str) -> type[SequenceOffPolicyAlgorithm]:
     return AGENTS[name]
 
 
-def find_model(path: str | pathlib.Path) -> pathlib.Path | io.BufferedIOBase:
+def find_model(path: str | pathlib.Path) -> pathlib.Path | io.BytesIO:
     """The saved model that a path means, to be passed to ``load``.
 
     :param path: a model file or a run's folder: its ``model.zip`` or, where the run was killed, the
