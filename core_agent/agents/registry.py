@@ -40,10 +40,11 @@ def get_agent(name: str) -> type[SequenceOffPolicyAlgorithm]:
     return AGENTS[name]
 
 
-def find_model(path: str | pathlib.Path) -> Any:
-    """The saved model that a path means: a file, or a run's folder.
+def find_model(path: str | pathlib.Path) -> pathlib.Path | io.BytesIO:
+    """The saved model that a path means, to be passed to ``load``.
 
-    In a folder it is ``model.zip`` or, of a run that was killed, that of the newest checkpoint.
+    :param path: a model file or a run's folder: its ``model.zip`` or, where the run was killed, the
+        model in its newest checkpoint
 
     :raises ValueError: if there is none
     """
