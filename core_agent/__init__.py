@@ -14,12 +14,10 @@ with contextlib.suppress(Exception):
     # then prints that it is unmaintained, out of this table; nothing here uses it.
     importlib.import_module("gym_notices.notices").notices.clear()
 
-from core_agent.agents.core import CoRe
+from core_agent.agents.core import CoRe, RecurrentSAC
 from core_agent.agents.curl import CURL
 from core_agent.agents.presets import preset
-from core_agent.agents.qt_opt_drq import QTOptDrQ
-from core_agent.agents.qt_opt_rad import QTOptRAD
-from core_agent.agents.recurrent_sac import RecurrentSAC
+from core_agent.agents.qt_opt import QTOptDrQ, QTOptRAD
 from core_agent.agents.registry import load_agent
 from core_agent.agents.sac_rad import SACRAD
 

@@ -100,6 +100,7 @@ from core_agent.validation import (
     check_verbose,
     is_whole,
     optional,
+    rules_of,
 )
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="SequenceOffPolicyAlgorithm")
@@ -269,9 +270,11 @@ class UpdateLog:
 class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     """Off-policy learning from windows of episodes: the common part of every agent here.
 
-    A subclass makes its optimisers (:meth:`_make_optimizers`), acts (:meth:`_explore`), draws a
-    batch (:meth:`_sample_batch`) and learns from it (:meth:`update`). The arguments are those of
-    :class:`~core_agent.agents.recurrent_sac.RecurrentSAC`.
+    A subclass makes its optimisers (:meth:`_make_optimizers`), draws a batch
+    (:meth:`_sample_batch`) and learns from it (:meth:`update`). The arguments are those of
+    :class:`~core_agent.agents.core.RecurrentSAC`.
+
+    :param settings: arguments of the subclass, which become attributes
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {}
@@ -309,7 +312,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         seed: int | None = None,
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
+        **settings: Any,
     ) -> None:
+        check_each(settings, rules_of(type(self)))
         check_integer("buffer_size", buffer_size, 1)
         check_integer("learning_starts", learning_starts, 0)
         check_integer("batch_size", batch_size, 1)
@@ -386,6 +391,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 self.action_space,
                 "for discrete actions use an algorithm such as sb3_contrib's RecurrentPPO",
             )
+        vars(self).update(settings)
         self.update_ratio = update_ratio
         self.collect: Collect = collect
         self.crop_size = crop_size
@@ -409,6 +415,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         # Saved, so that a file tells which agent it holds.
         self.agent_class = type(self).__name__
         self._refuse_environments_in_process()
+        if _init_setup_model:
+            self._setup_model()
 
     @classmethod
     def _check_policy(cls, policy: Any, policy_kwargs: Any) -> None:
@@ -1125,15 +1133,24 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             scaled = self._explore(random_actions, action_noise)
         return self.policy.to_env_actions(scaled), scaled
 
-    @abstractmethod
     def _explore(
         self, random_actions: np.ndarray | None, action_noise: ActionNoise | None
     ) -> np.ndarray:
-        """Actions ``(n_envs, A)`` in [-1, 1] for ``self._last_obs``.
+        """Actions ``(n_envs, A)`` in [-1, 1] for ``self._last_obs``; the state remembers them.
 
-        :param random_actions: take these instead (warm-up)
+        :param random_actions: take these instead of the policy's (warm-up)
         :param action_noise: noise to add
         """
+        policy: StatefulPolicy = self.acting_policy
+        state, features = policy.carry(*self._acting_inputs(), deterministic=False)
+        if random_actions is None:
+            scaled = policy.act(features, deterministic=False).cpu().numpy()
+        else:
+            scaled = random_actions.astype(np.float32)
+        scaled = self._with_noise(scaled, action_noise)
+        state = policy.remember(state, torch.as_tensor(scaled, device=self.device))
+        self._last_states = tuple(part.cpu().numpy() for part in state)
+        return scaled
 
     def _acting_inputs(self) -> tuple[PyTorchObs, tuple[torch.Tensor, ...], torch.Tensor]:
         """The last observation, the carried state and which environments begin an episode."""

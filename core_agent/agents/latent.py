@@ -1,4 +1,4 @@
-"""The latent state in the open: what the agent makes of an episode, expects of it, and values.
+"""The latent state: encode an episode into latents, imagine what follows one, and value it.
 
 A latent is the vector that actor and critics read, ``deter_dim + stoch_dim`` numbers: the
 deterministic state and the mean of the stochastic one. The state that ``predict`` returns under
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from core_agent.agents.policies import RecurrentPolicy, fits_space
-from core_agent.networks.encoders import SINGLE_KEY, as_dict_space
-from core_agent.networks.types import Latent
+from core_agent.agents.policies import RecurrentPolicy
+from core_agent.networks.encoders import SINGLE_KEY, as_dict_space, fits_space
+from core_agent.networks.types import Latent, Observation
 from core_agent.validation import as_array, check, finite_array
 
 FRAMES_AT_ONCE = 256
@@ -35,157 +35,159 @@ class Imagination(NamedTuple):
     """``(H, ...)``: predicted for each action."""
 
 
-class OpenLatent:
-    """Methods of an agent with a recurrent latent state."""
+def encode(
+    policy: RecurrentPolicy,
+    observations: np.ndarray | Mapping[str, np.ndarray],
+    actions: np.ndarray,
+) -> np.ndarray:
+    """Latents of complete episodes, filtered from their first frame.
 
-    policy: RecurrentPolicy
-
-    def encode(
-        self, observations: np.ndarray | Mapping[str, np.ndarray], actions: np.ndarray
-    ) -> np.ndarray:
-        """Latents of whole episodes, filtered from their first frame.
-
-        :param observations: ``(T, ...)`` of one episode or ``(T, B, ...)`` of ``B`` episodes of
-            the same length; images channels first or last; by key for ``Dict`` observations
-        :param actions: ``(T - 1, A)`` or ``(T - 1, B, A)``: ``actions[t]`` leads from frame ``t``
-            to frame ``t + 1``; a last one that leads nowhere may be left in, and is not read
-        :return: ``(T, latent_dim)`` or ``(T, B, latent_dim)``, float32
-        :raises ValueError: for shapes that do not fit
-        """
-        policy = self.policy
-        entries = observations if isinstance(observations, Mapping) else {SINGLE_KEY: observations}
-        arrays = {key: as_array("observations", value) for key, value in entries.items()}
-        sub_spaces = as_dict_space(policy.observation_space)
-        check(
-            arrays.keys() == sub_spaces.keys(),
-            "observations",
-            f"have the keys {sorted(sub_spaces)}",
-            sorted(arrays),
-        )
-        key, space = next(iter(sub_spaces.items()))
-        n_axes = arrays[key].ndim - len(space.shape or ())
-        check(
-            n_axes in (1, 2),
-            "observations",
-            "have one axis for time, and may have a second one for episodes, before those of "
-            f"the observation space, {space.shape}",
-            arrays[key].shape,
-        )
-        lead = arrays[key].shape[:n_axes]
-        fits = all(
-            value.shape[:n_axes] == lead
-            and fits_space(value.reshape(-1, *value.shape[n_axes:]), sub)
-            for value, sub in zip((arrays[name] for name in sub_spaces), sub_spaces.values())
-        )
-        shapes = {name: value.shape for name, value in arrays.items()}
-        check(fits, "observations", f"be finite and of {policy.observation_space}", shapes)
-        flat = {name: value.reshape(-1, *value.shape[n_axes:]) for name, value in arrays.items()}
-        tensors, _ = policy.obs_to_tensor(
-            flat if isinstance(policy.observation_space, spaces.Dict) else flat[SINGLE_KEY]
-        )
-        scaled = self._scaled(actions, lead[1:])[: lead[0] - 1]
-        check(
-            len(scaled) == lead[0] - 1,
-            "actions",
-            f"be {lead[0] - 1} for {lead[0]} frames, each leading to the next",
-            len(scaled),
-        )
-        batch = (lead[0], lead[1] if n_axes == 2 else 1)
-        model = policy.world_model
-        with torch.no_grad():
-            features = []
-            for start in range(0, batch[0] * batch[1], FRAMES_AT_ONCE):
-                part = slice(start, start + FRAMES_AT_ONCE)
-                chunk = (
-                    {name: value[part] for name, value in tensors.items()}
-                    if isinstance(tensors, dict)
-                    else tensors[part]
-                )
-                features.append(model.encoder(model.encoder.center_crop(chunk)))
-            rollout = model.observe(
-                torch.cat(features).unflatten(0, batch),
-                scaled.reshape(batch[0] - 1, batch[1], policy.action_dim),
-                torch.zeros(*batch, model.rssm.stoch_dim, device=policy.device),
+    :param observations: ``(T, ...)`` of one episode or ``(T, B, ...)`` of ``B`` episodes of
+        the same length; images channels first or last; by key for ``Dict`` observations
+    :param actions: ``(T - 1, A)`` or ``(T - 1, B, A)``: ``actions[t]`` leads from frame ``t``
+        to frame ``t + 1``; a last one that leads nowhere may be left in, and is not read
+    :return: ``(T, latent_dim)`` or ``(T, B, latent_dim)``, float32
+    :raises ValueError: for shapes that do not fit
+    """
+    tensors, lead = _frames(policy, observations)
+    scaled = _scaled(policy, actions, lead[1:])[: lead[0] - 1]
+    check(
+        len(scaled) == lead[0] - 1,
+        "actions",
+        f"be {lead[0] - 1} for {lead[0]} frames, each leading to the next",
+        len(scaled),
+    )
+    batch = (lead[0], lead[1] if len(lead) == 2 else 1)
+    model = policy.world_model
+    with torch.no_grad():
+        features = []
+        for start in range(0, batch[0] * batch[1], FRAMES_AT_ONCE):
+            part = slice(start, start + FRAMES_AT_ONCE)
+            chunk = (
+                {name: value[part] for name, value in tensors.items()}
+                if isinstance(tensors, dict)
+                else tensors[part]
             )
-        return rollout.mean().reshape(*lead, -1).cpu().numpy()
-
-    def value(self, latent: np.ndarray, action: np.ndarray) -> np.ndarray:
-        """The lower of both critics' values, discounted and with the entropy bonus of SAC.
-
-        :param latent: ``(..., latent_dim)``
-        :param action: ``(..., A)``
-        :return: ``(...)``, float32
-        :raises ValueError: for shapes that do not fit
-        """
-        latents = self._latents(latent)
-        actions = self._scaled(action, latents.shape[:-1], time=False)
-        with torch.no_grad():
-            values = self.policy.critic(
-                latents.reshape(-1, latents.shape[-1]), actions.reshape(-1, actions.shape[-1])
-            )
-        return values.amin(dim=0).reshape(latents.shape[:-1]).cpu().numpy()
-
-    def _latents(self, latent: np.ndarray) -> torch.Tensor:
-        latent_dim = self.policy.world_model.latent_dim
-        tensor = torch.as_tensor(finite_array("latent", latent), device=self.policy.device)
-        check(
-            tensor.shape[-1:] == (latent_dim,),
-            "latent",
-            f"have a last axis of {latent_dim}",
-            tuple(tensor.shape),
-            "encode(observations, actions) gives latents",
+            features.append(model.encoder(model.encoder.center_crop(chunk)))
+        rollout = model.observe(
+            torch.cat(features).unflatten(0, batch),
+            scaled.reshape(batch[0] - 1, batch[1], policy.action_dim),
+            torch.zeros(*batch, model.rssm.stoch_dim, device=policy.device),
         )
-        return tensor
+    return rollout.mean().reshape(*lead, -1).cpu().numpy()
 
-    def _scaled(
-        self, actions: np.ndarray, batch: tuple[int, ...], time: bool = True
-    ) -> torch.Tensor:
-        """Actions ``(n, *batch, ...)`` of the environment, or ``(*batch, ...)``, in [-1, 1]."""
-        name, shape = "actions" if time else "action", self.policy.action_space.shape
-        array = finite_array(name, actions)
-        assert shape is not None
-        lead = array.shape[: array.ndim - len(shape)]
-        fits = lead[1:] == batch and len(lead) == 1 + len(batch) if time else lead == batch
-        check(
-            fits and array.shape[len(lead) :] == shape,
-            name,
-            f"have the shape {('n', *batch, *shape) if time else (*batch, *shape)}",
-            array.shape,
+
+def value(policy: RecurrentPolicy, latent: np.ndarray, action: np.ndarray) -> np.ndarray:
+    """The lower of both critics' values, discounted and with the entropy bonus of SAC.
+
+    :param latent: ``(..., latent_dim)``
+    :param action: ``(..., A)``
+    :return: ``(...)``, float32
+    :raises ValueError: for shapes that do not fit
+    """
+    latents = _latents(policy, latent)
+    actions = _scaled(policy, action, latents.shape[:-1], time=False)
+    with torch.no_grad():
+        values = policy.critic(
+            latents.reshape(-1, latents.shape[-1]), actions.reshape(-1, actions.shape[-1])
         )
-        scaled = self.policy.scale_action(array).reshape(*lead, self.policy.action_dim)
-        return torch.as_tensor(scaled.astype(np.float32), device=self.policy.device)
+    return values.amin(dim=0).reshape(latents.shape[:-1]).cpu().numpy()
 
 
-class OpenModel(OpenLatent):
-    """Methods of an agent whose latent state comes with a model of what follows."""
+def imagine(policy: RecurrentPolicy, latent: np.ndarray, actions: np.ndarray) -> Imagination:
+    """Latents and rewards that the model expects to follow a latent, open loop.
 
-    def imagine(self, latent: np.ndarray, actions: np.ndarray) -> Imagination:
-        """Roll the model forward from a latent, without looking (open loop).
+    The stochastic state is carried as the mean of its prior.
 
-        The stochastic state is carried as the mean of its prior.
+    :param latent: ``(latent_dim,)``, or ``(B, latent_dim)`` for ``B`` rollouts at once
+    :param actions: ``(H, A)`` or ``(H, B, A)``
+    :return: predicted rewards mean nothing where they were not learned (``reward_coef=0``)
+    :raises ValueError: for shapes that do not fit
+    """
+    latents = _latents(policy, latent)
+    check(latents.ndim in (1, 2), "latent", "have one axis or two", tuple(latents.shape))
+    batch = tuple(latents.shape[:-1])
+    scaled = _scaled(policy, actions, batch)
+    model, flat = policy.world_model, latents.reshape(-1, latents.shape[-1])
+    start = Latent(*flat.split([model.rssm.deter_dim, model.rssm.stoch_dim], dim=-1))
+    n_steps, n_rollouts = len(scaled), len(flat)
+    check(n_steps >= 1, "actions", "be at least one", n_steps)
+    with torch.no_grad():
+        rolled = model.rssm.imagine(
+            start,
+            scaled.reshape(n_steps, n_rollouts, -1),
+            torch.zeros(n_steps, n_rollouts, model.rssm.stoch_dim, device=flat.device),
+        ).flatten()
+        rewards = model.reward(rolled)
+    return Imagination(
+        rolled.reshape(n_steps, *batch, -1).cpu().numpy(),
+        rewards.reshape(n_steps, *batch).cpu().numpy(),
+    )
 
-        :param latent: ``(latent_dim,)``, or ``(B, latent_dim)`` for ``B`` rollouts at once
-        :param actions: ``(H, A)`` or ``(H, B, A)``
-        :return: latents and predicted rewards; the latter mean nothing where the reward was not
-            learned (``reward_coef=0``)
-        :raises ValueError: for shapes that do not fit
-        """
-        latents = self._latents(latent)
-        check(latents.ndim in (1, 2), "latent", "have one axis or two", tuple(latents.shape))
-        batch = tuple(latents.shape[:-1])
-        scaled = self._scaled(actions, batch)
-        model, flat = self.policy.world_model, latents.reshape(-1, latents.shape[-1])
-        start = Latent(*flat.split([model.rssm.deter_dim, model.rssm.stoch_dim], dim=-1))
-        n_steps, n_rollouts = len(scaled), len(flat)
-        check(n_steps >= 1, "actions", "be at least one", n_steps)
-        with torch.no_grad():
-            rolled = model.rssm.imagine(
-                start,
-                scaled.reshape(n_steps, n_rollouts, -1),
-                torch.zeros(n_steps, n_rollouts, model.rssm.stoch_dim, device=flat.device),
-            ).flatten()
-            rewards = model.reward(rolled)
-        return Imagination(
-            rolled.reshape(n_steps, *batch, -1).cpu().numpy(),
-            rewards.reshape(n_steps, *batch).cpu().numpy(),
-        )
+
+def _frames(
+    policy: RecurrentPolicy, observations: np.ndarray | Mapping[str, np.ndarray]
+) -> tuple[Observation, tuple[int, ...]]:
+    """Observations ``(N, ...)`` as the encoder takes them, and the axes that make up ``N``."""
+    entries = observations if isinstance(observations, Mapping) else {SINGLE_KEY: observations}
+    arrays = {key: as_array("observations", entry) for key, entry in entries.items()}
+    sub_spaces = as_dict_space(policy.observation_space)
+    check(
+        arrays.keys() == sub_spaces.keys(),
+        "observations",
+        f"have the keys {sorted(sub_spaces)}",
+        sorted(arrays),
+    )
+    key, space = next(iter(sub_spaces.items()))
+    n_axes = arrays[key].ndim - len(space.shape or ())
+    check(
+        n_axes in (1, 2),
+        "observations",
+        "have one axis for time, and may have a second one for episodes, before those of "
+        f"the observation space, {space.shape}",
+        arrays[key].shape,
+    )
+    lead = arrays[key].shape[:n_axes]
+    fits = all(
+        arrays[name].shape[:n_axes] == lead
+        and fits_space(arrays[name].reshape(-1, *arrays[name].shape[n_axes:]), sub)
+        for name, sub in sub_spaces.items()
+    )
+    shapes = {name: array.shape for name, array in arrays.items()}
+    check(fits, "observations", f"be finite and of {policy.observation_space}", shapes)
+    flat = {name: array.reshape(-1, *array.shape[n_axes:]) for name, array in arrays.items()}
+    is_dict = isinstance(policy.observation_space, spaces.Dict)
+    tensors, _ = policy.obs_to_tensor(flat if is_dict else flat[SINGLE_KEY])
+    return tensors, lead
+
+
+def _latents(policy: RecurrentPolicy, latent: np.ndarray) -> torch.Tensor:
+    latent_dim = policy.world_model.latent_dim
+    tensor = torch.as_tensor(finite_array("latent", latent), device=policy.device)
+    check(
+        tensor.shape[-1:] == (latent_dim,),
+        "latent",
+        f"have a last axis of {latent_dim}",
+        tuple(tensor.shape),
+        "encode(observations, actions) gives latents",
+    )
+    return tensor
+
+
+def _scaled(
+    policy: RecurrentPolicy, actions: np.ndarray, batch: tuple[int, ...], time: bool = True
+) -> torch.Tensor:
+    """Actions ``(n, *batch, ...)`` of the environment, or ``(*batch, ...)``, in [-1, 1]."""
+    name, shape = "actions" if time else "action", policy.action_space.shape
+    array = finite_array(name, actions)
+    assert shape is not None
+    lead = array.shape[: array.ndim - len(shape)]
+    fits = lead[1:] == batch and len(lead) == 1 + len(batch) if time else lead == batch
+    check(
+        fits and array.shape[len(lead) :] == shape,
+        name,
+        f"have the shape {('n', *batch, *shape) if time else (*batch, *shape)}",
+        array.shape,
+    )
+    scaled = policy.scale_action(array).reshape(*lead, policy.action_dim)
+    return torch.as_tensor(scaled.astype(np.float32), device=policy.device)

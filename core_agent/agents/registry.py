@@ -7,11 +7,9 @@ import pathlib
 from typing import Any
 
 from core_agent.agents.base import SequenceOffPolicyAlgorithm
-from core_agent.agents.core import CoRe
+from core_agent.agents.core import CoRe, RecurrentSAC
 from core_agent.agents.curl import CURL
-from core_agent.agents.qt_opt_drq import QTOptDrQ
-from core_agent.agents.qt_opt_rad import QTOptRAD
-from core_agent.agents.recurrent_sac import RecurrentSAC
+from core_agent.agents.qt_opt import QTOptDrQ, QTOptRAD
 from core_agent.agents.sac_rad import SACRAD
 from core_agent.saving.safe_loading import read_data
 from core_agent.validation import check, check_file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from gymnasium import spaces
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from core_agent.networks import losses
-from core_agent.networks.encoders import ENCODER_CHECKS, ObservationEncoder, any_entry
+from core_agent.networks.encoders import ObservationEncoder, any_entry
 from core_agent.networks.layers import MLP
 from core_agent.networks.rssm import RSSM
 from core_agent.networks.types import Gaussian, Observation, Rollout, SequenceBatch
@@ -22,6 +22,8 @@ from core_agent.validation import (
     check_size,
     check_sizes,
 )
+
+CONTRASTIVE_SOURCES = ("prior", "posterior")
 
 
 class ModelLossOptions(NamedTuple):
@@ -64,21 +66,6 @@ def flatten_time(observation: Observation) -> Observation:
     return observation.flatten(0, 1)
 
 
-MODEL_CHECKS: dict[str, Check] = {
-    **ENCODER_CHECKS,
-    "action_dim": check_size,
-    "deter_dim": check_size,
-    "stoch_dim": check_size,
-    "embed_dims": partial(check_sizes, fewest=2),
-    "gru_dims": check_sizes,
-    "prior_dims": check_sizes,
-    "posterior_dims": check_sizes,
-    "decoder_dims": check_sizes,
-    "head_dims": check_sizes,
-}
-"""What each argument of :class:`WorldModel` must be."""
-
-
 class WorldModel(nn.Module):
     """CoRe's model of the world (Section 3, arXiv:2112.01163).
 
@@ -101,6 +88,19 @@ class WorldModel(nn.Module):
     :raises ValueError: for a bad argument
     """
 
+    rules: ClassVar[dict[str, Check]] = {
+        **ObservationEncoder.rules,
+        "action_dim": check_size,
+        "deter_dim": check_size,
+        "stoch_dim": check_size,
+        "embed_dims": partial(check_sizes, fewest=2),
+        "gru_dims": check_sizes,
+        "prior_dims": check_sizes,
+        "posterior_dims": check_sizes,
+        "decoder_dims": check_sizes,
+        "head_dims": check_sizes,
+    }
+
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -120,7 +120,7 @@ class WorldModel(nn.Module):
         crop_size: int | tuple[int, int] | None = None,
         gating: bool = False,
     ) -> None:
-        check_each(locals(), MODEL_CHECKS)
+        check_each(locals(), self.rules)
         super().__init__()
         self.encoder = ObservationEncoder(
             observation_space,

@@ -23,8 +23,8 @@ from core_agent.networks.encoders import (
     crop_sizes,
     frame_bytes,
     is_image,
+    stack_frames,
 )
-from core_agent.networks.stacking import stack_frames
 from core_agent.networks.types import Observation, SequenceBatch, TransitionBatch
 from core_agent.validation import (
     Check,

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 
 from core_agent import SACRAD
 from core_agent.networks.augmentations import pick_pixels, random_crop, random_shift
-from core_agent.networks.stacking import stack_frames, stacked_space
+from core_agent.networks.encoders import stack_frames, stacked_space
 from core_agent.replay.buffer import SequenceReplayBuffer
 from tests.fakes import BOTH, IMAGE, TINY_ACTOR_STACKS, VECTOR, FakeEnv, policy_name
 from tests.replay.test_buffers import ACTION, FRAME, add_episode, make_buffer

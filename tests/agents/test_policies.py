@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 
 from core_agent.agents.policies import RecurrentPolicy
-from core_agent.networks.distributions import SquashedGaussian
+from core_agent.networks.actor_critic import SquashedGaussian
 from tests.fakes import BOTH, TINY_POLICY, VECTOR
 
 IMAGE_FIRST = spaces.Box(0, 255, (3, 8, 8), np.uint8)

@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from yardstick import Noise, PlainReplay, Yardstick, to_plain
 
 from core_agent import CoRe
+from core_agent.agents.soft_actor_critic import actor_loss
 from core_agent.networks.types import SequenceBatch
 from core_agent.networks.world_model import ModelNoise
 
@@ -63,11 +64,11 @@ class CoReWithNoise(CoRe):
     def filter(self, batch, noise=None):
         return super().filter(batch, self.noise.critic_posterior)
 
-    def target_values(self, batch, next_latents, noise=None):
-        return super().target_values(batch, next_latents, self.noise.target_action)
+    def critic_loss(self, batch, latents, noise=None):
+        return super().critic_loss(batch, latents, self.noise.target_action)
 
-    def actor_loss(self, batch, latents, noise=None):
-        return super().actor_loss(batch, latents, self.noise.action)
+    def update_actor(self, batch, latents, noise=None):
+        return super().update_actor(batch, latents, self.noise.action)
 
 
 def make(
@@ -178,7 +179,7 @@ def compare_all(model: CoReWithNoise, yardstick: Yardstick, batch, tolerance, gr
     model.policy.zero_grad()
     yardstick.zero_grad()
     detached, plain_latents = latents.detach()[:-1], plain_latents.detach()[:-1]
-    loss, _ = model.actor_loss(batch, detached)
+    loss, _ = actor_loss(model, batch, detached, noise.action)
     plain, _ = yardstick.actor_loss(batch, plain_latents, noise)
     assert loss.item() == pytest.approx(plain.item(), rel=tolerance)
     loss.backward()
