@@ -229,13 +229,6 @@ def use_items(model: CoRe) -> None:
     model.update = update_and_wait  # type: ignore[method-assign]
 
 
-def use_whole_frames(model: CoRe) -> None:
-    """Gather whole channels-first frames, then crop."""
-    assert model.replay_buffer is not None
-    replay = PlainReplay(model.replay_buffer)
-    model.replay_buffer.sample = lambda batch_size, env=None: replay.sample(batch_size)  # type: ignore[method-assign]
-
-
 def use_no_graph(model: CoRe) -> None:
     """Launch every kernel by itself."""
     model._update = model.update  # type: ignore[method-assign]
@@ -262,7 +255,6 @@ VARIANTS: dict[str, Variant] = {
     "ours, critics one by one": Variant(use_separate_critics),
     "ours, plain Adam": Variant(use_plain_adam),
     "ours, .item() per metric": Variant(use_items),
-    "ours, whole frames gathered": Variant(use_whole_frames),
 }
 
 
@@ -280,7 +272,9 @@ def make_runner(name: str, settings: Settings) -> Runner:
 def yardstick_runner(settings: Settings) -> Runner:
     model = made_up_model(settings.size, settings.device, precision="float32")
     assert model.replay_buffer is not None
-    yardstick, replay = Yardstick.of(model.policy), PlainReplay(model.replay_buffer)
+    yardstick = Yardstick.of(model.policy)
+    (crop,) = model.policy.world_model.encoder.crop_sizes.values()
+    replay = PlainReplay(model.replay_buffer, crop)
     batch_size = model.batch_size
 
     def run(n_updates: int) -> None:

@@ -488,12 +488,13 @@ class PlainReplay:
     """Whole episodes of whole frames, channels first; crops are cut from gathered windows.
 
     :param buffer: where to copy the episodes from
+    :param crop: height and width of the crops
     :raises ValueError: if an episode is shorter than a window
     """
 
-    def __init__(self, buffer: SequenceReplayBuffer) -> None:
+    def __init__(self, buffer: SequenceReplayBuffer, crop: tuple[int, int]) -> None:
         self.sequence_length, self.device = buffer.sequence_length, buffer.device
-        (self.crop,) = buffer.crop_sizes.values()
+        self.crop = crop
         self.generator = np.random.default_rng(0)
         self.episodes = []
         for episode in buffer.episodes:

@@ -29,6 +29,7 @@ from core_agent.agents.soft_actor_critic import (
     update_actor,
     update_temperature,
 )
+from core_agent.networks.augmentations import random_crop
 from core_agent.networks.hardware import Precision
 from core_agent.networks.losses import NEGATIVES, Negatives, twin_critic_loss
 from core_agent.networks.optimization import descend, move_towards
@@ -172,12 +173,18 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
         return self.replay_buffer.sample(batch_size, self._vec_normalize_env)
 
     def update(self, batch: SequenceBatch) -> Metrics:
-        """One step of critic, actor, temperature and target, on the same crops."""
+        """One mini-batch: augment, then a step of critic, actor, temperature and target."""
+        batch = self.augment(batch)
         critic, latents = self.update_critic(batch)
         actor, log_prob = self.update_actor(batch, latents[:-1])
         temperature = self.update_temperature(batch, log_prob)
         self.update_target()
         return {**critic, **actor, **temperature}
+
+    def augment(self, batch: SequenceBatch) -> SequenceBatch:
+        """The batch with images cropped: one place for a sequence, drawn once for all steps."""
+        crop = self.policy.world_model.encoder.map_images
+        return batch._replace(observations=crop(random_crop, batch.observations))
 
     def update_critic(self, batch: SequenceBatch) -> tuple[Metrics, torch.Tensor]:
         """One step of the critics, encoder and filter on J_Q; the detached latents before it."""
@@ -224,8 +231,7 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
     # ---- setting up ----
 
     def _buffer_arguments(self) -> dict[str, Any]:
-        window = {**self._policy_arguments(), "sequence_length": self.sequence_length}
-        return {**super()._buffer_arguments(), **window}
+        return {**super()._buffer_arguments(), "sequence_length": self.sequence_length}
 
     def _make_optimizers(self) -> None:
         policy = self.policy
@@ -333,7 +339,8 @@ class CoRe(RecurrentSAC):
     # ---- the update ----
 
     def update(self, batch: SequenceBatch) -> Metrics:
-        """One mini-batch: model, critic, actor, temperature and target, on the same crops."""
+        """One mini-batch: augment, then a step of model, critic, actor, temperature and target."""
+        batch = self.augment(batch)
         model = self.update_model(batch)
         critic, latents = self.update_critic(batch)
         actor, log_prob = self.update_actor(batch, latents[:-1])

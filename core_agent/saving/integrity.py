@@ -15,7 +15,8 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 
 from core_agent.networks.encoders import is_image
-from core_agent.replay.buffer import Episode, SequenceReplayBuffer
+from core_agent.replay.buffer import SequenceReplayBuffer
+from core_agent.replay.episode import Episode
 from core_agent.validation import check, check_integer
 
 COUNTERS = (

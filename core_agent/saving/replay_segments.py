@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from core_agent.replay.buffer import Episode, SequenceReplayBuffer
+from core_agent.replay.buffer import SequenceReplayBuffer
+from core_agent.replay.episode import Episode
 from core_agent.saving.archive import Chunks, DamagedFileError
 
 Tree = dict[str, Any]

@@ -185,7 +185,7 @@ NETWORKS: dict[str, Values] = {
     "exploration_noise": st.one_of(number(0.0), NONE),
 }
 REPLAY: dict[str, Values] = {
-    **{name: LEARNING[name] for name in ("buffer_size", "sequence_length", "crop_size", "seed")},
+    **{name: LEARNING[name] for name in ("buffer_size", "sequence_length", "seed")},
     **{name: NETWORKS[name] for name in ("observation_space", "action_space")},
     "device": DEVICE,
     "storage_device": DEVICE,

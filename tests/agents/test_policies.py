@@ -7,9 +7,10 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from core_agent import CoRe
 from core_agent.agents.policies import RecurrentPolicy
 from core_agent.networks.actor_critic import SquashedGaussian
-from tests.fakes import BOTH, TINY_POLICY, VECTOR
+from tests.fakes import BOTH, TINY, TINY_POLICY, VECTOR, FakeEnv
 
 IMAGE_FIRST = spaces.Box(0, 255, (3, 8, 8), np.uint8)
 ACTION = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
@@ -184,3 +185,15 @@ def test_actor_squashes_mean_and_log_std():
     assert distribution.mean.abs().max() <= 5.0
     assert distribution.log_std.min() >= -10.0
     assert distribution.log_std.max() <= 2.0
+
+
+def test_the_updates_of_a_batch_share_one_crop():
+    model = CoRe("CnnPolicy", FakeEnv(), **TINY).learn(14)
+    seen = []
+    model.policy.world_model.encoder.register_forward_hook(lambda _, args, __: seen.append(args[0]))
+    batch = model.replay_buffer.sample(3)
+    model.update(batch)
+    model_frames, critic_frames = seen
+    assert batch.observations.shape == (4, 3, 3, 8, 8)
+    assert model_frames.shape == (12, 3, 7, 7)
+    assert torch.equal(model_frames, critic_frames)

@@ -98,11 +98,10 @@ def make(
             parameter += 0.03 * torch.randn_like(parameter)
     model.policy.to(dtype)
     torch.manual_seed(2)
-    buffer = model.replay_buffer
     images = torch.randint(
         256, (sequence_length, batch_size, *size, 3), dtype=torch.uint8
     )  # channels last, as the buffer's memory lies
-    (height, width), *_ = buffer.crop_sizes.values()
+    (height, width), *_ = model.policy.world_model.encoder.crop_sizes.values()
     steps = (sequence_length - 1, batch_size)
     mask = torch.ones(sequence_length, batch_size, dtype=dtype)
     terminated = torch.zeros(steps, dtype=dtype)
@@ -234,7 +233,7 @@ def test_plain_replay_gives_crops_of_the_stored_frames():
         )
         observation = following
     (frames,) = buffer.episodes[0].frames.values()
-    batch = PlainReplay(buffer).sample(6)
+    batch = PlainReplay(buffer, (13, 12)).sample(6)
     assert batch.observations.shape == (5, 6, 3, 13, 12)
     assert batch.observations.is_contiguous()
     for b in range(6):

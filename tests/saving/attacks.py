@@ -32,7 +32,8 @@ from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNo
 
 from core_agent import CoRe
 from core_agent.agents.policies import RecurrentPolicy
-from core_agent.replay.buffer import Episode, SequenceReplayBuffer
+from core_agent.replay.buffer import SequenceReplayBuffer
+from core_agent.replay.episode import Episode
 from core_agent.saving.safe_loading import UnsafeFileError
 from tests.fakes import TINY, VECTOR, FakeEnv
 
