@@ -25,7 +25,7 @@ from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
-from core_agent.agents.policies import RecurrentPolicy
+from core_agent.agents.latent import RecurrentPolicy
 from core_agent.networks.types import SequenceBatch
 from core_agent.replay.buffer import SequenceReplayBuffer
 

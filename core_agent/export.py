@@ -38,7 +38,8 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
-from core_agent.agents.policies import RecurrentPolicy, StatefulPolicy
+from core_agent.agents.latent import RecurrentPolicy
+from core_agent.agents.policies import StatefulPolicy
 from core_agent.networks.encoders import SINGLE_KEY, as_dict_space
 from core_agent.networks.layers import set_compute_dtype
 from core_agent.validation import check, check_path

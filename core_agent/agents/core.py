@@ -20,8 +20,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from core_agent.agents import latent as open_latent
 from core_agent.agents.base import POLICY_ALIASES, Collect, Metrics, SequenceOffPolicyAlgorithm
-from core_agent.agents.latent import Imagination
-from core_agent.agents.policies import RecurrentPolicy
+from core_agent.agents.latent import Imagination, RecurrentPolicy
 from core_agent.agents.soft_actor_critic import (
     SAC_RULES,
     make_optimizers,
@@ -92,7 +91,7 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
     :param replay_buffer_kwargs: further arguments of the buffer
     :param stats_window_size: episodes that the logged mean return is taken over
     :param tensorboard_log: folder for TensorBoard; ``None``: no log
-    :param policy_kwargs: network sizes, see :class:`~core_agent.agents.policies.RecurrentPolicy`
+    :param policy_kwargs: network sizes, see :class:`~core_agent.agents.latent.RecurrentPolicy`
     :param verbose: 0 silent, 1 information, 2 debugging
     :param seed: of every random generator
     :param device: ``"auto"``: the GPU if there is one
@@ -272,7 +271,10 @@ class CoRe(RecurrentSAC):
         ``"other_sequences"`` or the ``"same_sequence"``
     :param free_nats: KL below this many nats is not reduced further
     :param kl_balance: share of the KL gradient that trains the prior
-    :param smooth_reward_loss: smooth-L1 instead of the squared error for rewards
+    :param smooth_reward_loss: smooth-L1 instead of the squared error for rewards, as in the
+        authors' experiments
+    :param contrast_first_frame: with ``contrastive_from="posterior"``, contrast the first frame of
+        a window too, as in the authors' experiments; the prior knows nothing there
     """
 
     rules: ClassVar[dict[str, Check]] = {
@@ -284,6 +286,7 @@ class CoRe(RecurrentSAC):
         "contrastive_from": partial(check_choice, choices=CONTRASTIVE_SOURCES),
         "negatives": partial(check_choice, choices=NEGATIVES),
         "smooth_reward_loss": check_boolean,
+        "contrast_first_frame": check_boolean,
         "contrastive_scale_learning_rate": check_positive,
     }
     optimizer_names: ClassVar[tuple[str, ...]] = ("optimizer", *RecurrentSAC.optimizer_names)
@@ -313,6 +316,7 @@ class CoRe(RecurrentSAC):
         free_nats: float = 1.0,
         kl_balance: float = 0.5,
         smooth_reward_loss: bool = False,
+        contrast_first_frame: bool = False,
         contrastive_scale_learning_rate: float = 2e-3,
         critic_learning_rate: float = 1e-3,
         actor_learning_rate: float = 1e-3,

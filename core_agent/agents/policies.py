@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import get_device
 from torch import nn
 
-from core_agent.networks.actor_critic import Actor, Critic
+from core_agent.networks.actor_critic import Critic
 from core_agent.networks.encoders import (
     SINGLE_KEY,
     ObservationEncoder,
@@ -28,8 +28,7 @@ from core_agent.networks.encoders import (
     fits_space,
 )
 from core_agent.networks.layers import ACTIVATIONS, Activation
-from core_agent.networks.types import ActingState, Latent, Observation
-from core_agent.networks.world_model import WorldModel
+from core_agent.networks.types import Observation
 from core_agent.saving.integrity import check_state_dict
 from core_agent.saving.safe_loading import RESTRICTED_PICKLE, check_archive, opened, reading
 from core_agent.validation import (
@@ -348,101 +347,3 @@ class StatefulPolicy(BasePolicy):
         unscaled = self.unscale_action(actions)
         low, high = self.action_space.low, self.action_space.high
         return np.clip(unscaled, low, high).astype(self.action_space.dtype)
-
-
-class RecurrentPolicy(StatefulPolicy):
-    """World model, actor and critics in one module; acts with a latent state carried along.
-
-    ``predict`` takes and returns the state as a tuple of three numpy arrays: deterministic part,
-    stochastic part and the action executed last (in [-1, 1]).
-
-    :param observation_space: images (channels first), vectors or a ``Dict`` of both
-    :param action_space: Box with finite bounds
-    :param lr_schedule: for SB3's interface; the algorithm makes the optimisers
-    :param actor_dims: hidden layers of the actor
-    :param critic_dims: hidden layers of each critic
-    :param activation: of actor and critics
-    :param initial_log_ent_coef: initial log of the entropy temperature
-    :param sample_when_deterministic: carry a sample of the stochastic state, not its mean, under
-        ``deterministic=True`` too, as the authors did in their evaluation
-    :param model_kwargs: further keywords go to :class:`~core_agent.networks.world_model.WorldModel`
-    :raises ValueError: for a bad argument
-    """
-
-    rules: ClassVar[dict[str, Check]] = {**ACTOR_RULES, "sample_when_deterministic": check_boolean}
-    parts: ClassVar[tuple[type, ...]] = (WorldModel,)
-    actor_optimizer: torch.optim.Optimizer
-    ent_coef_optimizer: torch.optim.Optimizer
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
-        lr_schedule: Schedule | None = None,
-        actor_dims: Sequence[int] = (1024, 1024, 1024),
-        critic_dims: Sequence[int] = (1024, 1024, 1024),
-        activation: Activation = "elu",
-        initial_log_ent_coef: float = -2.3,
-        sample_when_deterministic: bool = False,
-        **model_kwargs: Any,
-    ) -> None:
-        own = dict(
-            actor_dims=actor_dims,
-            critic_dims=critic_dims,
-            activation=activation,
-            initial_log_ent_coef=initial_log_ent_coef,
-            sample_when_deterministic=sample_when_deterministic,
-        )
-        super().__init__(observation_space, action_space, lr_schedule, {**own, **model_kwargs})
-        self.sample_when_deterministic = sample_when_deterministic
-        self.world_model = WorldModel(observation_space, self.action_dim, **model_kwargs)
-        latent_dim = self.world_model.latent_dim
-        self.actor = Actor(latent_dim, self.action_dim, actor_dims, activation)
-        self._make_critics(latent_dim, critic_dims, activation)
-        self.log_ent_coef = nn.Parameter(torch.tensor(initial_log_ent_coef))
-
-    @property
-    def observation_encoder(self) -> ObservationEncoder:
-        return self.world_model.encoder
-
-    @property
-    def state_names(self) -> tuple[str, ...]:
-        return ("deter", "stoch", "previous_action")
-
-    def first_look(self, observation: PyTorchObs) -> Observation:
-        return self.world_model.encoder.center_crop(observation)
-
-    def initial_state(self, n_envs: int) -> ActingState:
-        """The state before the first observation: zeros."""
-        deter, stoch = self.world_model.rssm.initial(n_envs)
-        return ActingState(deter, stoch, deter.new_zeros(n_envs, self.action_dim))
-
-    def carry(
-        self,
-        observation: PyTorchObs,
-        state: tuple[torch.Tensor, ...],
-        episode_start: torch.Tensor,
-        deterministic: bool,
-    ) -> tuple[ActingState, torch.Tensor]:
-        """Filter one observation of each environment; the features are the latents' means.
-
-        Training carries a sample of the stochastic state, ``deterministic=True`` its mean. The
-        latter is a deviation: the authors carry a sample in evaluation too
-        (``sample_when_deterministic=True``).
-        """
-        model, last = self.world_model, ActingState(*state)
-        embed = model.embed(model.encoder(model.encoder.center_crop(observation)))
-        deter = model.rssm.advance(Latent(last.deter, last.stoch), last.action)
-        # The first frame of an episode is filtered from h = 0, as that of a training window is.
-        deter = deter.masked_fill(episode_start.unsqueeze(-1), 0.0)
-        posterior = model.rssm.posterior(deter, embed)
-        stoch = posterior.mean
-        if self.sample_when_deterministic or not deterministic:
-            stoch = posterior.sample(torch.randn_like(posterior.mean))
-        return ActingState(deter, stoch, last.action), Latent(deter, posterior.mean).flatten()
-
-    def act(self, features: torch.Tensor, deterministic: bool) -> torch.Tensor:
-        return self.actor.choose(features, deterministic)
-
-    def remember(self, state: tuple[torch.Tensor, ...], actions: torch.Tensor) -> ActingState:
-        return ActingState(*state)._replace(action=actions)

@@ -223,8 +223,11 @@ class QTOptDrQ(QTOptRAD):
     4 pixels, targets averaged over K = 2 and losses over M = 2 of them. The 'QT-Opt + DrQ' of
     Table 5, arXiv:2112.01163.
 
-    Deviations: those of :class:`~core_agent.agents.qt_opt.QTOptRAD`; and images are shifted
-    after the central crop (84 of 100 pixels), as DrQ renders 84 pixels to begin with.
+    Deviations: those of :class:`~core_agent.agents.qt_opt.QTOptRAD`; images are shifted after the
+    central crop (84 of 100 pixels), as DrQ renders 84 pixels; the target encoder moves at
+    ``encoder_tau=0.05``, DrQ's at 0.01; and no tanh follows the encoder's layer norm, as it does in
+    DrQ. The last two are those of ``QTOptRAD``, so that the two rows of Table 5 differ in the
+    augmentation alone; pass ``encoder_tau=0.01`` for DrQ's.
 
     The arguments are those of ``QTOptRAD``.
     """

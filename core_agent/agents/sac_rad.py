@@ -77,8 +77,8 @@ class SACRAD(FrameStackAlgorithm):
 
     Deviations from the paper: the encoder is CoRe's, with nothing learned in its layer norm, and
     one for actor and critics, while the paper's actor has a last layer of its own; the actor is
-    CoRe's, its mean softly bounded. ``configs/sacrad.yml`` has the paper's learning rate for the
-    cheetah.
+    CoRe's, its mean softly bounded. For the cheetah the paper's learning rates
+    are 2e-4: ``preset("paper", "sacrad", env_id="DCS-cheetah-run-easy-dynamic")``.
 
     :param policy: ``"CnnPolicy"``, ``"MlpPolicy"`` or ``"MultiInputPolicy"``, or a policy class;
         with ``env=None`` it may be the id of an environment instead

@@ -37,6 +37,7 @@ class ModelLossOptions(NamedTuple):
     contrastive_from: str = "prior"
     negatives: losses.Negatives = "all"
     smooth_reward_loss: bool = False
+    contrast_first_frame: bool = False
 
 
 class ModelNoise(NamedTuple):
@@ -187,7 +188,7 @@ class WorldModel(nn.Module):
         """J_M and its terms (Eq. 5, arXiv:2112.01163).
 
         The prior knows nothing at the first frame: every term that uses it starts at ``t = 1``.
-        A head whose coefficient is 0 is not computed; its loss reads 0.
+        A head whose coefficient is 0 is not computed; its loss is 0.
         """
         features = self.encode(batch.observations)
         rollout = self.observe(features, batch.actions, noise.posterior)
@@ -195,17 +196,7 @@ class WorldModel(nn.Module):
         latents = rollout.sampled()
         prior = self.rssm.prior(rollout.deter[1:])
         posterior = Gaussian(*(part[1:] for part in rollout.posterior))
-        if options.contrastive_from == "prior":
-            predicted_from = torch.cat([rollout.deter[1:], prior.sample(noise.prior)], dim=-1)
-        else:
-            predicted_from = latents[1:]
-        contrastive = losses.info_nce(
-            features[1:],
-            self.decoder(predicted_from),
-            F.softplus(self.contrastive_scale),
-            mask,
-            options.negatives,
-        )
+        contrastive = self._contrastive(features, rollout, prior, batch.mask, noise, options)
         kl = losses.balanced_kl(posterior, prior, mask, options.free_nats, options.kl_balance)
         reward = inverse = kl.new_zeros(())
         if options.reward_coef > 0:
@@ -232,4 +223,31 @@ class WorldModel(nn.Module):
             contrastive_accuracy=contrastive.accuracy,
             prior_entropy=prior_entropy,
             posterior_entropy=posterior_entropy,
+        )
+
+    def _contrastive(
+        self,
+        features: torch.Tensor,
+        rollout: Rollout,
+        prior: Gaussian,
+        mask: torch.Tensor,
+        noise: ModelNoise,
+        options: ModelLossOptions,
+    ) -> losses.InfoNCE:
+        """L_c between features ``(T, B, F)`` and those decoded from the prior, or the posterior.
+
+        The posterior knows the first frame too; whether that counts is the experiments' choice.
+        """
+        first = 1
+        if options.contrastive_from == "prior":
+            predicted_from = torch.cat([rollout.deter[1:], prior.sample(noise.prior)], dim=-1)
+        else:
+            first = 0 if options.contrast_first_frame else 1
+            predicted_from = rollout.sampled()[first:]
+        return losses.info_nce(
+            features[first:],
+            self.decoder(predicted_from),
+            F.softplus(self.contrastive_scale),
+            mask[first:],
+            options.negatives,
         )

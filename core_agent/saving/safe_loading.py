@@ -40,7 +40,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "core_agent.replay.buffer": frozenset({"SequenceReplayBuffer"}),
     "core_agent.replay.episode": frozenset({"Episode"}),
     "core_agent.agents.curl": frozenset({"CURLPolicy"}),
-    "core_agent.agents.policies": frozenset({"RecurrentPolicy"}),
+    "core_agent.agents.latent": frozenset({"RecurrentPolicy"}),
     "core_agent.agents.qt_opt": frozenset({"QTOptPolicy"}),
     "core_agent.agents.sac_rad": frozenset({"SACRADPolicy"}),
     "gymnasium.spaces.box": frozenset({"Box"}),

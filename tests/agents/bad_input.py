@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import core_agent
 from core_agent import CoRe, load_agent, preset
-from core_agent.agents.policies import RecurrentPolicy
+from core_agent.agents.latent import RecurrentPolicy
 from core_agent.environments.workers import SupervisedSubprocVecEnv, make_vec_env
 from core_agent.export import OnnxAgent, export_onnx
 from core_agent.finetuning import freeze, refresh, unfreeze
@@ -146,7 +146,7 @@ LEARNING: dict[str, Values] = {
     "negatives": word("all", "other_sequences", "same_sequence"),
     "free_nats": number(0.0),
     "kl_balance": FRACTION,
-    "smooth_reward_loss": BOOLEAN,
+    **dict.fromkeys(("smooth_reward_loss", "contrast_first_frame"), BOOLEAN),
     "contrastive_scale_learning_rate": POSITIVE,
     "critic_learning_rate": POSITIVE,
     "actor_learning_rate": POSITIVE,
@@ -173,7 +173,7 @@ NETWORKS: dict[str, Values] = {
     "lr_schedule": st.one_of(WORDS, CONTAINERS, st.integers()),
     "activation": word("elu", "relu"),
     "initial_log_ent_coef": st.one_of(NO_NUMBERS, NONE),
-    "sample_when_deterministic": BOOLEAN,
+    **dict.fromkeys(("sample_when_deterministic", "clamp_samples"), BOOLEAN),
     "gating": BOOLEAN,
     "crop_size": CROP,
     "embed_dims": st.one_of(SIZES, st.just([64])),
@@ -252,6 +252,7 @@ PLAYING: dict[str, Values] = {
     "path": st.one_of(PATH, NONE),
     "names": st.one_of(TEXT, NONE, st.sampled_from(["tiny", "small+tiny"])),
     "policy_kwargs": st.sampled_from([3, "x", [1], {1: 2}, True, NAN]),
+    "env_id": TEXT,
 }
 WORKERS: dict[str, Values] = {
     "env_id": st.one_of(TEXT, NONE, st.sampled_from(["No-v0", "no:No-v0"])),

@@ -8,8 +8,8 @@ import torch
 from gymnasium import spaces
 
 from core_agent import CoRe
-from core_agent.agents.policies import RecurrentPolicy
-from core_agent.networks.actor_critic import SquashedGaussian
+from core_agent.agents.latent import RecurrentPolicy
+from core_agent.networks.actor_critic import CLAMP, SquashedGaussian
 from tests.fakes import BOTH, TINY, TINY_POLICY, VECTOR, FakeEnv
 
 IMAGE_FIRST = spaces.Box(0, 255, (3, 8, 8), np.uint8)
@@ -176,6 +176,20 @@ def test_squashed_gaussian_is_finite_far_out():
     action, log_prob = distribution.sample(torch.tensor([[3.0]]))
     assert action.item() == 1.0
     assert torch.isfinite(log_prob).all()
+
+
+def test_clamped_samples_have_the_density_of_the_clamped_action():
+    mean, log_std = torch.tensor([[4.0, 0.1]], dtype=torch.float64), torch.zeros(1, 2).double()
+    noise = torch.tensor([[9.0, 0.5]], dtype=torch.float64)  # 13 before tanh: beyond 1 - 1e-7
+    action, log_prob = SquashedGaussian(mean, log_std, CLAMP).sample(noise)
+    assert action[0, 0].item() == pytest.approx(1.0 - 1e-7, abs=1e-12)
+    raw = torch.atanh(action)
+    normal = torch.distributions.Normal(mean, log_std.exp())
+    expected = (normal.log_prob(raw) - torch.log(1 - action**2)).sum(-1)
+    assert log_prob.item() == pytest.approx(expected.item(), rel=1e-6)
+    free, _ = SquashedGaussian(mean, log_std).sample(noise)
+    assert free[0, 0] > action[0, 0]
+    assert torch.equal(free[0, 1], action[0, 1])
 
 
 def test_actor_squashes_mean_and_log_std():
