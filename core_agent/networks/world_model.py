@@ -196,7 +196,12 @@ class WorldModel(nn.Module):
         latents = rollout.sampled()
         prior = self.rssm.prior(rollout.deter[1:])
         posterior = Gaussian(*(part[1:] for part in rollout.posterior))
-        contrastive = self._contrastive(features, rollout, prior, batch.mask, noise, options)
+        if options.contrastive_from == "prior":
+            predicted_from = torch.cat([rollout.deter[1:], prior.sample(noise.prior)], dim=-1)
+        else:
+            # The posterior knows the first frame too; the experiments contrast it.
+            predicted_from = latents[0 if options.contrast_first_frame else 1 :]
+        contrastive = self._contrastive(features, predicted_from, batch.mask, options)
         kl = losses.balanced_kl(posterior, prior, mask, options.free_nats, options.kl_balance)
         reward = inverse = kl.new_zeros(())
         if options.reward_coef > 0:
@@ -228,26 +233,19 @@ class WorldModel(nn.Module):
     def _contrastive(
         self,
         features: torch.Tensor,
-        rollout: Rollout,
-        prior: Gaussian,
+        predicted_from: torch.Tensor,
         mask: torch.Tensor,
-        noise: ModelNoise,
         options: ModelLossOptions,
     ) -> losses.InfoNCE:
-        """L_c between features ``(T, B, F)`` and those decoded from the prior, or the posterior.
+        """L_c between features ``(T, B, F)`` and what is decoded from latents of the last frames.
 
-        The posterior knows the first frame too; whether that counts is the experiments' choice.
+        :param predicted_from: ``(T - 1, B, latent_dim)``, or ``(T, B, latent_dim)``
         """
-        first = 1
-        if options.contrastive_from == "prior":
-            predicted_from = torch.cat([rollout.deter[1:], prior.sample(noise.prior)], dim=-1)
-        else:
-            first = 0 if options.contrast_first_frame else 1
-            predicted_from = rollout.sampled()[first:]
+        n_frames = len(predicted_from)
         return losses.info_nce(
-            features[first:],
+            features[-n_frames:],
             self.decoder(predicted_from),
             F.softplus(self.contrastive_scale),
-            mask[first:],
+            mask[-n_frames:],
             options.negatives,
         )
