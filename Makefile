@@ -1,11 +1,9 @@
-# `make help` lists what there is. Variables to set on the command line or in the environment:
-#   PYTHON=python3.12        the interpreter the virtual environment is made with
+# `make help` lists the targets. Variables to set on the command line or in the environment:
+#   PYTHON=python3.12        the interpreter of the virtual environment
 #   TORCH=torch==2.12.0      another PyTorch; the build (CPU or CUDA) is what your pip is configured to find
-#   VENV=.venv               where the virtual environment goes
-#   DEMO_ARGS="--seed 1"     passed on to `core-agent demo`
-#   PYTEST_ARGS="-k cli"     passed on to pytest, instead of the options for several processes
-#   BUNDLE=bundle            where `make bundle` writes
-#   BUNDLE_ARGS="--python-version 3.12 --present freeze.txt"     passed on to scripts/bundle.py
+#   VENV=.venv               folder of the virtual environment
+#   DEMO_ARGS="--seed 1"     arguments of `core-agent demo`
+#   PYTEST_ARGS="-k cli"     arguments of pytest, instead of those for several processes
 
 PYTHON      ?= python3
 VENV        ?= .venv
@@ -13,23 +11,21 @@ TORCH       ?= torch==2.13.0
 TEST_EXTRAS ?= dev,zoo,export,cluster,docs,report
 DEMO_ARGS   ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
-BUNDLE      ?= bundle
-BUNDLE_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -c $(VENV)/constraints.txt
 APT := env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0
-GL_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libosmesa6
+GL_PACKAGES := libegl1 libgl1 libopengl0 libgl1-mesa-dri
 PACKAGES := python3 python3-venv $(GL_PACKAGES)
 
-# Without a screen MuJoCo must be told to render off it.
+# Without a screen MuJoCo must render off-screen.
 ifeq ($(shell uname -s),Linux)
 ifeq ($(DISPLAY)$(MUJOCO_GL),)
 export MUJOCO_GL := egl
 endif
 endif
 
-# Another TORCH than last time is installed anew.
+# If TORCH has changed, it is installed again.
 ifneq ($(shell cat $(VENV)/.torch 2>/dev/null),$(TORCH))
 .PHONY: $(VENV)/.torch
 endif
@@ -41,8 +37,8 @@ if sys.version_info < (3, 10):
 endef
 export CHECK_PYTHON
 
-# dm_control declares labmaze, which only its locomotion mazes import (nothing here does) and which has
-# no wheel for Python 3.13 and later: there an empty distribution of that name keeps pip content.
+# dm_control requires labmaze, which only its locomotion mazes import (nothing here does) and which has
+# no wheel for Python 3.13 and later: there, an empty distribution of that name satisfies pip.
 define STAND_IN_LABMAZE
 import pathlib, sys, sysconfig
 if sys.version_info >= (3, 13):
@@ -79,15 +75,15 @@ export CHECK_GL
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup venv gl gl-first demo test test-all torture lint format build docs bundle constraints clean distclean
+.PHONY: help setup venv gl gl-first demo test test-all torture lint format build docs constraints clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-setup: $(VENV)/.runtime ## virtual environment with what the demo needs
+setup: $(VENV)/.runtime ## virtual environment for the demo
 	@echo "$(VENV) is ready"
 
-venv: $(VENV)/.dev ## virtual environment with the test tools as well
+venv: $(VENV)/.dev ## virtual environment with the test tools too
 	@echo "$(VENV) is ready for tests"
 
 demo: gl-first $(VENV)/.runtime gl ## set up, then train an agent on a real task (about 15 minutes on 2 cores)
@@ -96,10 +92,10 @@ demo: gl-first $(VENV)/.runtime gl ## set up, then train an agent on a real task
 test: gl-first $(VENV)/.dev gl ## set up, then run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-all: gl-first $(VENV)/.dev gl ## the tests that take minutes as well
+test-all: gl-first $(VENV)/.dev gl ## also the tests that take minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
 
-torture: gl-first $(VENV)/.dev gl ## kill, fill, corrupt, attack and misuse, and count what survives (about 20 minutes)
+torture: gl-first $(VENV)/.dev gl ## kill runs, fill the disk, corrupt files, attack, misuse, and count failures (about 20 minutes)
 	@$(BIN)/python benchmarks/survival.py kills
 	@$(BIN)/python benchmarks/survival.py flips
 	@[ "$$(id -u)" != 0 ] || $(BIN)/python benchmarks/survival.py disk
@@ -108,13 +104,13 @@ torture: gl-first $(VENV)/.dev gl ## kill, fill, corrupt, attack and misuse, and
 	@$(BIN)/python benchmarks/torture.py mutations
 	@$(BIN)/python benchmarks/torture.py bad-inputs
 
-lint: $(VENV)/.dev ## ruff, mypy and the direction of imports
+lint: $(VENV)/.dev ## ruff, mypy and lint-imports (the direction of imports)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
 
-format: $(VENV)/.dev ## let ruff repair and format the sources
+format: $(VENV)/.dev ## fix and format the sources with ruff
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
@@ -126,10 +122,7 @@ build: $(VENV)/.dev ## wheel and source archive in dist/, checked
 docs: $(VENV)/.dev ## the documentation as a website in site/; a warning is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-bundle: $(VENV)/.dev ## wheels, sources and an install script for a machine without a network
-	@$(BIN)/python scripts/bundle.py --output $(BUNDLE) $(BUNDLE_ARGS)
-
-gl: ## check that MuJoCo can render; as root on Debian, install what it takes
+gl: ## check that MuJoCo can render; as root on Debian, install Mesa
 	@python=$(PYTHON); if [ -x $(BIN)/python ]; then python=$(BIN)/python; fi; \
 	if error=$$($$python -c "$$CHECK_GL" 2>&1); then printf '%s\n' "$$error" | tail -n 1; exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
@@ -137,27 +130,27 @@ gl: ## check that MuJoCo can render; as root on Debian, install what it takes
 		$(APT) update && $(APT) install -y --no-install-recommends $(GL_PACKAGES) > /dev/null && exec $$python -c "$$CHECK_GL"; \
 	fi; \
 	printf '%s\n' "$$error" | tail -n 3 >&2; \
-	echo "MuJoCo cannot render. On Debian and Ubuntu this installs all that is needed; then run make again:" >&2; \
+	echo "MuJoCo cannot render. On Debian and Ubuntu this installs it; then run make again:" >&2; \
 	echo "    sudo apt-get update && sudo apt-get install -y $(PACKAGES)" >&2; \
 	exit 1
 
-# A missing library is told before minutes of installing, not after.
+# A missing library is reported before minutes of installing, not after.
 gl-first:
 	@[ -x $(BIN)/python ] || ! command -v $(PYTHON) > /dev/null || $(MAKE) --no-print-directory gl
 
 # NumPy 2.5 deprecates setting an array's shape, which dm_control 1.0.50 does.
-constraints: $(VENV)/.dev ## write constraints.txt anew (needs uv: pip install uv)
+constraints: $(VENV)/.dev ## update constraints.txt (needs uv: pip install uv)
 	@printf '%s\n' "$(TORCH)" "numpy<2.5" > $(VENV)/pins.txt
 	@uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --upgrade \
 		-c $(VENV)/pins.txt --no-annotate --no-header --quiet -o $(VENV)/resolved.txt > /dev/null
 	@{ sed -n '/^#/p' constraints.txt; grep -vE '^(cuda-|nvidia-|triton|setuptools)' $(VENV)/resolved.txt; } > $(VENV)/new.txt
 	@mv $(VENV)/new.txt constraints.txt
 
-clean: ## remove what builds and tests leave
+clean: ## remove the files of builds and tests
 	@rm -rf build dist site core_agent.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean ## remove the virtual environment as well
+distclean: clean ## also remove the virtual environment
 	@rm -rf $(VENV)
 
 $(BIN)/python:
@@ -166,7 +159,7 @@ $(BIN)/python:
 			echo "Installing python3-venv"; \
 			$(APT) update && $(APT) install -y --no-install-recommends python3 python3-venv > /dev/null; \
 		else \
-			echo "$(PYTHON) with its venv module is needed. On Debian and Ubuntu this installs all that is needed; then run make again:" >&2; \
+			echo "$(PYTHON) with its venv module is needed. On Debian and Ubuntu this installs it; then run make again:" >&2; \
 			echo "    sudo apt-get update && sudo apt-get install -y $(PACKAGES)" >&2; \
 			exit 1; \
 		fi; \
@@ -175,7 +168,7 @@ $(BIN)/python:
 	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
 
-# PyTorch comes first and by itself, so that what is found here stays whatever else asks for it.
+# PyTorch is installed first and alone, so that the other requirements do not change its build.
 $(VENV)/.torch: | $(BIN)/python
 	@echo "Installing $(TORCH) (a few hundred MB; more with CUDA)"
 	@: > $(VENV)/constraints.txt
@@ -188,11 +181,11 @@ $(VENV)/constraints.txt: constraints.txt $(VENV)/.torch
 	@$(BIN)/python -c "$$STAND_IN_LABMAZE"
 
 $(VENV)/.runtime: pyproject.toml $(VENV)/constraints.txt
-	@echo "Installing core-agent and what it needs"
+	@echo "Installing core-agent"
 	@$(PIP) -e .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/constraints.txt
-	@echo "Installing core-agent, what it needs and what its tests need"
+	@echo "Installing core-agent and the test tools"
 	@$(PIP) -e ".[$(TEST_EXTRAS)]"
 	@touch $(VENV)/.runtime $@

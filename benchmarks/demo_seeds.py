@@ -1,4 +1,4 @@
-"""The demo on several seeds: a table and one picture.
+"""The demo with several seeds: a table and one picture.
 
 make demo
 core-agent demo --folder runs/demo-1 --seed 1
@@ -17,7 +17,7 @@ from core_agent.runs.plotting import plot_runs, running_mean
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("demos", type=Path, nargs="+", help="folders that `core-agent demo` left")
+    parser.add_argument("demos", type=Path, nargs="+", help="folders written by `core-agent demo`")
     parser.add_argument("--output", type=Path, default=Path("demo_seeds.png"))
     arguments = parser.parse_args()
     curves = {}

@@ -1,46 +1,64 @@
-"""Learning curves of every agent on one quick task from pixels, as one picture.
+"""Learning curves of every agent on a quick task, as one picture.
 
     python benchmarks/learning_curves.py --json runs/curves.json --output runs/curves.png
+    python benchmarks/learning_curves.py --env pendulum --agents recurrent_sac sb3_sac --steps 10000
+    python benchmarks/learning_curves.py --agents core --collect async
     python benchmarks/learning_curves.py --agents core curl --seeds 0 --env DCS-cheetah-run-clean
 
-The default task takes no simulator: in a 64-pixel picture a white dot must be driven onto a green
-one in the middle; 50 steps, the return is at most 50. Each agent has the ``small`` preset and as
-many agent steps as the others; a run that takes longer than ``--minutes`` ends early, and says so.
-Lines are means over seeds of the return, averaged over the last 10 episodes. The figures are
-written after every run.
+Tasks:
+
+- ``dots``: a white dot must be moved onto a green one in a 64-pixel image; 50 steps, the return is
+  at most 50.
+- ``pendulum``: Pendulum-v1 without its angular velocity. Random actions return about -1200, a
+  solved task about -150.
+- a Distracting Control id.
+
+Agents have the preset's arguments or, where ``core_agent/configs`` has them, those of the task;
+``sb3_sac`` is Stable-Baselines3's SAC with its defaults. A run that takes longer than ``--minutes``
+is stopped and marked. Lines are means over seeds of the mean return of the last 10 episodes. The
+JSON file is written after every run.
 """
 
 from __future__ import annotations
 
-# Ahead of Stable-Baselines3, whose import of the old gym would print a notice.
+# Before Stable-Baselines3, whose import of the old gym would print a notice.
 from core_agent import preset  # isort: skip
 
 import argparse
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
+import yaml
 from gymnasium import spaces
-from measuring import describe_machine, print_machine, save_json
+from measuring import add_common_options, save_json, start
+from stable_baselines3 import SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.utils import LinearSchedule
 
 from core_agent.agents.presets import get_preset
 from core_agent.agents.registry import AGENTS
 from core_agent.environments.make import make_env
+from core_agent.environments.workers import SupervisedSubprocVecEnv
 from core_agent.runs.callbacks import EpisodeReturns, TimeLimitCallback
 from core_agent.runs.evaluation import play, summarize
 from core_agent.runs.plotting import plot_runs, running_mean
+from core_agent.zoo import CONFIGS
 
-DOTS = "dots"
+DOTS, PENDULUM, SB3_SAC = "dots", "pendulum", "sb3_sac"
 EPISODE_STEPS = 50
+PENDULUM_ENTRY = "PendulumNoVel-v1"
+"""rl-zoo's id of the task in ``core_agent/configs``."""
 
 
 class Dots(gym.Env):
-    """A white dot to be driven onto a green one in the middle, seen from above."""
+    """A white dot that must be moved onto a green one in the middle, seen from above."""
 
     size, dot = 64, 8
 
@@ -51,7 +69,7 @@ class Dots(gym.Env):
     def observe(self) -> np.ndarray:
         picture = np.zeros((self.size, self.size, 3), np.uint8)
         for place, colour in ((np.zeros(2), (0, 255, 0)), (self.place, (255, 255, 255))):
-            # Dots keep clear of the border, which crops take away.
+            # Dots keep a distance of 12 pixels from the border, which crops remove.
             x, y = (12 + (place + 1) / 2 * (self.size - 24 - self.dot)).astype(int)
             picture[y : y + self.dot, x : x + self.dot] = colour
         return picture
@@ -69,25 +87,65 @@ class Dots(gym.Env):
         return self.observe(), reward, False, self.n_steps >= EPISODE_STEPS, {}
 
 
-def make_task(env_id: str, preset_name: str, **kwargs: Any) -> gym.Env:
-    """The dots, or a Distracting Control task as the preset wants it."""
+class WithoutVelocity(gym.ObservationWrapper):
+    """Cosine and sine of the pendulum's angle, ``(2,)``."""
+
+    def __init__(self) -> None:
+        super().__init__(gym.make("Pendulum-v1"))
+        self.observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return observation[:2]
+
+
+def make_task(env_id: str, preset_name: str) -> gym.Env:
+    """An environment that records its returns."""
     if env_id == DOTS:
-        return Dots()
-    return make_env(env_id, **get_preset(preset_name).env_arguments, **kwargs)
+        return Monitor(Dots())
+    if env_id == PENDULUM:
+        return Monitor(WithoutVelocity())
+    return Monitor(make_env(env_id, **get_preset(preset_name).env_arguments))
+
+
+def arguments_of(agent: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Constructor arguments of one of our agents."""
+    config = yaml.safe_load((CONFIGS / f"{agent}.yml").read_text())
+    if options.env != PENDULUM or PENDULUM_ENTRY not in config:
+        return preset(options.preset, agent, learning_starts=options.learning_starts)
+    arguments = dict(config[PENDULUM_ENTRY])
+    del arguments["policy"], arguments["n_timesteps"]
+    arguments["train_freq"] = tuple(arguments["train_freq"])
+    rate = float(arguments["learning_rate"].removeprefix("lin_"))
+    return {**arguments, "learning_rate": LinearSchedule(rate, 0.0, 1.0)}
+
+
+def make_model(agent: str, seed: int, options: argparse.Namespace) -> BaseAlgorithm:
+    """The agent on the task, not trained."""
+    make = partial(make_task, options.env, options.preset)
+    env: Any = SupervisedSubprocVecEnv([make]) if options.collect == "async" else make()
+    if agent == SB3_SAC:
+        policy = "CnnPolicy" if len(env.observation_space.shape) == 3 else "MlpPolicy"
+        return SAC(policy, env, learning_starts=1_000, buffer_size=options.steps, seed=seed)
+    arguments = {**arguments_of(agent, options), **options.set}
+    return AGENTS[agent](
+        policy="auto",
+        env=env,
+        seed=seed,
+        device=options.device,
+        collect=options.collect,
+        **arguments,
+    )
 
 
 def train(agent: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Figures of one run."""
-    env = make_task(options.env, options.preset)
-    arguments = preset(options.preset, agent, learning_starts=options.learning_starts)
-    model = AGENTS[agent](policy="auto", env=env, seed=seed, device=options.device, **arguments)
+    model = make_model(agent, seed, options)
     returns, started = EpisodeReturns(), time.perf_counter()
-    model.learn(
-        options.steps,
-        callback=[returns, TimeLimitCallback(60.0 * options.minutes)],
-        log_interval=None,
-    )
+    limit = TimeLimitCallback(60.0 * options.minutes)
+    model.learn(options.steps, callback=[returns, limit], log_interval=None)
     seconds = time.perf_counter() - started
+    model.get_env().close()  # type: ignore[union-attr]
+    env = make_task(options.env, options.preset)
     evaluation = summarize(play(env, model, options.episodes, seed=10_000))
     env.close()
     return {
@@ -101,7 +159,7 @@ def train(agent: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def mean_curve(runs: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
-    """Agent steps, and returns averaged over runs, as far as all of them went."""
+    """Agent steps and mean returns over runs, up to the end of the shortest."""
     curves = [running_mean([value for *_, value in run["episodes"]]) for run in runs]
     length = min(len(curve) for curve in curves)
     steps = [at for at, *_ in runs[0]["episodes"]][:length]
@@ -110,35 +168,39 @@ def mean_curve(runs: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]
 
 def draw(path: Path, results: dict[str, dict[str, Any]], random_return: float) -> None:
     """One line for each agent, one for random actions."""
-    curves = {
-        AGENTS[agent].__name__: mean_curve(list(runs.values())) for agent, runs in results.items()
-    }
+    names = {**{name: cls.__name__ for name, cls in AGENTS.items()}, SB3_SAC: "SAC (SB3)"}
+    curves = {names[agent]: mean_curve(list(runs.values())) for agent, runs in results.items()}
     last = max(steps[-1] for steps, _ in curves.values())
     curves["random actions"] = ([0, last], [random_return, random_return])
     path.parent.mkdir(parents=True, exist_ok=True)
     plot_runs(path, "return, mean of the last 10 episodes", curves)
 
 
+def key_and_value(text: str) -> tuple[str, Any]:
+    """``key=value``, the value in YAML."""
+    key, _, value = text.partition("=")
+    return key, yaml.safe_load(value)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, print, write and draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--agents", nargs="+", choices=tuple(AGENTS), default=list(AGENTS))
-    parser.add_argument("--env", default=DOTS, help="'dots' or an id; default: %(default)s")
+    add_common_options(parser)
+    choices = (*AGENTS, SB3_SAC)
+    parser.add_argument("--agents", nargs="+", choices=choices, default=list(AGENTS))
+    parser.add_argument("--env", default=DOTS, help="dots, pendulum or an id; default: %(default)s")
     parser.add_argument("--preset", default="small", help="default: %(default)s")
+    parser.add_argument("--collect", choices=("sequential", "async"), default="sequential")
+    parser.add_argument("--set", nargs="+", type=key_and_value, default=[], metavar="KEY=VALUE")
     parser.add_argument("--steps", type=int, default=1_500, help="default: %(default)s")
     parser.add_argument("--learning-starts", type=int, default=500, help="default: %(default)s")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--minutes", type=float, default=5.0, help="of training in a run at most")
-    parser.add_argument("--episodes", type=int, default=20, help="for evaluation at the end")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda; default: %(default)s")
-    parser.add_argument("--threads", type=int, help="of PyTorch; default: its own choice")
+    parser.add_argument("--minutes", type=float, default=5.0, help="limit of one run")
+    parser.add_argument("--episodes", type=int, default=20, help="of the evaluation at the end")
     parser.add_argument("--output", type=Path, default=Path("learning_curves.png"))
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    machine = describe_machine(options.device)
-    print_machine(machine)
+    options.set = dict(options.set)
+    machine = start(options)
     env = make_task(options.env, options.preset)
     random_return = summarize(play(env, None, options.episodes, seed=10_000)).mean
     env.close()
@@ -148,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for agent in options.agents:
             run = train(agent, seed, options)
             results.setdefault(agent, {})[str(seed)] = run
-            cut = "" if run["agent_steps"] >= options.steps else ", cut by --minutes"
+            cut = "" if run["agent_steps"] >= options.steps else ", stopped by --minutes"
             print(
                 f"{agent:13} seed {seed}: {run['return']:6.1f} ± {run['standard_error']:.1f} "
                 f"after {run['agent_steps']} steps, {run['updates']} updates, "
@@ -156,6 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 flush=True,
             )
             figures = {"env": options.env, "preset": options.preset, "machine": machine}
+            figures |= {"collect": options.collect, "set": options.set}
             figures |= {"random_return": random_return, "agents": results}
             save_json(options.json, figures)
     draw(options.output, results, random_return)

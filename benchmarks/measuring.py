@@ -1,4 +1,4 @@
-"""What the benchmarks share: models on made-up frames, statistics, the machine, tables, JSON."""
+"""Helpers of the benchmarks: models on random frames, statistics, the machine, tables, JSON."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Spread(NamedTuple):
 
 
 class MadeUpEnv(gym.Env):
-    """Random frames and rewards: what an update costs does not depend on what they show."""
+    """Random frames and rewards: the time of an update does not depend on their content."""
 
     def __init__(self, image_size: int = IMAGE_SIZE, n_actions: int = N_ACTIONS) -> None:
         self.observation_space = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
@@ -74,22 +74,20 @@ class MadeUpEnv(gym.Env):
 def made_up_model(
     preset_name: str,
     device: str,
-    n_envs: int = 1,
     agent: str = "core",
     n_episodes: int = FILLED_EPISODES,
     **options: Any,
 ) -> Any:
-    """An agent on made-up frames of the preset's size, its replay buffer filled.
+    """An agent on random frames of the preset's size, with a filled replay buffer.
 
     :param preset_name: see :data:`core_agent.agents.presets.PRESETS`
     :param device: ``"cpu"`` or ``"cuda"``
-    :param n_envs: number of environments
     :param agent: see :data:`core_agent.agents.registry.AGENTS`
-    :param n_episodes: to fill the buffer with
+    :param n_episodes: number of episodes in the buffer
     :param options: override the preset's arguments
     """
     image_size = get_preset(preset_name).env_arguments.get("image_size", IMAGE_SIZE)
-    env = DummyVecEnv([lambda: MadeUpEnv(image_size)] * n_envs)
+    env = DummyVecEnv([lambda: MadeUpEnv(image_size)])
     arguments = preset(preset_name, agent, **options)
     model = AGENTS[agent]("CnnPolicy", env, seed=0, device=device, **arguments)
     model.set_logger(Logger(None, []))
@@ -115,19 +113,19 @@ def fill(model: SequenceOffPolicyAlgorithm, n_episodes: int) -> None:
 
 
 def synchronize(device: str) -> None:
-    """Wait for the GPU, where there is one to wait for."""
+    """Wait for the GPU, if ``device`` is one."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
 
 
 def peak_rss() -> float:
-    """The most main memory that this process held, in GB."""
+    """Largest main memory of this process so far, in GB."""
     unit = 1024 if platform.system() == "Linux" else 1
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def cpu_name() -> str:
-    """The processor's name, as the system tells it."""
+    """Name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -139,7 +137,7 @@ def cpu_name() -> str:
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """Processor, GPU, threads, versions, and what ``precision="auto"`` is here."""
+    """Processor, GPU, threads, versions, and the dtype of ``precision="auto"``."""
     chosen = compute_dtype("auto", torch.device(device)) or torch.float32
     on_gpu = torch.device(device).type == "cuda"
     return {
@@ -159,7 +157,7 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 
 def print_machine(machine: dict[str, Any]) -> None:
-    """Two lines that a table of figures is nothing without."""
+    """Print :func:`describe_machine` in two lines."""
     print(
         f"{machine['gpu'] or machine['cpu']}, {machine['cpu_count']} CPUs, "
         f"{machine['threads']} thread(s), {machine['cpu_capability']}, "
@@ -179,22 +177,31 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
 
 
+def start(options: argparse.Namespace) -> dict[str, Any]:
+    """Set the number of threads, print the machine, and return its description."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    machine = describe_machine(options.device)
+    print_machine(machine)
+    return machine
+
+
 def save_json(path: Path | None, figures: dict[str, Any]) -> None:
-    """Write ``figures``, if a path is given; its folder is made if missing."""
+    """Write ``figures`` if a path is given; its folder is created."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def write_json(path: Path | None, figures: dict[str, Any]) -> None:
-    """:func:`save_json`, saying so."""
+    """:func:`save_json`, and print the path."""
     save_json(path, figures)
     if path is not None:
         print(f"figures: {path}")
 
 
 def columns(rows: Iterable[Sequence[str]]) -> str:
-    """Rows of cells as lines; the first column to the left, the others to the right."""
+    """Rows of cells as aligned lines, the first column to the left, the others to the right."""
     rows = list(rows)
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     lines = []

@@ -7,7 +7,7 @@
 
 ``kills`` trains in a process of its own on a Distracting Control task, writes a checkpoint every
 few steps and kills the process (SIGKILL) at random moments, again and again; each time a new
-process goes on from what is there. In the end the parameters are compared with those of a run that
+process resumes from what is there. In the end the parameters are compared with those of a run that
 was never killed. ``flips`` changes one bit somewhere in a copy of a run's checkpoints. ``disk``
 puts them on a disk that is full (a small tmpfs: needs root). ``soak`` watches memory, open files
 and speed over a long run.
@@ -59,7 +59,7 @@ def make_task() -> gym.Env:
     return make_env(ENV_ID, **get_preset("debug").env_arguments)
 
 
-def begin_or_resume(folder: Path) -> CoRe:
+def start_or_resume(folder: Path) -> CoRe:
     try:
         return CoRe.resume(folder, make_task(), device="cpu")
     except NoCheckpointError:
@@ -67,10 +67,10 @@ def begin_or_resume(folder: Path) -> CoRe:
 
 
 def live(folder: Path, until: int, every: int) -> None:
-    """Train in ``folder`` until a step, saying when a checkpoint is written."""
+    """Train in ``folder`` until a step; print when a checkpoint is written."""
     torch.set_num_threads(1)
-    model = begin_or_resume(folder)
-    print(f"begins at {model.num_timesteps}", flush=True)
+    model = start_or_resume(folder)
+    print(f"starts at {model.num_timesteps}", flush=True)
     callback = ExactCheckpointCallback(folder, every, verbose=1)
     n_steps = until - model.num_timesteps
     model.learn(n_steps, callback, reset_num_timesteps=model.num_timesteps == 0)
@@ -93,7 +93,7 @@ class Life:
                 self.lines.put(line)
 
     def wait_for_start(self) -> int:
-        """The step at which it begins."""
+        """The step at which it starts."""
         return int(self.lines.get(timeout=120).split()[-1])
 
     def last_checkpoint(self) -> int | None:
@@ -109,22 +109,22 @@ def kills(n: int, seed: int = 0, longest: float = 2.0) -> Figures:
     """Kill a run ``n`` times; see whether it ends as one that was never killed."""
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
-        folder, whole = Path(name, "killed"), Path(name, "never killed")
-        reached, lost, in_writing, began = 0, 0, 0, []
+        folder, unharmed = Path(name, "killed"), Path(name, "never killed")
+        reached, lost, in_writing = 0, 0, 0
         for _ in range(n):
             life = Life(folder, until=10**9)
-            began.append(life.wait_for_start())
-            lost += began[-1] < reached
+            started = life.wait_for_start()
+            lost += started < reached
             time.sleep(rng.uniform(0.0, longest))
             life.process.send_signal(signal.SIGKILL)
-            reached = max(life.last_checkpoint() or 0, began[-1])
+            reached = max(life.last_checkpoint() or 0, started)
             in_writing += any(folder.rglob(".unfinished-*"))
         until = reached + 100
-        for each, every in ((folder, EVERY), (whole, 0)):
+        for each, every in ((folder, EVERY), (unharmed, 0)):
             life = Life(each, until, every)
             life.wait_for_start()
             life.last_checkpoint()
-        first, second = (begin_or_resume(each) for each in (folder, whole))
+        first, second = (start_or_resume(each) for each in (folder, unharmed))
         parameters = second.policy.state_dict()
         equal = all(torch.equal(v, parameters[k]) for k, v in first.policy.state_dict().items())
         return {
@@ -148,16 +148,19 @@ def flips(n: int, seed: int = 0) -> Figures:
         detected = fell_back = partial = 0
         for _ in range(n):
             shutil.copytree(original, copy)
-            files = [*(copy / newest.path.name).iterdir(), *(copy / "replay").iterdir()]
-            flip_bit(rng.choice(files), rng)
-            with warnings.catch_warnings(record=True) as told:
+            names = [
+                newest.path.name,
+                *(f"replay/{name}" for name in sorted(newest.episode_names())),
+            ]
+            flip_bit(copy / rng.choice(names), rng)
+            with warnings.catch_warnings(record=True) as reported:
                 warnings.simplefilter("always")
                 found = CheckpointFolder(copy).newest()
             assert found is not None
-            damaged = bool(found.damaged_segments())
+            damaged = bool(found.damaged_episodes())
             partial += damaged
             fell_back += found.step != newest.step
-            detected += bool(told) or damaged or found.step != newest.step
+            detected += bool(reported) or damaged or found.step != newest.step
             shutil.rmtree(copy)
     return {
         "bits flipped": n,
@@ -182,23 +185,23 @@ def disk(megabytes: int = 64) -> Figures:
     try:
         model = CoRe("CnnPolicy", make_task(), seed=0, device="cpu", **preset("debug"))
         callback = ExactCheckpointCallback(folder / "checkpoints", 10)
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as reported:
             warnings.simplefilter("always")
             model.learn(125, callback)
             (folder / "rubbish").write_bytes(bytes(free_bytes(folder) - 100_000))
-            told.clear()
+            reported.clear()
             model.learn(125, callback, reset_num_timesteps=False)
-            failed = sum("No space left on device" in str(each.message) for each in told)
+            failed = sum("No space left on device" in str(each.message) for each in reported)
             while_full = CheckpointFolder(folder / "checkpoints").newest()
             (folder / "rubbish").unlink()
             model.learn(125, callback, reset_num_timesteps=False)
         assert while_full is not None
         after = CheckpointFolder(folder / "checkpoints").newest()
         return {
-            "checkpoints that did not fit, told as such": failed,
+            "checkpoints that did not fit, reported as such": failed,
             "steps trained meanwhile": 125,
-            "newest whole checkpoint while the disk was full, step": while_full.step,
-            "newest whole checkpoint with room again, step": after.step if after else None,
+            "newest complete checkpoint while the disk was full, step": while_full.step,
+            "newest complete checkpoint with room again, step": after.step if after else None,
         }
     finally:
         subprocess.run(["umount", str(folder)], check=True)

@@ -1,17 +1,16 @@
-"""Training from end to end: simulator steps per second, and where the time goes.
+"""Training from end to end: simulator steps per second, and the share of each part.
 
     python benchmarks/throughput.py                        # the six tasks, small preset
     python benchmarks/throughput.py --tasks cheetah-run --preset paper --steps 1000
     python benchmarks/throughput.py --difficulty medium --static --json throughput.json
     python benchmarks/throughput.py --tasks cheetah-run --collect async --n-envs 2
 
-``CoRe.learn`` on Distracting Control tasks with the built-in videos, one process for each task. Two
-episodes of each environment come first and are not counted, nor is start-up: figures are those of a
-run in the midst of learning. Shares are of the wall-clock time, measured around ``env.step``
-(*environment*), the choice of actions (*acting*), ``replay_buffer.sample`` (*sampling*), the
-updates (*update*) and ``replay_buffer.add`` (*storing*); *other* is the rest. With ``--collect
-async`` *environment* is what was waited for when the updates were made. Memory is the most that the
-process ever held.
+``CoRe.learn`` on Distracting Control tasks with the built-in videos, one process for each task.
+Start-up and the first two episodes of each environment are not counted. Shares are of the elapsed
+time, measured around ``env.step`` (*environment*), the choice of actions (*acting*),
+``replay_buffer.sample`` (*sampling*), the updates (*update*) and ``replay_buffer.add``
+(*storing*); *other* is the rest. With ``--collect async`` *environment* is the time of waiting
+after the updates. Memory is the peak of the process.
 """
 
 from __future__ import annotations
@@ -70,16 +69,16 @@ class Stopwatch:
         setattr(owner, method, timed)
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Reset."""
         self.seconds.clear()
         self.calls.clear()
 
 
 class Clock(BaseCallback):
-    """Measures some steps in the midst of a run, then ends it.
+    """Measures some steps of a run, then ends it.
 
-    :param watch: begins anew when the measurement begins
-    :param first: agent steps before
+    :param watch: reset when the measurement starts
+    :param first: agent steps before the measurement
     :param n_steps: agent steps to measure
     """
 
@@ -103,7 +102,7 @@ def measure(task: str, options: argparse.Namespace) -> dict[str, Any]:
     """Train on one task; the figures of its row."""
     from core_agent import CoRe, preset
     from core_agent.agents.presets import get_preset
-    from core_agent.environments.workers import make_vec_env
+    from core_agent.environments.make import make_vec_env
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -184,16 +183,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", choices=("paper", "small", "debug"), default="small")
     parser.add_argument("--difficulty", choices=("easy", "medium", "hard"), default="easy")
     parser.add_argument("--collect", choices=COLLECTS, default="sequential")
-    parser.add_argument("--n-envs", type=int, default=1, help="in processes of their own")
+    parser.add_argument("--n-envs", type=int, default=1, help="each in its own process")
     parser.add_argument("--static", action="store_true", help="distractions that do not move")
     parser.add_argument(
-        "--steps", type=int, default=2000, help="simulator steps for each task, in whole episodes"
+        "--steps",
+        type=int,
+        default=2000,
+        help="simulator steps for each task, in complete episodes",
     )
     options = parser.parse_args(arguments)
     context = multiprocessing.get_context("spawn")
     rows = []
     for task in options.tasks:
-        # A process of its own, as peak memory is a process's; one that may have processes.
+        # Peak memory is per process; this one may start processes.
         with ProcessPoolExecutor(1, context) as executor:
             rows.append(executor.submit(measure, task, options).result())
     print_machine(rows[0]["machine"])

@@ -1,12 +1,12 @@
-"""Runs that are hurt on purpose, and what was lost: nothing, if all is well.
+"""Loads files that carry attacks or damage, and passes bad input: every one must be refused.
 
     python benchmarks/torture.py attacks
     python benchmarks/torture.py mutations --n 1000 --seed 0
     python benchmarks/torture.py bad-inputs --n 100
 
-``attacks`` loads files that carry attacks, ``mutations`` files spoilt at random; ``bad-inputs``
-passes every public argument what does not belong there. Short forms are among the tests, with which
-they share what is under ``tests``. The exit status is 1 if something happened that must not.
+``attacks`` loads files that carry attacks, ``mutations`` files damaged at random; ``bad-inputs``
+passes bad values for every public argument. Short forms are among the tests, with which they share
+the code under ``tests``. The exit status is 1 if something happened that must not.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def run_attacks(options: argparse.Namespace) -> Figures:
 
 
 def run_mutations(options: argparse.Namespace) -> Figures:
-    """Files spoilt at random: how many loaded, how many were refused, and what else happened."""
+    """Files damaged at random: how many loaded, how many were refused, and what else happened."""
     with tempfile.TemporaryDirectory() as folder:
         fuzzed = fuzz(Path(folder), options.n, options.seed)
     rows = {
@@ -107,7 +107,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Hurt, count, print, write."""
+    """Run a command; print and write its figures."""
     options = parse(arguments)
     started = time.perf_counter()
     figures = COMMANDS[options.command](options)

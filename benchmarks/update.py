@@ -1,27 +1,27 @@
-"""How long one update takes, and what each optimisation is worth.
+"""Time of one update, compared with a plain implementation.
 
     python benchmarks/update.py                       # paper's size and the small preset
     python benchmarks/update.py --sizes small --repetitions 20 --json update.json
+    python benchmarks/update.py --sizes small --only recurrent_sac sacrad curl qtopt_rad qtopt_drq
     python benchmarks/update.py --device cuda
-    python benchmarks/update.py --sizes paper --only ours yardstick --profile
 
-One update is: sample, crop, J_M, J_Q, J_π, temperature, target, all optimiser steps, logging. Rows:
+One update is: sample, augment, all losses and optimiser steps, logging. Rows:
 
-- *yardstick*: the plain implementation of ``yardstick.py``, float32, eager, as the C library's
-  allocator comes; on a CPU once more with the tuned allocator;
+- *yardstick*: the plain implementation of ``yardstick.py``, float32, eager, with the default
+  allocator of the C library; on a CPU also with the tuned allocator;
 - *ours*: ``CoRe.train`` as a user runs it;
-- *ours, …*: the same with one optimisation taken back or one setting changed. The columns on the
-  right tell how many times as long as ours a row takes, and how many times as fast as either
-  yardstick it is.
+- *ours, …*: the same with one optimisation removed or one setting changed;
+- another agent's name, only if ``--only`` names it.
 
-On a GPU updates run as CUDA graphs, in *ours, no CUDA graph* kernel by kernel; *.item() per metric*
-and *plain Adam* wait for the GPU, which no graph can hold, and run without one too.
+The columns on the right are a row's time divided by that of *ours*, and its speed divided by that
+of each yardstick. On a GPU, updates run as CUDA graphs, in *ours, no CUDA graph* eagerly.
 
-The allocator's setting holds for a process, so rows with and without it run in two processes. All
-rows take turns, so that other work on the machine disturbs them alike; medians over the turns are
-compared. *CPU ms* is the processor time of all threads together: where, on one thread, it is well
-below the time by the clock, the machine was busy with other work. Frames are made up (100×100 with
-six actions; 64×64 for ``small``): what an update costs does not depend on what they show.
+The allocator's setting is per process, so rows with and without it run in two processes. All rows
+take turns, so that other work on the machine affects them equally; medians over the turns are
+compared. *CPU ms* is the processor time of all threads: where, on one thread, it is well below the
+elapsed time, the machine was busy with other work. Frames are random (100×100 with six actions;
+64×64 for ``small``): the time of an update does not depend on their content. A turn is an even
+number of updates where agents update their actor every second time.
 """
 
 from __future__ import annotations
@@ -47,24 +47,23 @@ from measuring import (
     synchronize,
     write_json,
 )
-from torch import nn
 from torch.nn import functional as F
 from yardstick import PlainReplay, Yardstick
 
 from core_agent import CoRe
 from core_agent.agents.cuda_graphs import WARM_UPS
-from core_agent.networks.rssm import RSSM, to_gaussian
-from core_agent.networks.types import Gaussian, Rollout, SequenceBatch
+from core_agent.agents.registry import AGENTS
+from core_agent.networks.rssm import to_gaussian
+from core_agent.networks.types import Gaussian, Rollout
 
 SIZES = ("paper", "small", "debug")
-PROFILED_OPERATORS = 16
 
 Runner = Callable[[int], None]
 """Makes that many updates."""
 
 
 class Settings(NamedTuple):
-    """What a measuring process needs to know."""
+    """Arguments of a measuring process."""
 
     size: str
     device: str
@@ -73,23 +72,11 @@ class Settings(NamedTuple):
     warmup: int
 
 
-# ---- one optimisation taken back ----
-
-
-def use_contiguous_images(model: CoRe) -> None:
-    """Convolve NCHW images."""
-    encoder: Any
-    (encoder,) = model.policy.world_model.encoder.image_encoders.values()
-
-    def prepare(images: torch.Tensor) -> torch.Tensor:
-        dtype = encoder.compute_dtype or encoder.linear.weight.dtype
-        return images.to(dtype, memory_format=torch.contiguous_format)
-
-    encoder.prepare = prepare
+# ---- one optimisation removed ----
 
 
 def use_autograd_loop(model: CoRe) -> None:
-    """Let autograd work out the recurrence's gradient; what does not recur stays hoisted."""
+    """Compute the recurrence's gradient by autograd; products outside the loop stay outside."""
     rssm = model.policy.world_model.rssm
 
     def observe(embed: torch.Tensor, actions: torch.Tensor, noise: torch.Tensor) -> Rollout:
@@ -130,115 +117,17 @@ def stack_rollout(
     return Rollout(torch.stack(deters), posterior, torch.stack(stochs))
 
 
-def observe_stepwise(
-    rssm: RSSM, embed: torch.Tensor, actions: torch.Tensor, noise: torch.Tensor
-) -> Rollout:
-    """:meth:`RSSM.observe` by its one-step methods."""
-    latent = rssm.initial(embed.shape[1])
-    deters, posteriors, stochs = [], [], []
-    for t in range(len(embed)):
-        deter = latent.deter if t == 0 else rssm.advance(latent, actions[t - 1])
-        posterior = rssm.posterior(deter, embed[t])
-        latent = latent._replace(deter=deter, stoch=posterior.sample(noise[t]))
-        deters.append(deter)
-        posteriors.append(posterior)
-        stochs.append(latent.stoch)
-    return stack_rollout(deters, posteriors, stochs)
-
-
-def use_nothing_hoisted(model: CoRe) -> None:
-    """Compute every network of the model once for each step."""
-    world_model = model.policy.world_model
-    rssm = world_model.rssm
-
-    def observe(embed: torch.Tensor, actions: torch.Tensor, noise: torch.Tensor) -> Rollout:
-        return observe_stepwise(rssm, embed, actions, noise)
-
-    rssm.observe = observe  # type: ignore[method-assign]
-    stepwise = [world_model.embed, world_model.decoder, rssm.prior_mlp]
-    for net in [*stepwise, world_model.reward_head, world_model.inverse_head]:
-        compute_stepwise(net)
-
-
-def compute_stepwise(net: nn.Module) -> None:
-    """Let ``net`` compute the entries of its input's first axis one after the other."""
-    forward = net.forward
-    net.forward = lambda x: torch.stack([forward(step) for step in x])
-
-
-def use_wasted_prior(model: CoRe) -> None:
-    """Compute prior and decoder in the critic's pass too."""
-    world_model = model.policy.world_model
-
-    def filter_and_predict(batch: SequenceBatch, noise: torch.Tensor | None = None) -> torch.Tensor:
-        draws = world_model.draw_noise(*batch.mask.shape)
-        features = world_model.encode(batch.observations)
-        rollout = world_model.observe(features, batch.actions, draws.posterior)
-        prior = world_model.rssm.prior(rollout.deter[1:])
-        world_model.decoder(torch.cat([rollout.deter[1:], prior.sample(draws.prior)], dim=-1))
-        return rollout.mean()
-
-    model.filter = filter_and_predict  # type: ignore[method-assign]
-
-
-def use_wasted_critic_gradients(model: CoRe) -> None:
-    """Work out the critics' weight gradients in the actor's step too."""
-    critic = model.policy.critic
-    critic.requires_grad_ = lambda requires_grad=True: critic  # type: ignore[method-assign]
-
-
-def use_separate_critics(model: CoRe) -> None:
-    """Compute the two critics one after the other."""
-
-    def separately(net: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-        def forward(inputs: torch.Tensor) -> torch.Tensor:
-            values, last = [], len(net.weights) - 1
-            for member in range(net.n_members):
-                x = inputs
-                for index, (weight, bias) in enumerate(zip(net.weights, net.biases)):
-                    dtype = (net.compute_dtype if index < last else None) or weight.dtype
-                    weight, bias = weight[member].to(dtype), bias[member].to(dtype)
-                    x = torch.addmm(bias, x.to(dtype), weight)
-                    x = net.activation(x) if index < last else x
-                values.append(x.squeeze(-1))
-            return torch.stack(values)
-
-        return forward
-
-    for critic in (model.policy.critic, model.policy.critic_target):
-        critic.net.forward = separately(critic.net)  # type: ignore[assignment, method-assign]
-
-
-def use_plain_adam(model: CoRe) -> None:
-    """Step every parameter by itself."""
-    for optimizer in model.optimizers:
-        for group in optimizer.param_groups:
-            group.update(fused=False, foreach=False)
-
-
-def use_items(model: CoRe) -> None:
-    """Wait for every metric of every update."""
-    update = model.update
-
-    def update_and_wait(batch: SequenceBatch) -> Any:
-        metrics = update(batch)
-        for value in metrics.values():
-            value.item()
-        return metrics
-
-    model.update = update_and_wait  # type: ignore[method-assign]
-
-
 def use_no_graph(model: CoRe) -> None:
-    """Launch every kernel by itself."""
+    """Launch every kernel separately."""
     model._update = model.update  # type: ignore[method-assign]
 
 
 class Variant(NamedTuple):
-    """One row: our agent with other arguments, or changed after it was made."""
+    """One row: an agent with other arguments, or changed after its construction."""
 
     change: Callable[[CoRe], None] | None = None
     arguments: dict[str, Any] = {}  # noqa: RUF012
+    agent: str = "core"
 
 
 OURS, YARDSTICK, NO_GRAPH = "ours", "yardstick", "ours, no CUDA graph"
@@ -247,22 +136,16 @@ VARIANTS: dict[str, Variant] = {
     NO_GRAPH: Variant(use_no_graph),
     "ours, precision float32": Variant(arguments=dict(precision="float32")),
     "ours, precision bfloat16": Variant(arguments=dict(precision="bfloat16")),
-    "ours, NCHW convolutions": Variant(use_contiguous_images),
     "ours, recurrence by autograd": Variant(use_autograd_loop),
-    "ours, nothing hoisted": Variant(use_nothing_hoisted),
-    "ours, prior and decoder in J_Q": Variant(use_wasted_prior),
-    "ours, critic gradients in J_π": Variant(use_wasted_critic_gradients),
-    "ours, critics one by one": Variant(use_separate_critics),
-    "ours, plain Adam": Variant(use_plain_adam),
-    "ours, .item() per metric": Variant(use_items),
 }
+OTHER_AGENTS = {name: Variant(agent=name) for name in AGENTS if name != "core"}
 
 
 # ---- measuring ----
 
 
 def make_runner(name: str, settings: Settings) -> Runner:
-    """What makes updates for one row, warmed up."""
+    """The function that makes updates for one row, warmed up."""
     run = yardstick_runner(settings) if name == YARDSTICK else our_runner(name, settings)
     run(settings.warmup)
     synchronize(settings.device)
@@ -285,22 +168,22 @@ def yardstick_runner(settings: Settings) -> Runner:
 
 
 def our_runner(name: str, settings: Settings) -> Runner:
-    variant = VARIANTS[name]
-    model = made_up_model(settings.size, settings.device, **variant.arguments)
+    variant = {**VARIANTS, **OTHER_AGENTS}[name]
+    model = made_up_model(settings.size, settings.device, variant.agent, **variant.arguments)
     if variant.change is not None:
         variant.change(model)
     return lambda n_updates: model.train(n_updates, model.batch_size)
 
 
 class Turn(NamedTuple):
-    """Seconds per update: by the clock, and of this process's threads together."""
+    """Seconds per update: elapsed, and of all threads of this process."""
 
     wall: float
     cpu: float
 
 
 def timed(run: Runner, n_updates: int, device: str) -> Turn:
-    """How long updates take."""
+    """Time of updates."""
     synchronize(device)
     started, cpu_started = time.perf_counter(), time.process_time()
     run(n_updates)
@@ -309,45 +192,22 @@ def timed(run: Runner, n_updates: int, device: str) -> Turn:
     return Turn(wall / n_updates, cpu / n_updates)
 
 
-def profile(run: Runner, n_updates: int, device: str) -> list[tuple[str, float, int]]:
-    """The operators that take longest: name, seconds and calls per update."""
-    on_gpu = torch.device(device).type == "cuda"
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if on_gpu:
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profiler:
-        run(n_updates)
-        synchronize(device)
-    rows = [
-        (
-            event.key,
-            (event.self_device_time_total if on_gpu else event.self_cpu_time_total)
-            / 1e6
-            / n_updates,
-            event.count // n_updates,
-        )
-        for event in profiler.key_averages()
-    ]
-    return sorted(rows, key=lambda row: -row[1])[:PROFILED_OPERATORS]
-
-
 def serve(connection: Connection, settings: Settings) -> None:
-    """Answer requests ``(what, row, number of updates)`` until told to stop with ``None``."""
+    """Answer requests ``(row, number of updates)`` until one is ``None``; no row: the machine."""
     os.environ["CORE_AGENT_KEEP_MEMORY"] = "1" if settings.tuned_allocator else "0"
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     runners: dict[str, Runner] = {}
     while (request := connection.recv()) is not None:
-        what, name, n_updates = request
-        if what == "machine":
+        name, n_updates = request
+        if not name:
             connection.send(describe_machine(settings.device))
             continue
         try:
             if name not in runners:
                 runners[name] = make_runner(name, settings)
-            measure = profile if what == "profile" else timed
-            connection.send(measure(runners[name], n_updates, settings.device))
-        except RuntimeError as error:  # one row less, not a lost run
+            connection.send(timed(runners[name], n_updates, settings.device))
+        except RuntimeError as error:  # this row fails, the others continue
             connection.send(error)
 
 
@@ -359,15 +219,14 @@ class Worker:
 
     def __init__(self, settings: Settings) -> None:
         context = multiprocessing.get_context("spawn")
-        self.settings = settings
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, settings), daemon=True)
         self.process.start()
         theirs.close()
 
-    def ask(self, what: str, name: str = "", n_updates: int = 0) -> Any:
-        """What :func:`serve` answers; an error is returned, not raised."""
-        self.connection.send((what, name, n_updates))
+    def ask(self, name: str = "", n_updates: int = 0) -> Any:
+        """The answer of :func:`serve`; an error is returned, not raised."""
+        self.connection.send((name, n_updates))
         return self.connection.recv()
 
     def stop(self) -> None:
@@ -390,114 +249,78 @@ class Row(NamedTuple):
 
 
 def rows_for(device: str, only: Sequence[str]) -> list[Row]:
-    """All rows or, where ``only`` names some, ours, the yardstick's and those."""
+    """All rows of CoRe or, if ``only`` names some, ours, the yardstick's and those."""
     rows = [Row(YARDSTICK, True), *(Row(name, True) for name in VARIANTS)]
     if torch.device(device).type == "cpu":
         rows = [row for row in rows if row.name != NO_GRAPH]
         rows = [Row(YARDSTICK, False), rows[0], rows[1], Row(OURS, False), *rows[2:]]
     if only:
         rows = [row for row in rows if row.name in (OURS, YARDSTICK, *only)]
+        rows += [Row(name, True) for name in only if name in OTHER_AGENTS]
     return rows
 
 
-class Measured(NamedTuple):
-    """All figures of one size."""
-
-    machine: dict[str, Any]
-    turns: dict[str, list[Turn]]
-    errors: dict[str, str]
-    profile: list[tuple[str, float, int]]
-
-
-def measure(size: str, options: argparse.Namespace) -> Measured:
-    """Let all rows take turns."""
-    slow = size == "paper" and options.device == "cpu"
-    n_updates = options.updates or (1 if slow else 10)
+def measure(size: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Figures of all rows, which take turns."""
+    on_gpu = torch.device(options.device).type == "cuda"
+    n_updates = options.updates or (1 if size == "paper" and not on_gpu else 10)
     rows = rows_for(options.device, options.only)
-    captures = torch.device(options.device).type == "cuda"
-    warmup = max(options.warmup, WARM_UPS + 1) if captures else options.warmup
-    settings = Settings(size, options.device, options.threads, True, warmup)
+    warmup = max(options.warmup, WARM_UPS + 1) if on_gpu else options.warmup
     workers = {
-        tuned: Worker(settings._replace(tuned_allocator=tuned))
+        tuned: Worker(Settings(size, options.device, options.threads, tuned, warmup))
         for tuned in sorted({row.tuned_allocator for row in rows})
     }
     turns: dict[str, list[Turn]] = {row.label(options.device): [] for row in rows}
     errors: dict[str, str] = {}
-    machine = workers[True].ask("machine")
+    machine = workers[True].ask()
     for _ in range(options.repetitions):
         for row in rows:
             label = row.label(options.device)
             if label in errors:
                 continue
-            answer = workers[row.tuned_allocator].ask("time", row.name, n_updates)
+            answer = workers[row.tuned_allocator].ask(row.name, n_updates)
             if isinstance(answer, RuntimeError):
                 errors[label] = str(answer).splitlines()[0]
             else:
                 turns[label].append(answer)
-    operators = workers[True].ask("profile", OURS, n_updates) if options.profile else []
     for worker in workers.values():
         worker.stop()
-    return Measured(machine, {k: v for k, v in turns.items() if v}, errors, operators)
-
-
-def print_table(size: str, measured: Measured) -> None:
-    """Medians, quartiles and ratios."""
-    spreads = {
-        label: Spread.of([turn.wall for turn in turns]) for label, turns in measured.turns.items()
+    figures = {
+        label: {
+            **Spread.of([turn.wall for turn in taken])._asdict(),
+            "seconds": [turn.wall for turn in taken],
+            "cpu_seconds": [turn.cpu for turn in taken],
+        }
+        for label, taken in turns.items()
+        if taken
     }
-    tuned = f"{YARDSTICK}, tuned allocator"
-    yardsticks = [name for name in (YARDSTICK, tuned) if name in spreads]
-    n = max(spread.n for spread in spreads.values())
-    print(f"\n{size}: milliseconds per update, median [quartiles] of {n}")
-    table = [
-        [
-            "",
-            "ms",
-            "updates/s",
-            "CPU ms",
-            "time / ours",
-            *(f"speed / {name}" for name in yardsticks),
-        ]
-    ]
-    for label, spread in spreads.items():
-        ratios = [spreads[name].median / spread.median for name in yardsticks]
+    return {"machine": machine, "rows": figures, "errors": errors}
+
+
+def print_table(size: str, measured: dict[str, Any]) -> None:
+    """Medians, quartiles and ratios."""
+    rows = measured["rows"]
+    medians = {label: row["median"] for label, row in rows.items()}
+    yardsticks = [label for label in rows if label.startswith(YARDSTICK)]
+    print(f"\n{size}: milliseconds per update, median [quartiles]")
+    ratios = ["time / ours", *(f"speed / {name}" for name in yardsticks)]
+    table = [["", "ms", "updates/s", "CPU ms", *ratios]]
+    for label, row in rows.items():
+        spread = Spread(*(row[field] for field in Spread._fields))
+        speeds = [medians[name] / spread.median for name in yardsticks]
         table.append(
             [
                 label,
                 spread.milliseconds().strip(),
                 f"{1 / spread.median:.2f}",
-                f"{1e3 * median(turn.cpu for turn in measured.turns[label]):.0f}",
-                f"{spread.median / spreads[OURS].median:.2f}" if OURS in spreads else "",
-                *(f"{ratio:.2f}" for ratio in ratios),
+                f"{1e3 * median(row['cpu_seconds']):.0f}",
+                f"{spread.median / medians[OURS]:.2f}" if OURS in medians else "",
+                *(f"{ratio:.2f}" for ratio in speeds),
             ]
         )
     print(columns(table))
-    for label, error in measured.errors.items():
+    for label, error in measured["errors"].items():
         print(f"{label}: failed: {error}")
-    if measured.profile:
-        print(f"\n{size}: where our update's time goes, by operator (self time)")
-        lines = [[name, f"{1e3 * s:.1f} ms", f"{n} calls"] for name, s, n in measured.profile]
-        print(columns(lines))
-
-
-def to_figures(measured: Measured) -> dict[str, Any]:
-    """For JSON."""
-    return {
-        "machine": measured.machine,
-        "rows": {
-            label: {
-                **Spread.of([turn.wall for turn in turns])._asdict(),
-                "seconds": [turn.wall for turn in turns],
-                "cpu_seconds": [turn.cpu for turn in turns],
-            }
-            for label, turns in measured.turns.items()
-        },
-        "errors": measured.errors,
-        "profile": [
-            {"operator": name, "seconds": seconds, "calls": calls}
-            for name, seconds, calls in measured.profile
-        ],
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -510,16 +333,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--warmup", type=int, default=3, help="updates before, not counted; with CUDA at least 4"
     )
-    parser.add_argument("--only", nargs="+", metavar="ROW", help="rows beside ours and yardstick")
-    parser.add_argument("--profile", action="store_true", help="also tell operators of our update")
+    parser.add_argument(
+        "--only", nargs="+", metavar="ROW", help="rows in addition to ours and yardstick"
+    )
     options = parser.parse_args(arguments)
     figures: dict[str, Any] = {"benchmark": "update", "sizes": {}}
     for size in options.sizes:
         measured = measure(size, options)
         if not figures["sizes"]:
-            print_machine(measured.machine)
+            print_machine(measured["machine"])
         print_table(size, measured)
-        figures["sizes"][size] = to_figures(measured)
+        figures["sizes"][size] = measured
     write_json(options.json, figures)
     return 0
 

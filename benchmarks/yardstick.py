@@ -1,14 +1,14 @@
-"""One CoRe update, written plainly: the yardstick of ``update.py`` and the oracle of the tests.
+"""A plain implementation of CoRe's update: the reference of ``update.py`` and of the tests.
 
-It computes what :class:`core_agent.CoRe` computes, as one would write it down first: convolutions
-on contiguous NCHW images, every network inside the time loop, prior and decoder in the critic's
-pass too, two separate critics, ``torch.optim.Adam`` as it comes, one ``.item()`` for each metric,
-whole frames gathered and cropped afterwards. Float32 unless its parameters are something else.
+It computes the same as :class:`core_agent.CoRe` without optimisations: convolutions on contiguous
+NCHW images, every network inside the time loop, prior and decoder in the critic's pass too, two
+separate critics, ``torch.optim.Adam`` with its defaults, one ``.item()`` for each metric, complete
+frames gathered and then cropped. It computes in the dtype of its parameters.
 
-It shares no code with ``core_agent`` but the type of a batch; :func:`to_plain` renames and reshapes
-the parameters (or gradients) of a ``core_agent`` policy. Random numbers can be drawn beforehand
-(:class:`Noise`), so that both compute the same thing. It covers images alone, ELU and the default
-losses. It is no command; ``pytest tests/benchmarks`` compares it with the package.
+It shares only the type of a batch with ``core_agent``; :func:`to_plain` renames and reshapes the
+parameters (or gradients) of a ``core_agent`` policy. Random numbers can be given (:class:`Noise`),
+so that both use the same. It supports only images, ELU and the default losses.
+``pytest tests/benchmarks`` compares it with the package.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class PlainGRUCell(nn.Module):
 
 
 class Steps(NamedTuple):
-    """What the time loop leaves; lists have one entry per step, those of the prior ``T - 1``."""
+    """Results of the time loop; lists have one entry per step, those of the prior ``T - 1``."""
 
     features: torch.Tensor
     deter: list[torch.Tensor]
@@ -314,7 +314,7 @@ class Yardstick(nn.Module):
     def contrastive_loss(
         self, features: torch.Tensor, predicted: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss and accuracy of telling which of ``N`` predictions belongs to which features."""
+        """Loss and accuracy of matching ``N`` predictions with ``N`` features."""
         logits = F.softplus(self.contrastive_scale) * (features @ predicted.t())
         labels = torch.arange(len(logits), device=logits.device)
         loss = 0.5 * (F.cross_entropy(logits, labels) + F.cross_entropy(logits.t(), labels))
@@ -485,10 +485,9 @@ def to_plain(
 
 
 class PlainReplay:
-    """Whole episodes of whole frames, channels first; crops are cut from gathered windows.
+    """Complete episodes, frames channels first; gathered windows are cropped.
 
-    :param buffer: where to copy the episodes from
-    :param crop: height and width of the crops
+    :param buffer: source of the episodes
     :raises ValueError: if an episode is shorter than a window
     """
 
@@ -517,14 +516,14 @@ class PlainReplay:
             images.append(frames[start : start + self.sequence_length])
             actions.append(episode_actions[steps])
             rewards.append(episode_rewards[steps])
-        whole = torch.as_tensor(np.stack(images, axis=1), device=self.device)
+        frames = torch.as_tensor(np.stack(images, axis=1), device=self.device)
         reward = torch.as_tensor(np.stack(rewards, axis=1), device=self.device)
         return SequenceBatch(
-            self.crop_windows(whole),
+            self.crop_windows(frames),
             torch.as_tensor(np.stack(actions, axis=1), device=self.device),
             reward,
             torch.zeros_like(reward),
-            torch.ones(whole.shape[:2], device=self.device),
+            torch.ones(frames.shape[:2], device=self.device),
         )
 
     def crop_windows(self, frames: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,5 @@
 """CoRe and its companions: agents that learn robot control from distracting pixels."""
 
-import contextlib
-import importlib
 from importlib.util import find_spec
 
 if find_spec("triton") is not None:
@@ -9,11 +7,7 @@ if find_spec("triton") is not None:
     # OpenGL has loaded its own LLVM by then. Imported before any rendering it is harmless.
     import torch._dynamo  # noqa: F401
 
-with contextlib.suppress(Exception):
-    # Stable-Baselines3 imports gym where it is installed, as it is with distracting_control. gym
-    # then prints that it is unmaintained, out of this table; nothing here uses it.
-    importlib.import_module("gym_notices.notices").notices.clear()
-
+import core_agent.environments.suite  # noqa: F401  (registers the DCS ids)
 from core_agent.agents.core import CoRe, RecurrentSAC
 from core_agent.agents.curl import CURL
 from core_agent.agents.presets import preset

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from stable_baselines3.common.callbacks import CallbackList
 
 from core_agent.agents.core import CoRe
 from core_agent.agents.presets import get_preset, preset
 from core_agent.environments.make import make_env
+from core_agent.environments.suite import first_seed
 from core_agent.runs.callbacks import (
     EpisodeReturns,
     RichProgressCallback,
@@ -77,7 +78,7 @@ def run_demo(
     :param time_limit: seconds of training after which the demo stops early
     :param env_id: a Distracting Control id
     :param preset_name: see :data:`~core_agent.agents.presets.PRESETS`
-    :param n_random: episodes of random actions to compare with, on either set of videos
+    :param n_random: episodes of random actions to compare with, on each set of videos
     :param n_validation: episodes of the trained agent on validation videos
     :param console: where to print
     """
@@ -85,56 +86,37 @@ def run_demo(
     console = console or Console()
     folder.mkdir(parents=True, exist_ok=True)
     env_arguments = get_preset(preset_name).env_arguments
-    env = make_env(env_id, **env_arguments)
-    validation_env = make_env(env_id, split="val", **env_arguments)
-
-    console.print(f"[bold]{env_id}[/], seed {seed}: how far do random actions get?")
-    random_training = summarize(play(env, None, n_random, seed=seed))
-    random_episodes = play(validation_env, None, n_random, seed=seed, record="first")
-    random_validation = summarize(random_episodes)
-    console.print(f"Random actions return {random_training.mean:.0f} per episode.")
-
-    model = CoRe(
-        "CnnPolicy",
-        env,
-        tensorboard_log=str(folder / "tensorboard"),
-        seed=seed,
-        **preset(preset_name),
-    )
-    training = EpisodeReturns()
-    validation = ValidationCallback(
-        validation_env, every=total_timesteps + 1, n_episodes=n_validation, seed=seed
-    )
-    callbacks = CallbackList(
-        [training, validation, TimeLimitCallback(time_limit), RichProgressCallback(console)]
-    )
-    learning_started = time.perf_counter()
-    model.learn(total_timesteps, callback=callbacks, log_interval=1)
-    training_seconds = time.perf_counter() - learning_started
-
-    console.print("Validating on videos that were not seen in training …")
-    validation_episodes = validation.validate()
-    model.logger.dump(model.num_timesteps)
-    model.save(folder / "model")
+    with (
+        closing(make_env(env_id, **env_arguments)) as env,
+        closing(make_env(env_id, split="val", **env_arguments)) as validation_env,
+    ):
+        console.print(f"[bold]{env_id}[/], seed {seed}: how far do random actions get?")
+        at_random = summarize(play(env, None, n_random, seed=first_seed(seed)))
+        val_seed = first_seed(seed, split="val")
+        random_episodes = play(validation_env, None, n_random, seed=val_seed, record="first")
+        console.print(f"Random actions return {at_random.mean:.0f} per episode.")
+        log = str(folder / "tensorboard")
+        arguments = preset(preset_name)
+        model = CoRe("CnnPolicy", env, tensorboard_log=log, seed=seed, **arguments)
+        model.origin["preset"] = preset_name
+        training, every = EpisodeReturns(), total_timesteps + 1
+        validation = ValidationCallback(validation_env, every, n_validation, seed=seed)
+        limits = [TimeLimitCallback(time_limit), RichProgressCallback(console)]
+        model.learn(total_timesteps, callback=[training, validation, *limits], log_interval=1)
+        training_seconds = time.perf_counter() - training.started
+        if not validation.results:  # The limit of time ended the training.
+            validation.validate()
+            model.logger.dump(model.num_timesteps)
+        model.save(folder / "model")
     steps, _, returns = zip(*training.episodes)
-    plot_learning_curve(
-        folder / "learning_curve.png",
-        f"CoRe on {env_id}",
-        steps,
-        returns,
-        random_training.mean,
-        validation.results,
+    title, results = f"CoRe on {env_id}", validation.results
+    curve = folder / "learning_curve.png"
+    plot_learning_curve(curve, title, steps, returns, at_random.mean, results)
+    trained = captioned(
+        validation.last_episodes[0].frames, f"CoRe after {model.num_timesteps} steps"
     )
-    write_mp4(
-        folder / "trained_and_random.mp4",
-        side_by_side(
-            captioned(validation_episodes[0].frames, f"CoRe after {model.num_timesteps} steps"),
-            captioned(random_episodes[0].frames, "random actions"),
-        ),
-        FRAMES_PER_SECOND,
-    )
-    env.close()
-    validation_env.close()
+    frames = side_by_side(trained, captioned(random_episodes[0].frames, "random actions"))
+    write_mp4(folder / "trained_and_random.mp4", frames, FRAMES_PER_SECOND)
     summary = DemoSummary(
         env_id=env_id,
         seed=seed,
@@ -142,10 +124,10 @@ def run_demo(
         updates=model._n_updates,
         training_seconds=training_seconds,
         total_seconds=time.perf_counter() - started,
-        random_training_return=random_training.mean,
-        random_validation_return=random_validation.mean,
+        random_training_return=at_random.mean,
+        random_validation_return=summarize(random_episodes).mean,
         last_training_return=float(np.mean(returns[-LAST_EPISODES:])),
-        validation_return=validation.results[-1][1],
+        validation_return=results[-1][1],
     )
     record = {**asdict(summary), "episodes": training.episodes}
     (folder / "summary.json").write_text(json.dumps(record, indent=1))
@@ -154,7 +136,7 @@ def run_demo(
 
 
 def print_summary(console: Console, summary: DemoSummary, folder: Path) -> None:
-    """Say what was learned and where everything lies."""
+    """Print what was learned, and where the files are."""
     table = Table(title=f"{summary.env_id}, seed {summary.seed}: mean return per episode")
     for column in ("", "random actions", "CoRe", "ratio"):
         table.add_column(column, justify="right" if column else "left")
@@ -178,7 +160,7 @@ def print_summary(console: Console, summary: DemoSummary, folder: Path) -> None:
     for label, name in (
         ("model", "model.zip"),
         ("learning curve", "learning_curve.png"),
-        ("video, trained beside random", "trained_and_random.mp4"),
+        ("video, trained next to random", "trained_and_random.mp4"),
         ("figures", "summary.json"),
         ("TensorBoard", "tensorboard"),
     ):

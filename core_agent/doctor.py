@@ -1,4 +1,4 @@
-"""What works on this machine, and what to type where something does not."""
+"""Checks of this machine, with the command that fixes what does not work."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from core_agent.environments.suite import find_videos
 from core_agent.networks.hardware import has_fast_bfloat16
 
 PACKAGES = (
@@ -47,7 +48,7 @@ class Finding(NamedTuple):
     works: bool
     detail: str
     remedy: str = ""
-    """What to type, where it does not work."""
+    """The command that fixes it."""
 
 
 def check_python() -> Finding:
@@ -91,7 +92,7 @@ def check_gpu() -> Finding:
 
 
 def check_precision() -> Finding:
-    """What ``precision="auto"`` comes to."""
+    """The precision that ``"auto"`` means here."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = "bfloat16" if has_fast_bfloat16(device) else "float32"
     return Finding("precision", True, f'"auto" computes in {dtype} on {device.type}')
@@ -99,10 +100,8 @@ def check_precision() -> Finding:
 
 def check_videos() -> Finding:
     """Which background videos the environments show."""
-    from distracting_envs.videos import resolve_video_path
-
     try:
-        path = resolve_video_path(None)
+        path = find_videos()
     except ValueError as error:
         return Finding("videos", False, str(error), "unset DCS_VIDEOS or correct it")
     if path is None:
@@ -112,7 +111,7 @@ def check_videos() -> Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Look at everything, one finding after the other."""
+    """Check everything, one finding after the other."""
     yield check_python()
     yield from check_packages()
     for backend in ("egl", "osmesa"):

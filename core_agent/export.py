@@ -1,21 +1,21 @@
-"""The trained agent as an ONNX file: one step function, run without PyTorch.
+"""Export of a trained agent's step function to ONNX, to run without PyTorch.
 
     from core_agent.export import OnnxAgent, export_onnx
 
     export_onnx(model, "agent.onnx")
-    agent = OnnxAgent("agent.onnx")                       # needs onnxruntime and numpy alone
+    agent = OnnxAgent("agent.onnx")                       # needs only onnxruntime and numpy
     action, state = agent.predict(observation, state, episode_start)
 
-The function takes the observation of each environment, the state that the last step left and
-which environments begin an episode; it gives the actions, within the bounds of the environment,
-and the next state. It computes what ``model.predict(…, deterministic=True)`` computes, in float32.
+The function takes the observation of each environment, the state of the last step, and the
+environments that start an episode; it returns the actions, within the bounds of the environment,
+and the next state. It computes the same as ``model.predict(…, deterministic=True)``, in float32.
 
 =====================  ==================  =====================================================
-input                  shape               what
+input                  shape               contents
 =====================  ==================  =====================================================
-``observation``, or    ``(n, ...)``        as the agent sees it: images channels first, uint8;
-the keys of a Dict                         whatever ``VecNormalize`` did is still to be done
-the state              ``(n, ...)``        as the last step gave it; zeros at first
+``observation``, or    ``(n, ...)``        the agent's input: images channels first, uint8;
+the keys of a Dict                         normalised if ``VecNormalize`` did so in training
+the state              ``(n, ...)``        from the last step; zeros at first
 ``episode_start``      ``(n,)``            bool
 =====================  ==================  =====================================================
 
@@ -52,7 +52,7 @@ ONNX_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
 class StepFunction(nn.Module):
     """One step of a deterministic agent, as tensors in and tensors out.
 
-    :param policy: the trained networks; a float32 copy on the CPU is made of what acting needs
+    :param policy: the trained networks, copied to the CPU in float32
     """
 
     low: torch.Tensor
@@ -118,7 +118,7 @@ def export_onnx(model: BaseAlgorithm, path: str | Path) -> Path:
     batch = torch.export.Dim("n")
     inputs = example_inputs(policy)
     with warnings.catch_warnings(), torch.no_grad():
-        # The exporter warns of its own parts.
+        # The exporter emits warnings about itself.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             function,
@@ -144,9 +144,9 @@ def _need(package: str) -> Any:
 
 
 class OnnxAgent:
-    """An exported agent, called as a model is.
+    """An exported agent with the interface of ``model.predict``.
 
-    :param path: what :func:`export_onnx` wrote
+    :param path: file written by :func:`export_onnx`
     :raises ValueError: if there is no such file
     :raises ModuleNotFoundError: without onnxruntime
     """
@@ -177,8 +177,8 @@ class OnnxAgent:
         """Deterministic actions and the state to pass to the next call.
 
         :param observation: ``(n, ...)``, or by key; images channels first
-        :param state: what the last call returned; ``None`` starts anew
-        :param episode_start: ``(n,)`` bool: environments to start anew
+        :param state: the state that the last call returned; ``None`` resets all environments
+        :param episode_start: ``(n,)`` bool: environments to reset
         """
         entries = observation if isinstance(observation, dict) else {SINGLE_KEY: observation}
         n_envs = len(entries[self.names[0]])

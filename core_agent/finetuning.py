@@ -1,8 +1,8 @@
-"""Going on from a saved model: some parts kept as they are, some begun afresh.
+"""Fine-tuning a saved model: some parts frozen, some reinitialised.
 
     model = CoRe.load("easy.zip", env=harder_env)
     refresh(model, "actor", "critic")            # new weights for actor and critics
-    freeze(model, "world_model.encoder")         # the encoder keeps what it has learned
+    freeze(model, "world_model.encoder")         # the encoder is not trained
     model.learn(50_000)
 
 Parts are the names of modules of ``model.policy``, with dots, for example ``"world_model"``,
@@ -39,9 +39,9 @@ def _modules(model: SequenceOffPolicyAlgorithm, parts: tuple[str, ...]) -> Itera
 
 
 def freeze(model: SequenceOffPolicyAlgorithm, *parts: str) -> None:
-    """Keep the weights of some parts as they are, from now on.
+    """Stop training some parts.
 
-    The setting belongs to the model in memory: say it again after loading.
+    The setting is not saved: repeat it after loading.
 
     :param model: the model
     :param parts: names of modules of ``model.policy``
@@ -60,9 +60,9 @@ def unfreeze(model: SequenceOffPolicyAlgorithm, *parts: str) -> None:
 
 
 def refresh(model: SequenceOffPolicyAlgorithm, *parts: str) -> None:
-    """Give some parts the weights that a new model starts with, and forget their optimiser state.
+    """Reinitialise the weights of some parts, and delete their optimiser state.
 
-    The targets of fresh parts, such as the target critics, are made equal to them.
+    The targets of these parts, such as the target critics, are set equal to them.
 
     :param model: the model
     :param parts: names of modules of ``model.policy``

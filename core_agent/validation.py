@@ -1,4 +1,10 @@
-"""One form for errors about arguments."""
+"""Rules for arguments, and one form for the errors about them.
+
+A class or function keeps its rules in a table by argument and checks them in one call::
+
+    RULES = {"every": whole(0), "signals": BOOLEAN, "seed": SEED}
+    check_arguments(RULES, locals())
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,7 @@ import io
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +22,7 @@ import numpy as np
 import torch
 
 Check = Callable[[str, Any], None]
+"""Called with an argument's name and value; raises ``ValueError`` for a bad value."""
 MAX_SEED = 2**32 - 1
 """The largest seed that NumPy's legacy generator takes, which Stable-Baselines3 seeds as well."""
 
@@ -47,11 +55,29 @@ def check(condition: bool, name: str, rule: str, value: Any, way_out: str = "") 
         raise ValueError(f"{name} must {rule}, got {value!r}{hint}")
 
 
-def check_each(arguments: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
-    """Make sure that those arguments for which there is a check follow it."""
-    for name, value in arguments.items():
-        if name in checks:
-            checks[name](name, value)
+@dataclass(frozen=True)
+class Rule:
+    """A rule that values follow or not; called with a name and a value, it checks the value."""
+
+    text: str
+    """Follows "must" in the error."""
+    holds: Callable[[Any], Any]
+    way_out: str = ""
+
+    def __call__(self, name: str, value: Any, way_out: str = "") -> None:
+        check(bool(self.holds(value)), name, self.text, value, way_out or self.way_out)
+
+
+def check_arguments(rules: Mapping[str, Check], arguments: Mapping[str, Any]) -> None:
+    """Check those arguments that have a rule.
+
+    :param rules: by the argument's name
+    :param arguments: such as ``locals()`` at the top of a constructor
+    :raises ValueError: naming the first that breaks its rule
+    """
+    for name, rule in rules.items():
+        if name in arguments:
+            rule(name, arguments[name])
 
 
 def argument_names(*classes: type) -> set[str]:
@@ -71,6 +97,9 @@ def argument_names(*classes: type) -> set[str]:
     } - {"self"}
 
 
+# ---- what values are ----
+
+
 def is_whole(value: Any) -> bool:
     """Whether ``value`` is a whole number, NumPy's included (no bool)."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
@@ -86,122 +115,97 @@ def is_number(value: Any) -> bool:
         return False
 
 
-def check_number(name: str, value: Any) -> None:
-    """Make sure that ``value`` is a finite number."""
-    check(is_number(value), name, "be a number", value)
-
-
-def check_at_least(name: str, value: Any, low: float, way_out: str = "") -> None:
-    """Make sure that ``value`` is a finite number of at least ``low``."""
-    check(is_number(value) and value >= low, name, f"be a number >= {low}", value, way_out)
-
-
-def check_positive(name: str, value: Any, way_out: str = "") -> None:
-    """Make sure that ``value`` is a finite number above 0."""
-    check(is_number(value) and value > 0, name, "be a number > 0", value, way_out)
-
-
-def check_fraction(name: str, value: Any, way_out: str = "") -> None:
-    """Make sure that ``value`` lies in [0, 1]."""
-    check(is_number(value) and 0 <= value <= 1, name, "lie in [0, 1]", value, way_out)
-
-
-def check_integer(name: str, value: Any, low: int, way_out: str = "") -> None:
-    """Make sure that ``value`` is a whole number of at least ``low``."""
-    check(is_whole(value) and value >= low, name, f"be a whole number >= {low}", value, way_out)
-
-
-def check_size(name: str, value: Any) -> None:
-    """Make sure that ``value`` is a whole number of at least 1."""
-    check_integer(name, value, 1)
-
-
-def check_boolean(name: str, value: Any) -> None:
-    """Make sure that ``value`` is true or false."""
-    check(isinstance(value, (bool, np.bool_)), name, "be True or False", value)
-
-
-def check_text(name: str, value: Any) -> None:
-    """Make sure that ``value`` is a string that is not empty."""
-    check(isinstance(value, str) and bool(value), name, "be a string", value)
-
-
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Make sure that ``value`` is one of some words."""
-    check(isinstance(value, str) and value in choices, name, f"be one of {choices}", value)
-
-
-def check_sizes(name: str, value: Any, fewest: int = 1) -> None:
-    """Make sure that ``value`` is a list or tuple of at least ``fewest`` whole numbers >= 1."""
-    whole = isinstance(value, (list, tuple)) and all(is_whole(n) and n >= 1 for n in value)
-    rule = f"be at least {fewest} whole number(s) >= 1"
-    check(whole and len(value) >= fewest, name, rule, value, f"for example {name}=(64, 64)")
-
-
-def check_crop_size(name: str, value: Any) -> None:
-    """Make sure that ``value`` is a side, a height and a width, or ``None``."""
+def _is_crop(value: Any) -> bool:
     sides = value if isinstance(value, (list, tuple)) and len(value) == 2 else [value]
-    fits = value is None or all(is_whole(side) and side >= 1 for side in sides)
-    check(fits, name, "be a whole number >= 1, two of them, or None", value)
+    return value is None or all(is_whole(side) and side >= 1 for side in sides)
 
 
-def check_seed(name: str, value: Any) -> None:
-    """Make sure that ``value`` seeds random generators, or is ``None``."""
-    fits = value is None or (is_whole(value) and 0 <= value <= MAX_SEED)
-    check(fits, name, f"be None or a whole number in [0, {MAX_SEED}]", value)
-
-
-def as_seed(name: str, value: Any) -> int | None:
-    """``value`` as Gymnasium takes it, once :func:`check_seed` has let it pass."""
-    check_seed(name, value)
-    return None if value is None else int(value)
-
-
-def check_device(name: str, value: Any) -> None:
-    """Make sure that ``value`` is a device of PyTorch or ``"auto"``."""
-    known = isinstance(value, torch.device) or (isinstance(value, str) and value == "auto")
-    if isinstance(value, str) and not known:
+def _is_device(value: Any) -> bool:
+    if isinstance(value, torch.device) or (isinstance(value, str) and value == "auto"):
+        return True
+    if isinstance(value, str):
         with contextlib.suppress(RuntimeError):
-            known = bool(torch.device(value))
-    check(known, name, "be 'auto' or a device such as 'cpu' or 'cuda:0'", value)
+            return bool(torch.device(value))
+    return False
 
 
-def check_verbose(name: str, value: Any) -> None:
-    """Make sure that ``value`` is a verbosity of Stable-Baselines3's."""
-    check(is_whole(value) and 0 <= value <= 2, name, "be 0, 1 or 2", value)
+def _is_path(value: Any) -> bool:
+    return isinstance(value, (str, Path)) and str(value) != "" and "\0" not in str(value)
 
 
-def check_path(name: str, value: Any) -> None:
-    """Make sure that ``value`` is a path."""
-    fits = isinstance(value, (str, Path)) and str(value) != "" and "\0" not in str(value)
-    check(fits, name, "be a path", value)
+def _are_names(value: Any) -> bool:
+    collection = isinstance(value, Iterable) and not isinstance(value, (str, bytes))
+    return value is None or (collection and all(isinstance(entry, str) for entry in value))
 
 
-def check_file(name: str, value: Any) -> None:
-    """Make sure that ``value`` is a path or an open binary file."""
-    if not isinstance(value, io.BufferedIOBase):
-        check_path(name, value)
+def _are_options(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and all(isinstance(k, str) for k in value))
 
 
-def check_names(name: str, value: Any) -> None:
-    """Make sure that ``value`` holds names, or is ``None``."""
-    fits = value is None or (
-        isinstance(value, Iterable)
-        and not isinstance(value, (str, bytes))
-        and all(isinstance(entry, str) for entry in value)
-    )
-    check(fits, name, "be a list of names or None", value)
+# ---- rules ----
 
 
-def check_options(name: str, value: Any) -> None:
-    """Make sure that ``value`` is a dict of keywords, or is ``None``."""
-    fits = value is None or (isinstance(value, dict) and all(isinstance(k, str) for k in value))
-    check(fits, name, "be a dict of arguments by name, or None", value)
+def at_least(low: float) -> Rule:
+    """A finite number of at least ``low``."""
+    return Rule(f"be a number >= {low}", lambda value: is_number(value) and value >= low)
+
+
+def whole(low: int) -> Rule:
+    """A whole number of at least ``low``."""
+    return Rule(f"be a whole number >= {low}", lambda value: is_whole(value) and value >= low)
+
+
+def choice(*choices: str) -> Rule:
+    """One of some words."""
+    return Rule(f"be one of {choices}", lambda value: isinstance(value, str) and value in choices)
+
+
+def sizes(fewest: int = 1) -> Rule:
+    """A list or tuple of at least ``fewest`` whole numbers >= 1."""
+
+    def holds(value: Any) -> bool:
+        whole = isinstance(value, (list, tuple)) and all(is_whole(n) and n >= 1 for n in value)
+        return whole and len(value) >= fewest
+
+    return Rule(f"be at least {fewest} whole number(s) >= 1", holds, "for example (64, 64)")
+
+
+def instance(text: str, *types: type, way_out: str = "") -> Rule:
+    """An object of one of some types; ``text`` says so."""
+    return Rule(text, lambda value: isinstance(value, types), way_out)
 
 
 def optional(one: Check) -> Check:
-    """A check that lets ``None`` pass."""
+    """A rule that lets ``None`` pass."""
     return lambda name, value: None if value is None else one(name, value)
+
+
+NUMBER = Rule("be a number", is_number)
+POSITIVE = Rule("be a number > 0", lambda value: is_number(value) and value > 0)
+FRACTION = Rule("lie in [0, 1]", lambda value: is_number(value) and 0 <= value <= 1)
+SIZE = whole(1)
+BOOLEAN = instance("be True or False", bool, np.bool_)
+TEXT = Rule("be a string", lambda value: isinstance(value, str) and value != "")
+CROP_SIZE = Rule("be a whole number >= 1, two of them, or None", _is_crop)
+SEED = Rule(
+    f"be None or a whole number in [0, {MAX_SEED}]",
+    lambda value: value is None or (is_whole(value) and 0 <= value <= MAX_SEED),
+)
+DEVICE = Rule("be 'auto' or a device such as 'cpu' or 'cuda:0'", _is_device)
+VERBOSE = Rule("be 0, 1 or 2", lambda value: is_whole(value) and 0 <= value <= 2)
+PATH = Rule("be a path", _is_path)
+FILE = Rule("be a path", lambda value: isinstance(value, io.BufferedIOBase) or _is_path(value))
+NAMES = Rule("be a list of names or None", _are_names)
+OPTIONS = Rule("be a dict of arguments by name, or None", _are_options)
+
+
+def as_seed(name: str, value: Any) -> int | None:
+    """``value`` as Gymnasium takes it: an ``int`` of Python's, or ``None``.
+
+    :raises ValueError: unless it follows :data:`SEED`
+    """
+    SEED(name, value)
+    return None if value is None else int(value)
 
 
 def as_array(name: str, value: Any) -> np.ndarray:
@@ -226,3 +230,36 @@ def finite_array(name: str, value: Any) -> np.ndarray:
         array = np.array(np.nan)
     check(bool(np.isfinite(array).all()), name, "be an array of finite numbers", value)
     return array
+
+
+# ---- rules by their names as functions, for modules without a table ----
+
+check_number, check_positive, check_fraction = NUMBER, POSITIVE, FRACTION
+check_size, check_boolean, check_text, check_crop_size = SIZE, BOOLEAN, TEXT, CROP_SIZE
+check_seed, check_device, check_verbose, check_path = SEED, DEVICE, VERBOSE, PATH
+check_file, check_names, check_options = FILE, NAMES, OPTIONS
+
+
+def check_at_least(name: str, value: Any, low: float, way_out: str = "") -> None:
+    """Make sure that ``value`` is a finite number of at least ``low``."""
+    at_least(low)(name, value, way_out)
+
+
+def check_integer(name: str, value: Any, low: int, way_out: str = "") -> None:
+    """Make sure that ``value`` is a whole number of at least ``low``."""
+    whole(low)(name, value, way_out)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Make sure that ``value`` is one of some words."""
+    choice(*choices)(name, value)
+
+
+def check_sizes(name: str, value: Any, fewest: int = 1) -> None:
+    """Make sure that ``value`` is a list or tuple of at least ``fewest`` whole numbers >= 1."""
+    sizes(fewest)(name, value)
+
+
+def check_each(arguments: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
+    """:func:`check_arguments` with its arguments the other way round."""
+    check_arguments(checks, arguments)

@@ -5,10 +5,10 @@
     python -m core_agent.zoo enjoy --algo core --env DCS-cheetah-run-easy-dynamic -f logs
     python -m core_agent.zoo train --algo core --env Pendulum-v1 --optimize --n-trials 20
 
-Every option is rl-zoo's own. What is added: the algorithms ``core``, ``recurrent_sac``, ``sacrad``,
+Every option is rl-zoo's own. Added are the algorithms ``core``, ``recurrent_sac``, ``sacrad``,
 ``curl``, ``qtopt_rad`` and ``qtopt_drq``; their configurations where ``-conf`` names none; the ids
 of the Distracting Control Suite, evaluated on the validation videos and enjoyed without a window,
-which they do not have.
+which they do not have; and seeds of evaluations that training never uses.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from stable_baselines3.common.vec_env import VecEnv
+
 from core_agent.agents.registry import AGENTS
+from core_agent.environments.make import seed_environments
+from core_agent.environments.suite import first_seed, is_in_suite
 from core_agent.validation import check
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -27,7 +31,7 @@ COMMANDS = ("train", "enjoy")
 
 
 def suggest_common(trial: Any) -> dict[str, Any]:
-    """What is searched for every agent, as Optuna stores it."""
+    """The search space of every agent, as Optuna stores it."""
     return {
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.002, 0.05, log=True),
         "tau": trial.suggest_float("tau", 0.002, 0.05, log=True),
@@ -36,7 +40,7 @@ def suggest_common(trial: Any) -> dict[str, Any]:
 
 
 def suggest_recurrent(trial: Any) -> dict[str, Any]:
-    """What is searched for the recurrent agents."""
+    """The search space of the recurrent agents."""
     return {
         **suggest_common(trial),
         "critic_learning_rate": trial.suggest_float("critic_learning_rate", 1e-4, 3e-3, log=True),
@@ -48,7 +52,7 @@ def suggest_recurrent(trial: Any) -> dict[str, Any]:
 
 
 def suggest_core(trial: Any) -> dict[str, Any]:
-    """What is searched for CoRe."""
+    """The search space of CoRe."""
     return {
         **suggest_recurrent(trial),
         "kl_coef": trial.suggest_float("kl_coef", 1e-3, 1.0, log=True),
@@ -58,7 +62,7 @@ def suggest_core(trial: Any) -> dict[str, Any]:
 
 
 def suggest_frame_stack(trial: Any) -> dict[str, Any]:
-    """What is searched for the feed-forward agents."""
+    """The search space of the feed-forward agents."""
     return {
         **suggest_common(trial),
         "encoder_tau": trial.suggest_float("encoder_tau", 0.005, 0.1, log=True),
@@ -67,7 +71,7 @@ def suggest_frame_stack(trial: Any) -> dict[str, Any]:
 
 
 def suggest_sacrad(trial: Any) -> dict[str, Any]:
-    """What is searched for SACRAD and CURL."""
+    """The search space of SACRAD and CURL."""
     return {
         **suggest_frame_stack(trial),
         "actor_learning_rate": trial.suggest_float("actor_learning_rate", 1e-4, 3e-3, log=True),
@@ -108,6 +112,17 @@ def make_sampler(suggest: Suggest) -> Callable[..., dict[str, Any]]:
 SAMPLERS = {name: make_sampler(suggest) for name, suggest in SUGGESTIONS.items()}
 
 
+def with_own_seeds(create_envs: Callable[..., VecEnv]) -> Callable[..., VecEnv]:
+    """rl-zoo's function, which gives training and evaluation the same seeds, with others."""
+
+    def create(manager: Any, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        env = create_envs(manager, n_envs, eval_env, no_log)
+        seed_environments(env, manager.seed, "val" if eval_env else "train")
+        return env
+
+    return create
+
+
 def register() -> None:
     """Make the algorithms known to rl-zoo, in this process.
 
@@ -116,6 +131,7 @@ def register() -> None:
     try:
         import rl_zoo3
         from rl_zoo3 import hyperparams_opt
+        from rl_zoo3.exp_manager import ExperimentManager
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"rl-zoo cannot be imported ({error}); install it with: pip install 'core-agent[zoo]'"
@@ -124,6 +140,8 @@ def register() -> None:
     rl_zoo3.ALGOS.update(AGENTS)
     hyperparams_opt.HYPERPARAMS_SAMPLER.update(SAMPLERS)
     hyperparams_opt.HYPERPARAMS_CONVERTER.update(dict.fromkeys(AGENTS, convert_parameters))
+    manager: Any = ExperimentManager
+    manager.create_envs = with_own_seeds(manager.create_envs)
 
 
 def with_defaults(command: str, arguments: list[str]) -> list[str]:
@@ -139,13 +157,14 @@ def with_defaults(command: str, arguments: list[str]) -> list[str]:
     parser.add_argument("--env-kwargs", nargs="+", default=[])
     parser.add_argument("--eval-env-kwargs", nargs="+", default=[])
     parser.add_argument("--no-render", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
     given, _ = parser.parse_known_args(arguments)
     added: list[str] = []
     if command == "train" and given.conf_file is None and given.algo in AGENTS:
         added += ["--conf-file", str(CONFIGS / f"{given.algo}.yml")]
-    if given.env.startswith("DCS-"):
-        import distracting_envs  # noqa: F401  (registers the ids)
-
+    if command == "enjoy":
+        added += ["--seed", str(first_seed(given.seed, split="val"))]
+    if is_in_suite(given.env):
         if command == "train" and not given.eval_env_kwargs:
             kept = [entry for entry in given.env_kwargs if not entry.startswith("split:")]
             added += ["--eval-env-kwargs", *kept, "split:'val'"]

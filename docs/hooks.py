@@ -1,14 +1,7 @@
-"""What the website does with the pages, which are plain Markdown for whoever reads them elsewhere.
+"""Hooks of MkDocs: formulas, drawings and references of docstrings.
 
-A part between two comments names a section of another file; on the website that section takes its
-place, without its heading::
-
-    <!-- include envs/README.md: Options -->
-    All options are in [envs/README.md](../envs/README.md#options).
-    <!-- end -->
-
-Blocks of ``math`` are drawn, so that they need no font and no script; drawings are put into the
-page, where they take its colours; references in docstrings become links.
+Blocks of ``math`` become SVG, which needs no font and no script. SVG images are put into the page,
+where they use its colours. References in docstrings become links.
 """
 
 from __future__ import annotations
@@ -23,45 +16,16 @@ import matplotlib
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
-INCLUDE = re.compile(r"<!-- include (?P<file>\S+): (?P<heading>.+?) -->\n.*?<!-- end -->", re.S)
 MATH = re.compile(r"^```math\n(?P<latex>.*?)^```$", re.S | re.M)
 DRAWING = re.compile(r'<img alt="(?P<alt>[^"]*)" src="(?P<file>[^"]+\.svg)" ?/?>')
 ROLE = re.compile(
     r":(?:attr|class|data|func|meth|mod):<code>"
     r"(?:(?P<title>[^<&]+?)\s+&lt;(?P<named>[\w.]+)&gt;|(?P<tilde>~?)(?P<path>[\w.]+))</code>"
 )
-FENCE = "```"
-
-
-def section(text: str, heading: str) -> str:
-    """What stands below a heading, up to the next one that is not deeper.
-
-    :param text: Markdown
-    :param heading: without its number signs
-    :raises ValueError: if there is no such heading
-    """
-    level, lines, fenced = 0, [], False
-    for line in text.splitlines():
-        fenced ^= line.startswith(FENCE)
-        hashes = "" if fenced else re.match("#*", line)[0]  # type: ignore[index]
-        if level and hashes and len(hashes) <= level:
-            break
-        if level:
-            lines.append(line)
-        elif hashes and line[len(hashes) :].strip() == heading:
-            level = len(hashes)
-    if not level:
-        raise ValueError(f"include must name a heading of the file, got {heading!r}")
-    return "\n".join(lines).strip()
-
-
-def include(match: re.Match[str]) -> str:
-    """The section that a comment names; its links to these pages start from here."""
-    return section((ROOT / match["file"]).read_text(), match["heading"]).replace("](docs/", "](")
 
 
 def draw_formula(match: re.Match[str]) -> str:
-    """A formula, each of its lines a drawing in the colour of the text."""
+    """A formula as SVG, one drawing per line, in the colour of the text."""
     latex = re.sub(r"\\(begin|end){split}|&", "", match["latex"])
     drawn = "".join(draw_line(line.strip()) for line in latex.split(r"\\"))
     label = html.escape(" ".join(latex.split()), quote=True)
@@ -84,13 +48,13 @@ def draw_line(latex: str, size: float = 10.0) -> str:
 
 
 def inline_drawing(match: re.Match[str]) -> str:
-    """The drawing itself, for an image that is one."""
+    """The SVG file of an image, as an element of the page."""
     svg = (ROOT / "docs" / match["file"]).read_text()
     return f'<div class="drawing" role="img" aria-label="{match["alt"]}">{svg}</div>'
 
 
 def link(match: re.Match[str]) -> str:
-    """A reference as a link, where the site describes what it names, and as code elsewhere."""
+    """A reference as a link if the site documents it, otherwise as code."""
     path = match["named"] or match["path"]
     name = match["title"] or (path.rpartition(".")[2] if match["tilde"] else path)
     return f'<autoref optional identifier="{path}"><code>{name}</code></autoref>'
@@ -98,7 +62,7 @@ def link(match: re.Match[str]) -> str:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by MkDocs for each page before it is rendered."""
-    return MATH.sub(draw_formula, INCLUDE.sub(include, markdown))
+    return MATH.sub(draw_formula, markdown)
 
 
 def on_page_content(content: str, **_: Any) -> str:

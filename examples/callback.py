@@ -1,14 +1,14 @@
-"""A callback of your own, beside those of Stable-Baselines3.
+"""Your own callback.
 
     python examples/callback.py
 
-It logs how far the model's reward predictions are off, an episode ahead and without looking, and
-stops the training once they are good enough.
+It logs the error of the rewards that the model predicts without observations, and stops training
+once the error is small enough.
 """
 
 from __future__ import annotations
 
-# Ahead of Stable-Baselines3, whose import of the old gym would print a notice.
+# Before Stable-Baselines3, whose import of the old gym would print a notice.
 from core_agent import CoRe, preset  # isort: skip
 
 import gymnasium as gym
@@ -21,7 +21,7 @@ class StopAtPredictionError(BaseCallback):
 
     :param threshold: in units of the reward
     :param every: agent steps between two measurements
-    :param horizon: actions that are rolled ahead
+    :param horizon: number of predicted steps
     """
 
     def __init__(self, threshold: float, every: int = 500, horizon: int = 20) -> None:
@@ -54,9 +54,7 @@ def main(
     model = CoRe("MlpPolicy", "Pendulum-v1", verbose=1, seed=0, **preset(preset_name))
     callback = StopAtPredictionError(threshold, every)
     model.learn(total_timesteps, callback=callback)
-    print(
-        f"after {model.num_timesteps} steps the predicted rewards are off by {callback.error:.2f}"
-    )
+    print(f"error of the predicted rewards after {model.num_timesteps} steps: {callback.error:.2f}")
     return callback
 
 

@@ -1,9 +1,9 @@
-"""An environment of your own: pixels and proprioception together.
+"""Your own environment, with pixels and proprioception.
 
     python examples/custom_environment.py
 
-A dot must be pushed to the middle of the picture. Its velocity is no pixel, so it comes as a vector
-beside the image; CoRe takes both.
+A dot must be pushed to the middle of the image. The image does not show its velocity, so it is a
+vector next to the image; CoRe takes both.
 """
 
 from __future__ import annotations

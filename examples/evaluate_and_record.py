@@ -1,4 +1,4 @@
-"""Evaluating a saved agent on videos that it has not seen, and recording an episode.
+"""Evaluate a saved agent on validation videos, and record an episode.
 
 python examples/evaluate_and_record.py runs/demo/model.zip DCS-cheetah-run-easy-dynamic
 """

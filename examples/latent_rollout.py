@@ -1,16 +1,16 @@
-"""The latent state in the open: rewards predicted without looking, beside those that came.
+"""Rewards that the model predicts without observations, compared with the true ones.
 
     python examples/latent_rollout.py
 
-CoRe learns Pendulum for a minute or two. Then it plays an episode; from every 40th step its model
-is rolled forward with the actions taken, seeing nothing more, and predicts their rewards.
+CoRe learns Pendulum for a minute or two. Then it plays an episode. From every 40th step its model
+predicts the rewards of the next 40 actions without further observations.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-# Ahead of Stable-Baselines3, whose import of the old gym would print a notice.
+# Before Stable-Baselines3, whose import of the old gym would print a notice.
 from core_agent import CoRe, preset  # isort: skip
 
 import gymnasium as gym
@@ -53,7 +53,7 @@ def main(
         steps = slice(start, start + horizon)
         predicted = model.imagine(latents[start], actions[steps]).rewards
         errors.append(np.abs(predicted - rewards[steps]).mean())
-        label = f"predicted, {horizon} steps without looking" if start == 0 else None
+        label = f"predicted, {horizon} steps without observations" if start == 0 else None
         axes.plot(np.arange(start, start + horizon), predicted, color="#c8553d", lw=2, label=label)
     values = model.value(latents[:-1], actions)
     axes.set(

@@ -1,9 +1,9 @@
-"""Acting step by step: the state that `predict` returns goes into its next call.
+"""Acting step by step: pass the state that `predict` returns to its next call.
 
     python examples/predict_loop.py runs/demo/model.zip
 
-A recurrent agent that is called without its state starts anew at every step: nothing fails, it just
-plays worse. Both ways are shown.
+A recurrent agent that is called without its state starts with an empty memory at every step. It
+does not fail, but plays worse. The script does both.
 """
 
 from __future__ import annotations

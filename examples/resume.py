@@ -1,15 +1,14 @@
-"""A run that is stopped and goes on, with an environment of your own that can be saved.
+"""A run that is stopped and resumed, with your own environment.
 
     python examples/resume.py
 
-It trains twice: once without a break, and once with one in the middle of an episode, going on
-from the checkpoint in a model that has never seen the first half. Both end with the same
-parameters, bit for bit.
+It trains twice: once without an interruption, and once with one in the middle of an episode, after
+which a new model resumes from the checkpoint. Both end with the same parameters, bit for bit.
 """
 
 from __future__ import annotations
 
-# Ahead of Stable-Baselines3, whose import of the old gym would print a notice.
+# Before Stable-Baselines3, whose import of the old gym would print a notice.
 from core_agent import RecurrentSAC, preset  # isort: skip
 
 from pathlib import Path
@@ -25,7 +24,7 @@ from core_agent.runs.callbacks import ExactCheckpointCallback
 
 
 class SavablePendulum(PendulumEnv):
-    """Two methods are all that an exact resume asks for: from this state, everything follows."""
+    """A pendulum with the two methods that an exact resume needs."""
 
     def get_state(self) -> dict[str, Any]:
         return {"state": self.state.copy(), "last_u": self.last_u}
@@ -39,7 +38,7 @@ def make_env() -> gym.Env:
 
 
 class Stop(BaseCallback):
-    """Ends training at a step, as Ctrl-C, SIGTERM or a time limit would."""
+    """Ends training at a step, as Ctrl-C, SIGTERM or a time limit do."""
 
     def __init__(self, step: int) -> None:
         super().__init__()
@@ -55,7 +54,7 @@ def make_model(**changes: Any) -> RecurrentSAC:
 
 
 def main(folder: Path, total: int = 1_600, stop_at: int = 1_310, **changes: Any) -> bool:
-    """Whether both runs end alike.
+    """Whether both runs end with equal parameters.
 
     :param folder: for the checkpoints
     :param total: agent steps
@@ -63,7 +62,7 @@ def main(folder: Path, total: int = 1_600, stop_at: int = 1_310, **changes: Any)
     :param changes: of the preset's arguments
     """
     model = make_model(**changes).learn(total)
-    print(f"{model.num_timesteps} steps and {model._n_updates} updates without a break")
+    print(f"{model.num_timesteps} steps and {model._n_updates} updates without an interruption")
 
     stopped = make_model(**changes)
     stopped.learn(total, callback=[ExactCheckpointCallback(folder), Stop(stop_at)])
@@ -71,12 +70,12 @@ def main(folder: Path, total: int = 1_600, stop_at: int = 1_310, **changes: Any)
 
     resumed = RecurrentSAC.resume(folder, make_env())
     resumed.learn(total - resumed.num_timesteps, reset_num_timesteps=False)
-    print(f"went on to step {resumed.num_timesteps}, after {resumed._n_updates} updates")
+    print(f"resumed to step {resumed.num_timesteps}, after {resumed._n_updates} updates")
 
     first, second = model.policy.state_dict(), resumed.policy.state_dict()
-    alike = all(torch.equal(first[name], second[name]) for name in first)
-    print("the parameters are equal" if alike else "the parameters differ")
-    return alike
+    equal = all(torch.equal(first[name], second[name]) for name in first)
+    print("the parameters are equal" if equal else "the parameters differ")
+    return equal
 
 
 if __name__ == "__main__":

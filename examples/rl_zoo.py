@@ -1,4 +1,4 @@
-"""CoRe in rl-zoo: train, then play what was trained, with rl-zoo's own commands.
+"""CoRe in rl-zoo: train and play with rl-zoo's commands.
 
     pip install "core-agent[zoo]"
     python examples/rl_zoo.py
@@ -8,8 +8,8 @@ The same from the shell:
     python -m core_agent.zoo train --algo core --env Pendulum-v1
     python -m core_agent.zoo enjoy --algo core --env Pendulum-v1 -f logs --no-render -n 200
 
-`Pendulum-v1` stands for a quick check in `core_agent/configs/core.yml`, which holds the paper's
-values for all Distracting Control environments too.
+`Pendulum-v1` is a quick check in `core_agent/configs/core.yml`, which also has the paper's values
+for all Distracting Control environments.
 """
 
 from __future__ import annotations

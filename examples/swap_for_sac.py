@@ -1,13 +1,13 @@
-"""CoRe in place of SAC: the same calls, one name changed.
+"""CoRe instead of SAC: the same calls, one name changed.
 
     python examples/swap_for_sac.py
 
-Trains for two minutes or so on Distracting Control with the small preset.
+Trains for about two minutes on Distracting Control with the small preset.
 """
 
 from __future__ import annotations
 
-# Ahead of Stable-Baselines3, whose import of the old gym would print a notice.
+# Before Stable-Baselines3, whose import of the old gym would print a notice.
 from core_agent import CoRe, preset  # isort: skip
 
 import gymnasium as gym

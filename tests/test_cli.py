@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from core_agent import CoRe, QTOptDrQ, cli, doctor, load_agent
 from core_agent.demo import run_demo
+from core_agent.runs.settings import parse_settings, read_config
 from core_agent.runs.training import Outcome
 from core_agent.zoo import CONFIGS
 
@@ -48,17 +49,39 @@ def test_the_demo_leaves_all_that_it_promises(demo):
 
 def test_evaluate_plays_a_saved_model(demo):
     folder, summary = demo
-    arguments = ["evaluate", str(folder / "model"), summary.env_id, "--episodes", "1"]
-    result = runner.invoke(cli.app, [*arguments, "--preset", "debug"])
-    assert result.exit_code == 0, result.output
-    assert "mean return" in result.output
+    for path in (folder, folder / "model", folder / "model.zip"):
+        result = runner.invoke(cli.app, ["evaluate", str(path), "--episodes", "1"])
+        assert result.exit_code == 0, result.output
+        assert "mean return" in result.output and summary.env_id in result.output
+
+
+def test_the_environment_of_a_model_is_overridden(demo):
+    folder, _ = demo
+    other, changed = "DCS-cartpole-swingup-clean", ["--env-set", "image_size=64"]
+    for more in ([], ["--preset", "debug"], changed):
+        result = runner.invoke(cli.app, ["evaluate", str(folder), other, "--episodes", "1", *more])
+        assert result.exit_code == 0, result.output
+        assert other in result.output
+
+
+def test_a_model_is_loaded_with_the_environment_that_it_learned_in(demo, tmp_path):
+    folder, summary = demo
+    model = load_agent(folder, env="auto")
+    assert model.get_env().get_attr("spec")[0].id == summary.env_id
+    assert model.origin["preset"] == "debug" and model.origin["env_arguments"]["image_size"] == 64
+    model.origin["env_id"] = "os:system"
+    model.env = None
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="env must be given for a model that does not say which"):
+        load_agent(tmp_path, env="auto")
+    with pytest.raises(ValueError, match=r"env must be an environment.* or 'auto', got 'x'"):
+        load_agent(tmp_path, env="x")
 
 
 def test_record_writes_a_video(demo, tmp_path):
-    folder, summary = demo
+    folder, _ = demo
     video = tmp_path / "new" / "agent.mp4"
-    arguments = ["record", str(folder / "model.zip"), summary.env_id, "--output", str(video)]
-    result = runner.invoke(cli.app, [*arguments, "--preset", "debug"])
+    result = runner.invoke(cli.app, ["record", str(folder), "--output", str(video)])
     assert result.exit_code == 0, result.output
     assert video.stat().st_size > 10_000
 
@@ -85,8 +108,7 @@ def test_any_agent_is_trained_evaluated_and_recorded(tmp_path):
         ["record", "--output", str(tmp_path / "v.mp4")],
     ):
         name, *options = command
-        path = str(tmp_path / "model")
-        result = runner.invoke(cli.app, [name, path, env_id, *size, *options])
+        result = runner.invoke(cli.app, [name, str(tmp_path), *options])
         assert result.exit_code == 0, result.output
 
 
@@ -116,13 +138,13 @@ def test_train_takes_a_configuration_and_settings_on_top(tmp_path):
 
 @pytest.mark.parametrize("env_id", ["DCS-cheetah-run-easy-static", "DCS-walker-walk-clean"])
 def test_the_packaged_configurations_can_be_read(env_id):
-    arguments = cli.read_config(CONFIGS / "core.yml", env_id)
+    arguments = read_config(CONFIGS / "core.yml", env_id)
     assert arguments["n_timesteps"] in (125_000, 250_000)
     assert arguments["train_freq"] == (1, "episode")
 
 
 def test_settings_are_read_as_yaml_and_nest():
-    settings = cli.parse_settings(["a=1", "b.c=[1, 2]", "b.d=x", "e=null"])
+    settings = parse_settings(["a=1", "b.c=[1, 2]", "b.d=x", "e=null"])
     assert settings == {"a": 1, "b": {"c": [1, 2], "d": "x"}, "e": None}
 
 
@@ -144,7 +166,10 @@ def test_settings_are_read_as_yaml_and_nest():
         (["train", "Pendulum-v1", "--set", "gama=0.9"], "gama"),
         (["train", "Pendulum-v1", "--config", "missing.yml"], "--config must be a YAML file"),
         (["train", "No-v1", "--config", str(CONFIGS / "core.yml")], "must have an entry for No-v1"),
-        (["evaluate", "missing.zip", "Pendulum-v1"], "model_path must be a saved model"),
+        (
+            ["evaluate", "missing.zip", "Pendulum-v1"],
+            "path must be a saved model or the folder of a run",
+        ),
     ],
 )
 def test_a_mistake_of_the_users_is_one_line(arguments, message, monkeypatch, capsys):
@@ -195,8 +220,10 @@ def test_a_training_that_a_signal_stopped_says_how_to_go_on(tmp_path, monkeypatc
     monkeypatch.setattr(
         "core_agent.runs.training.train_run", lambda *_, **__: Outcome(70, None, signal.SIGTERM)
     )
+    monkeypatch.setattr("core_agent.table5.estimate.announce", lambda *_: "It takes long.")
     result = runner.invoke(cli.app, ["train", "DCS-reacher-easy-clean", "--folder", str(tmp_path)])
     assert result.exit_code == 128 + 15
+    assert "It takes long." in result.output
     assert "Stopped by SIGTERM at step 70; the same command with --resume auto" in result.output
 
 

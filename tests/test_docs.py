@@ -1,13 +1,14 @@
 """Every block of code in the documentation is run or checked, page by page.
 
-The Python blocks of a page are executed one after the other, as a reader would, in an empty folder.
-Blocks for the shell go through bash, where every program is written down instead of run; then the
-program must exist and take the options. A comment ahead of a block says what its test does more::
+The Python blocks of a page are executed one after the other in an empty folder. Blocks for the
+shell go through bash, which lists the commands instead of running them; then each program must
+exist and accept the options. A comment before a block gives instructions::
 
-    <!-- test: run; 2_000 => 60; "small" => "debug" -->
+    <!-- test: run; needs wandb; 2_000 => 60; "small" => "debug" -->
 
-``a => b`` puts one text in the place of another, which must be there, to make the block tiny.
-``run`` runs the commands of a block for the shell after all, in their turn among the others.
+``a => b`` replaces one text with another, to make the block small; the text must be there. ``run``
+also runs the commands of a block for the shell. ``needs`` skips the block if that package is not
+installed.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ import yaml
 from typer.testing import CliRunner
 
 from core_agent import CoRe, cli
+from core_agent.runs.settings import read_config
 from core_agent.table5.paper import (
     DIFFICULTIES,
     DISTRACTIONS,
@@ -55,9 +57,9 @@ BLOCK = re.compile(
     re.M | re.S,
 )
 LANGUAGES = {"bash", "math", "python", "yaml"}
-ELSEWHERE = {"mkdir", "sbatch", "squeue", "srun", "sudo", "tar", "tensorboard"}
-"""Programs that are not of this project and are not looked at."""
-WRITE_DOWN = """
+ELSEWHERE = {"mkdir", "rm", "sbatch", "squeue", "srun", "sudo", "tar", "tensorboard"}
+"""Programs of others, which are not checked."""
+LIST_COMMANDS = """
 command_not_found_handle() { printf '%s\\037' "$@" >> "$COMMANDS"; printf '\\036' >> "$COMMANDS"; }
 """
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -74,7 +76,7 @@ EXTRAS = re.findall(
 
 
 class Block(NamedTuple):
-    """A fenced block and what the comment ahead of it says."""
+    """A fenced block and the instructions of the comment before it."""
 
     page: Path
     line: int
@@ -82,6 +84,7 @@ class Block(NamedTuple):
     text: str
     replacements: tuple[tuple[str, str], ...] = ()
     runs: bool = False
+    needs: str = ""
 
     def made_tiny(self) -> str:
         """The text with its replacements."""
@@ -97,18 +100,24 @@ def read_blocks(page: Path) -> list[Block]:
     markdown = page.read_text()
     blocks = []
     for match in BLOCK.finditer(markdown):
-        remarks = [remark.strip() for remark in (match["remark"] or "").split(";")]
-        pairs = [tuple(remark.split(" => ")) for remark in remarks if " => " in remark]
-        unknown = [remark for remark in remarks if remark not in ("", "run") and "=>" not in remark]
-        assert not unknown, f"{page}: {unknown}"
         line = markdown[: match.start("text")].count("\n")
-        language, text = match["language"], match["text"]
-        blocks.append(Block(page, line, language, text, tuple(pairs), "run" in remarks))  # type: ignore[arg-type]
+        pairs, runs, needs = [], False, ""
+        for remark in filter(None, (match["remark"] or "").split("; ")):
+            if " => " in remark:
+                pairs.append(tuple(remark.split(" => ")))
+            elif remark.startswith("needs "):
+                needs = remark.removeprefix("needs ")
+            else:
+                assert remark == "run", f"{page}:{line}: {remark}"
+                runs = True
+        blocks.append(
+            Block(page, line, match["language"], match["text"], tuple(pairs), runs, needs)  # type: ignore[arg-type]
+        )
     return blocks
 
 
 def listed(text: str, folder: Path) -> list[list[str]]:
-    """The commands of a block for the shell, as bash gives them to programs, with none run."""
+    """The commands of a block for the shell, split by bash into arguments and not run."""
     home = folder / "home"
     activate = home / "core-agent" / ".venv" / "bin" / "activate"
     activate.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +126,7 @@ def listed(text: str, folder: Path) -> list[list[str]]:
     commands.write_text("")
     slurm = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_JOB_ID": "70", "SLURM_CPUS_PER_TASK": "4"}
     result = subprocess.run(
-        [shutil.which("bash") or "bash", "-c", WRITE_DOWN + text],
+        [shutil.which("bash") or "bash", "-c", LIST_COMMANDS + text],
         env={"PATH": str(folder / "empty"), "HOME": str(home), "COMMANDS": str(commands), **slurm},
         cwd=folder,
         capture_output=True,
@@ -134,7 +143,7 @@ def without_launcher(command: list[str]) -> list[str]:
 
 
 def all_commands(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Where each command of the documentation stands, and the command."""
+    """The place of each command of the documentation, and the command."""
     for page in PAGES:
         for block in read_blocks(page):
             if block.language == "bash":
@@ -146,7 +155,7 @@ def all_commands(folder: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have every ``argparse`` program end as soon as it knows its options, with exit code 0."""
+    """Let every ``argparse`` program exit with code 0 after it has parsed its options."""
     parse = argparse.ArgumentParser.parse_args
 
     def parse_and_leave(self, args=None, namespace=None):
@@ -175,7 +184,7 @@ def start_script(arguments: list[str]) -> None:
 
 
 def check_python(arguments: list[str]) -> None:
-    """``python -m module …`` and ``python script.py …``; rl-zoo has a test of its own."""
+    """``python -m module …`` and ``python script.py …``; rl-zoo has a separate test."""
     if arguments[:2] == ["-m", "core_agent.zoo"]:
         return
     start = start_module if arguments[0] == "-m" else start_script
@@ -220,11 +229,11 @@ def test_commands_exist_and_take_their_options(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     for place, (program, *arguments) in all_commands(tmp_path):
         if program not in ELSEWHERE:
-            assert program in CHECKS, f"{place}: {program} is a program that no test knows"
+            assert program in CHECKS, f"{place}: {program} has no check"
             try:
                 CHECKS[program](arguments)
             except BaseException as error:
-                pytest.fail(f"{place}: {program} {arguments} is refused: {error!r}")
+                pytest.fail(f"{place}: {program} {arguments} fails: {error!r}")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("rl_zoo3") is None, reason="needs rl_zoo3")
@@ -232,8 +241,8 @@ def test_commands_of_rl_zoo_take_their_options(tmp_path):
     prefix = ["python", "-m", "core_agent.zoo"]
     commands = [rest for _, [*rest] in all_commands(tmp_path) if rest[:3] == prefix]
     assert commands
-    # rl-zoo patches Gymnasium when it is imported: it is kept out of this process.
-    programme = (
+    # rl-zoo patches Gymnasium when it is imported, so it gets its own process.
+    program = (
         "import json, sys, pytest; from tests.test_docs import parse_only; "
         "from core_agent.zoo import main; parse_only(pytest.MonkeyPatch())\n"
         "for arguments in json.loads(sys.argv[1]):\n"
@@ -241,7 +250,7 @@ def test_commands_of_rl_zoo_take_their_options(tmp_path):
         "    except SystemExit as ending: assert ending.code == 0, arguments"
     )
     result = subprocess.run(
-        [sys.executable, "-c", programme, json.dumps([command[3:] for command in commands])],
+        [sys.executable, "-c", program, json.dumps([command[3:] for command in commands])],
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'envs'}"},
         cwd=tmp_path,
         capture_output=True,
@@ -261,7 +270,7 @@ RUNNABLE = [
 
 @pytest.fixture
 def _environments_closed():
-    """Free OpenGL contexts in this thread: the garbage collector might run in another."""
+    """Free OpenGL contexts in this thread; the garbage collector may run in another."""
     yield
     for thing in gc.get_objects():
         if issubclass(type(thing), DistractingControlEnv):
@@ -276,6 +285,8 @@ def test_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
     monkeypatch.chdir(work)
     variables = {"__name__": "__main__"}
     for block in read_blocks(page):
+        if block.needs and importlib.util.find_spec(block.needs) is None:
+            continue
         if block.language == "python":
             place = "\n" * block.line + block.made_tiny()
             exec(compile(place, str(page), "exec"), variables)
@@ -293,7 +304,7 @@ def test_configurations_name_arguments_of_the_agent(tmp_path):
         path = tmp_path / "my.yml"
         path.write_text(block.text)
         for env_id in yaml.safe_load(block.text):
-            arguments = cli.read_config(path, env_id)
+            arguments = read_config(path, env_id)
             del arguments["n_timesteps"]
             inspect.signature(CoRe).bind_partial(**arguments)
 
@@ -340,7 +351,7 @@ def test_a_replacement_that_is_not_there_is_noticed(tmp_path):
         read_blocks(page)[0].made_tiny()
 
 
-def test_commands_are_written_down_as_bash_splits_them(tmp_path):
+def test_commands_are_listed_as_bash_splits_them(tmp_path):
     text = "source home/core-agent/.venv/bin/activate\nX=1 a 'b c' \\\n  $SLURM_ARRAY_TASK_ID\nd\n"
     assert listed(text, tmp_path) == [["a", "b c", "3"], ["d"]]
 
@@ -349,7 +360,7 @@ def test_commands_are_written_down_as_bash_splits_them(tmp_path):
 
 
 class Loaded(HTMLParser):
-    """The addresses that a browser loads by itself, in ``urls``."""
+    """The addresses that a browser loads with a page, in ``urls``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -367,7 +378,7 @@ class Loaded(HTMLParser):
 def site(tmp_path_factory) -> Path:
     pytest.importorskip("mkdocs")
     folder = tmp_path_factory.mktemp("site")
-    # In a process of its own: MkDocs' libraries warn of their own parts.
+    # In its own process: MkDocs' libraries emit warnings.
     result = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(folder)],
         cwd=ROOT,
@@ -390,15 +401,6 @@ def test_the_website_loads_nothing_from_elsewhere(site):
         assert not re.search(r"(?:@import|url\()\s*['\"]?(?:https?:)?//", sheet.read_text()), sheet
 
 
-def test_a_section_ends_at_the_next_heading_of_its_level():
-    section = runpy.run_path(str(ROOT / "docs" / "hooks.py"))["section"]
-    text = "# a\n## b\nx\n### c\n```bash\n# y\n```\n## d\nz\n"
-    assert section(text, "b") == "x\n### c\n```bash\n# y\n```"
-    assert section(text, "d") == "z"
-    with pytest.raises(ValueError, match="must name a heading of the file, got 'e'"):
-        section(text, "e")
-
-
 def test_every_picture_of_the_website_is_there(site):
     shown = 0
     for page in site.rglob("*.html"):
@@ -406,10 +408,6 @@ def test_every_picture_of_the_website_is_there(site):
             assert picture.startswith("data:") or (page.parent / picture).is_file(), (page, picture)
             shown += 1
     assert shown > 3
-
-
-def test_the_website_takes_the_environments_options_from_their_readme(site):
-    assert "memory_cache_gb" in (site / "environments.html").read_text()
 
 
 def test_references_in_docstrings_become_links(site):

@@ -47,7 +47,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from core_agent.agents.cuda_graphs import CapturedUpdate
 from core_agent.agents.policies import StatefulPolicy
-from core_agent.environments.workers import environment_for
+from core_agent.environments.make import describe, environment_for, seed_environments
 from core_agent.networks.encoders import as_dict_space, is_image
 from core_agent.networks.hardware import (
     PRECISIONS,
@@ -60,13 +60,13 @@ from core_agent.networks.hardware import (
 from core_agent.networks.layers import set_compute_dtype
 from core_agent.networks.optimization import FiniteGuard, descend
 from core_agent.replay.buffer import BUFFER_CHECKS, SequenceReplayBuffer
-from core_agent.saving.checkpoint import MODEL, CheckpointFolder, NoCheckpointError
+from core_agent.saving.checkpoint import CheckpointFolder, NoCheckpointError
 from core_agent.saving.integrity import (
     check_attributes,
     check_optimizer_state,
-    check_replay,
     check_state_dict,
 )
+from core_agent.saving.replay import load_replay, save_replay
 from core_agent.saving.resumable import make_resumable
 from core_agent.saving.safe_loading import (
     SavedModel,
@@ -75,7 +75,6 @@ from core_agent.saving.safe_loading import (
     read_model,
     read_parameters,
     reading,
-    restricted_load,
 )
 from core_agent.validation import (
     NonFiniteError,
@@ -412,8 +411,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._checkpoints: CheckpointFolder | None = None
         self._guard = FiniteGuard()
         self._captured_update = CapturedUpdate()
-        # Saved, so that a file tells which agent it holds.
+        # Saved, so that a file tells which agent it holds, and what it learned in.
         self.agent_class = type(self).__name__
+        self.origin: dict[str, Any] = {}
         self._refuse_environments_in_process()
         if _init_setup_model:
             self._setup_model()
@@ -473,6 +473,13 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                     group["lr"] = torch.tensor(group["lr"], device=self.device)
         self.train_freq = as_train_freq(self.train_freq)  # type: ignore[assignment]
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """As SB3's, with seeds of the environments that validation and other runs never use."""
+        seed = as_seed("seed", seed)
+        super().set_random_seed(seed)
+        if seed is not None and self.env is not None:
+            seed_environments(self.env, seed)
+
     def _refuse_environments_in_process(self) -> None:
         """Make sure that there is something to wait for, where updates are made meanwhile.
 
@@ -486,7 +493,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             "run in processes of its own with collect='async'",
             "environments in this process",
             "pass the id of an environment, the result of make_vec_env(id, n_envs=4) of "
-            "core_agent.environments.workers, or SB3's SubprocVecEnv",
+            "core_agent.environments.make, or SB3's SubprocVecEnv",
         )
 
     @property
@@ -582,6 +589,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 "Stable-Baselines3's LinearSchedule loads as it is.",
                 stacklevel=2,
             )
+        self.origin = {**self.origin, **describe(self.env)}
         super().save(path, exclude, include)
 
     @classmethod
@@ -685,41 +693,38 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         refuse_normalized_images(wrapped.observation_space, unwrap_vec_normalize(wrapped))
         return wrapped
 
-    def load_replay_buffer(
-        self,
-        path: str | pathlib.Path | io.BufferedIOBase,
-        truncate_last_traj: bool = True,
-        trusted: bool = False,
-    ) -> None:
-        """Load a replay buffer, without running anything that the file brings along.
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """Save all that the replay buffer holds, as arrays and JSON: nothing is pickled.
 
-        :param path: what ``save_replay_buffer`` wrote
+        :param path: file to write, by name (without a suffix ``.npz`` is added) or open
+        """
+        check_file("path", path)
+        save_replay(path, self.replay_buffer)
+
+    def load_replay_buffer(
+        self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True
+    ) -> None:
+        """Fill the replay buffer with what :meth:`save_replay_buffer` wrote.
+
+        :param path: file, by name or open
         :param truncate_last_traj: for SB3's interface
-        :param trusted: unpickle whatever the file holds, as SB3 does
-        :raises UnsafeFileError: if the file asks for names that loading does not allow
+        :raises UnsafeFileError: if the file is no replay buffer of the model's spaces; what the
+            buffer holds is left as it is
         """
         check_file("path", path)
         check_boolean("truncate_last_traj", truncate_last_traj)
-        check_boolean("trusted", trusted)
-        if trusted:
-            super().load_replay_buffer(path, truncate_last_traj)
-            return
-        with opened(path, "pkl") as file, reading(path, "a saved replay buffer"):
-            buffer = restricted_load(file, "the replay buffer")
-            check_replay(buffer, self.observation_space, self.action_space)
-        self.replay_buffer = buffer
-        self.replay_buffer.device = self.device
+        load_replay(path, self.replay_buffer)
 
     def checkpoint(self, folder: str | pathlib.Path) -> pathlib.Path:
         """Write everything from which the run follows; :meth:`resume` goes on from it.
 
-        In ``folder`` are the model as :meth:`save` writes it, random states, the state of the
-        environments and the replay buffer, of which only what is new since the last checkpoint is
-        written. The last two checkpoints are kept. While :meth:`learn` runs, let
+        A checkpoint holds the model as :meth:`save` writes it, random states, the state of the
+        environments and the replay buffer, of which only episodes that are new or still running
+        are written. The last two checkpoints are kept. While :meth:`learn` runs, let
         :class:`~core_agent.runs.callbacks.ExactCheckpointCallback` call this at the right moments.
 
         :param folder: made if missing; one for each run
-        :return: the checkpoint's own folder in it
+        :return: the checkpoint's own file in it
         :raises OSError: if it cannot be written; the checkpoints there are left as they are
         :raises ValueError: if a parameter is not finite
         :raises NonFiniteError: if an update has failed that was not told of yet
@@ -774,7 +779,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         if isinstance(env, str):
             env = environment_for(env, checkpoint.manifest["collect"])
         model = cls.load(
-            checkpoint.path / MODEL,
+            checkpoint.model,
             env=env,
             device=device,
             custom_objects=custom_objects,

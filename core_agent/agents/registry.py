@@ -6,11 +6,16 @@ import io
 import pathlib
 from typing import Any
 
+import gymnasium as gym
+from stable_baselines3.common.vec_env import VecEnv
+
 from core_agent.agents.base import SequenceOffPolicyAlgorithm
 from core_agent.agents.core import CoRe, RecurrentSAC
 from core_agent.agents.curl import CURL
 from core_agent.agents.qt_opt import QTOptDrQ, QTOptRAD
 from core_agent.agents.sac_rad import SACRAD
+from core_agent.environments.make import make_described
+from core_agent.saving.checkpoint import CheckpointFolder
 from core_agent.saving.safe_loading import read_data
 from core_agent.validation import check, check_file
 
@@ -33,20 +38,48 @@ def get_agent(name: str) -> type[SequenceOffPolicyAlgorithm]:
     return AGENTS[name]
 
 
+def find_model(path: str | pathlib.Path) -> pathlib.Path | io.BytesIO:
+    """The saved model that a path means, to be passed to ``load``.
+
+    :param path: a model file or a run's folder: its ``model.zip`` or, where the run was killed, the
+        model in its newest checkpoint
+
+    :raises ValueError: if there is none
+    """
+    path = pathlib.Path(path)
+    if path.is_dir() and not (path / "model.zip").is_file():
+        checkpoint = CheckpointFolder(path / "checkpoints").newest()
+        if checkpoint is not None:
+            return checkpoint.model
+    for candidate in (path / "model.zip", path, path.with_name(f"{path.name}.zip")):
+        if candidate.is_file():
+            return candidate
+    rule = "be a saved model or the folder of a run"
+    check(False, "path", rule, str(path), "there is no such file")
+    raise AssertionError
+
+
 def load_agent(
-    path: str | pathlib.Path | io.BufferedIOBase, **arguments: Any
+    path: str | pathlib.Path | io.BufferedIOBase, env: Any = None, **arguments: Any
 ) -> SequenceOffPolicyAlgorithm:
     """A saved model of any agent of this package, as its class's own ``load`` gives it.
 
-    :param path: file
+    :param path: file, or a run's folder, see :func:`find_model`
+    :param env: as in ``load``; ``"auto"`` makes the one that the model learned in, if its id is
+        registered
     :param arguments: of :meth:`~core_agent.agents.base.SequenceOffPolicyAlgorithm.load`
     :raises ValueError: for a file that is no saved model, or one of another class
     """
     check_file("path", path)
+    auto = isinstance(env, str) and env == "auto"
+    fits = auto or env is None or isinstance(env, (gym.Env, VecEnv))
+    check(fits, "env", "be an environment, vectorised environments, None or 'auto'", env)
+    if not isinstance(path, io.BufferedIOBase):
+        path = find_model(path)
     data = read_data(path)
-    # Models saved before there were more than two agents do not say which they are.
-    unnamed = "CoRe" if "kl_coef" in data else "RecurrentSAC"
-    name = data.get("agent_class", unnamed)
+    if auto:
+        env = make_described(data.get("origin"))
+    name: Any = data.get("agent_class")
     classes = {agent.__name__: agent for agent in AGENTS.values()}
     check(
         name in classes,
@@ -55,4 +88,4 @@ def load_agent(
         name,
         "load it with its own class",
     )
-    return classes[name].load(path, **arguments)
+    return classes[name].load(path, env=env, **arguments)

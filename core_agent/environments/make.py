@@ -1,39 +1,171 @@
-"""Environments from their ids."""
+"""Environments from their ids, in this process or in processes of their own.
+
+env = make_vec_env("DCS-cheetah-run-easy-dynamic", n_envs=4, seed=0)
+model = CoRe("CnnPolicy", env)
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from core_agent.environments.suite import first_seed
+from core_agent.environments.workers import SupervisedSubprocVecEnv
+from core_agent.saving.resumable import Resumable
+from core_agent.validation import (
+    OPTIONS,
+    SIZE,
+    TEXT,
+    argument_names,
+    as_seed,
+    check,
+    check_arguments,
+)
+
+RULES = {"env_id": TEXT, "n_envs": SIZE, "env_kwargs": OPTIONS, "vec_env_kwargs": OPTIONS}
 
 
-def unknown_id(env_id: str, error: Exception) -> ValueError:
-    """The error to raise for an id that Gymnasium does not know."""
-    return ValueError(
-        f"env must be the id of a registered environment, got {env_id!r}; import the package "
-        f"that registers it first, or give 'package:id' ({error})"
-    )
+def seed_environments(env: VecEnv, seed: int, split: str = "train") -> None:
+    """Let the next episode of each environment start with a seed that nothing else starts with.
+
+    SB3's ``seed`` gives ``seed + worker``, which is what the next run's first worker gets.
+
+    :param env: vectorised environments
+    :param seed: of the run
+    :param split: "train" or "val"; the two share no seed
+    """
+    env.seed(seed)
+    env.unwrapped._seeds = [first_seed(seed, worker, split) for worker in range(env.num_envs)]
 
 
-def register_suite(env_id: str) -> None:
-    """Register the ids of the Distracting Control Suite if ``env_id`` is one of them."""
-    if env_id.startswith("DCS-"):
-        import distracting_envs  # noqa: F401
+def find_spec(env_id: str) -> EnvSpec:
+    """The specification of an environment in Gymnasium's registry.
+
+    :param env_id: id of a registered environment, or ``package:id``
+    :raises ValueError: for an unknown id
+    """
+    check_arguments(RULES, locals())
+    try:
+        return gym.spec(env_id)
+    except (gym.error.Error, ImportError) as error:
+        raise ValueError(
+            f"env must be the id of a registered environment, got {env_id!r}; import the package "
+            f"that registers it first, or give 'package:id' ({error})"
+        ) from error
 
 
 def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     """A rendering environment from its id.
 
-    The ids of the Distracting Control Suite, ``DCS-…``, are known without an import.
-
     :param env_id: id of a registered environment, or ``package:id``
     :param kwargs: passed to the environment
     :raises ValueError: for an unknown id
     """
-    register_suite(env_id)
-    try:
-        return gym.make(env_id, **{"render_mode": "rgb_array", **kwargs})
-    except gym.error.DependencyNotInstalled:
-        raise
-    except (gym.error.Error, ModuleNotFoundError) as error:
-        raise unknown_id(env_id, error) from error
+    return gym.make(find_spec(env_id), **{"render_mode": "rgb_array", **kwargs})
+
+
+def describe(env: VecEnv | None) -> dict[str, Any]:
+    """``env_id`` and ``env_arguments`` of environments as plain data; nothing where unknown."""
+    inner: Any = None if env is None else env.unwrapped
+    if hasattr(inner, "origin"):  # set by make_vec_env
+        return inner.origin
+    spec = inner.envs[0].spec if isinstance(inner, DummyVecEnv) else None
+    if spec is None:
+        return {}
+    registered = gym.registry[spec.id].kwargs if spec.id in gym.registry else {}
+    given = {key: value for key, value in spec.kwargs.items() if registered.get(key) != value}
+    given.pop("render_mode", None)
+    return {"env_id": spec.id, "env_arguments": as_plain(given)}
+
+
+def as_plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those arguments that JSON can hold, paths as strings."""
+    plain = {}
+    for name, value in arguments.items():
+        with contextlib.suppress(TypeError, ValueError):
+            text = json.dumps(str(value) if isinstance(value, os.PathLike) else value)
+            plain[name] = json.loads(text)
+    return plain
+
+
+def make_described(origin: Any, **changes: Any) -> gym.Env:
+    """An environment as :func:`describe` described it.
+
+    :param origin: what a saved model says of it; nothing in it is imported
+    :param changes: arguments that differ
+    :raises ValueError: if no registered environment is described
+    """
+    found = origin if isinstance(origin, dict) else {}
+    env_id: Any = found.get("env_id")
+    arguments = found.get("env_arguments", {})
+    check(
+        isinstance(env_id, str) and ":" not in env_id and isinstance(arguments, dict),
+        "env",
+        "be given for a model that does not say which environment it learned in",
+        env_id,
+        "pass the id of an environment",
+    )
+    return make_env(env_id, **{**arguments, **changes})
+
+
+def _make_monitored(spec: EnvSpec, kwargs: Mapping[str, Any]) -> gym.Env:
+    return Resumable(Monitor(gym.make(spec, **{"render_mode": "rgb_array", **kwargs})))
+
+
+def environment_for(env_id: str, collect: str) -> gym.Env | VecEnv:
+    """An environment for an agent: in a process of its own if it collects during updates.
+
+    :param env_id: id of a registered environment, or ``package:id``
+    :param collect: of the agent
+    :raises ValueError: for an unknown id
+    """
+    return make_vec_env(env_id, vec_env_kwargs={}) if collect == "async" else make_env(env_id)
+
+
+def make_vec_env(
+    env_id: str,
+    n_envs: int = 1,
+    seed: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    vec_env_kwargs: Mapping[str, Any] | None = None,
+) -> VecEnv:
+    """Rendering, monitored environments, each in a process that is restarted if it fails.
+
+    One alone runs in this process, where it costs no transfer, unless ``vec_env_kwargs`` is given.
+
+    :param env_id: id of a registered environment, or ``package:id``; the processes need not
+        register it
+    :param n_envs: number of environments
+    :param seed: see :func:`seed_environments`; an algorithm with a seed replaces it
+    :param env_kwargs: passed to each environment
+    :param vec_env_kwargs: passed to :class:`SupervisedSubprocVecEnv
+        <core_agent.environments.workers.SupervisedSubprocVecEnv>`
+    :raises ValueError: for an unknown id or a bad argument
+    """
+    check_arguments(RULES, locals())
+    seed = as_seed("seed", seed)
+    known = argument_names(SupervisedSubprocVecEnv) - {"env_fns"}
+    unknown = sorted(set(vec_env_kwargs or {}) - known)
+    rule = "hold arguments of SupervisedSubprocVecEnv"
+    check(not unknown, "vec_env_kwargs", rule, unknown, f"they are {sorted(known)}")
+    spec = find_spec(env_id)
+    make = partial(_make_monitored, spec, dict(env_kwargs or {}))
+    env: Any
+    if n_envs == 1 and vec_env_kwargs is None:
+        env = DummyVecEnv([make])
+    else:
+        env = SupervisedSubprocVecEnv([make] * n_envs, **(vec_env_kwargs or {}))
+    env.origin = {"env_id": spec.id, "env_arguments": as_plain(env_kwargs or {})}
+    if seed is not None:
+        split = (env_kwargs or {}).get("split")
+        seed_environments(env, seed, "val" if split == "val" else "train")
+    return env

@@ -1,4 +1,4 @@
-"""Callbacks: progress on the terminal, validation with a video, a limit of time."""
+"""Callbacks: progress on the terminal, validation with a video, checkpoints, a limit of time."""
 
 from __future__ import annotations
 
@@ -7,141 +7,186 @@ import signal
 import threading
 import time
 import warnings
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 
 import gymnasium as gym
 import numpy as np
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from stable_baselines3.common.callbacks import BaseCallback
 
-from core_agent.runs.evaluation import EpisodeResult, check_env, play, summarize
+from core_agent.agents.base import SequenceOffPolicyAlgorithm
+from core_agent.environments.suite import first_seed
+from core_agent.runs.evaluation import ENV, EpisodeResult, play, summarize
 from core_agent.runs.video import log_video
 from core_agent.saving.resumable import get_env_state
 from core_agent.validation import (
+    BOOLEAN,
+    PATH,
+    POSITIVE,
+    SEED,
+    SIZE,
+    TEXT,
+    VERBOSE,
+    Check,
     NonFiniteError,
-    check,
-    check_boolean,
-    check_integer,
-    check_path,
-    check_positive,
-    check_seed,
-    check_size,
-    check_text,
-    check_verbose,
+    Rule,
+    check_arguments,
+    instance,
+    optional,
+    whole,
 )
 
-if TYPE_CHECKING:
-    from core_agent.agents.base import SequenceOffPolicyAlgorithm
+SECONDS_BETWEEN_LINES = 30.0
+"""Without a terminal; on one the bar moves several times a second."""
+SECONDS_BETWEEN_FRAMES = 0.2
 
 
 class RichProgressCallback(BaseCallback):
-    """A progress bar with the mean return of the last episodes, the loss and the time left.
+    """Progress with the mean return of the last episodes, the loss and the time left.
+
+    On a terminal it is a bar; elsewhere, as in a log file, a line every 30 seconds. Both also move
+    during updates, which take minutes at the paper's sizes.
 
     :param console: where to draw; by default standard error
-    :param loss_key: logged value to show beside the return
+    :param loss_key: logged value to show next to the return
+    :param clock: seconds, as ``time.perf_counter`` gives them
     """
 
-    def __init__(self, console: Console | None = None, loss_key: str = "train/model_loss") -> None:
-        fits = console is None or isinstance(console, Console)
-        check(fits, "console", "be a Console of Rich or None", console)
-        check_text("loss_key", loss_key)
+    rules: ClassVar[dict[str, Check]] = {
+        "console": optional(instance("be a Console of Rich or None", Console)),
+        "loss_key": TEXT,
+        "clock": Rule("be a function", callable),
+    }
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        loss_key: str = "train/model_loss",
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        check_arguments(self.rules, locals())
         super().__init__()
-        self.console = console or Console(stderr=True)
-        self.loss_key = loss_key
-        self._loss: float | None = None
+        self.console, self.loss_key, self.clock = console or Console(stderr=True), loss_key, clock
+        self._bar: Progress | None = None
 
     def _on_training_start(self) -> None:
-        self._progress = Progress(
-            TextColumn("[bold]learning"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("return {task.fields[mean_return]}"),
-            TextColumn("loss {task.fields[loss]}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]} left"),
-            console=self.console,
-        )
-        self._progress.start()
-        self._first_step = self.model.num_timesteps
-        self._task = self._progress.add_task(
-            "",
-            total=self.locals["total_timesteps"] - self._first_step,
-            mean_return="–",
-            loss="–",
-            left="–",
-        )
-        self._learning_since: tuple[int, float] | None = None
+        self._first_step, self._started = self.model.num_timesteps, self.clock()
+        self._total = self.locals["total_timesteps"]
+        self._loss: float | None = None
+        self._learning_since: tuple[float, float] | None = None
+        if self.console.is_terminal:
+            text = (TextColumn("{task.description}"), BarColumn(bar_width=None))
+            more = (MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+            self._bar = Progress(*text, *more, console=self.console)
+            self._bar.add_task("learning", total=self._total - self._first_step, text="")
+            self._bar.start()
+        self._ended = threading.Event()
+        seconds = SECONDS_BETWEEN_FRAMES if self._bar else SECONDS_BETWEEN_LINES
+        threading.Thread(target=self._repeat, args=(seconds,), daemon=True).start()
+        if isinstance(self.model, SequenceOffPolicyAlgorithm):
+            self.model.when_learning_ends(lambda _: self._stop())
+
+    def _repeat(self, seconds: float) -> None:
+        while not self._ended.wait(seconds):
+            self.show()
 
     def _on_step(self) -> bool:
         self._loss = self.logger.name_to_value.get(self.loss_key, self._loss)
-        episodes = list(self.model.ep_info_buffer or [])[-10:]
-        self._progress.update(
-            self._task,
-            completed=self.model.num_timesteps - self._first_step,
-            mean_return=f"{np.mean([ep['r'] for ep in episodes]):.0f}" if episodes else "–",
-            loss="–" if self._loss is None else f"{self._loss:.2f}",
-            left=self._time_left(),
-        )
+        learns = self.num_timesteps >= getattr(self.model, "learning_starts", 0)
+        if learns and self._learning_since is None:
+            self._learning_since = self._steps_done(), self.clock()
         return True
 
+    def _steps_done(self) -> float:
+        """Agent steps, of which those whose updates are still due are not done."""
+        due = getattr(self.model, "_updates_due", 0)
+        updates = getattr(self.model, "_n_updates", 0) + due
+        learned_from = self.model.num_timesteps - getattr(self.model, "learning_starts", 0)
+        return self.model.num_timesteps - due / max(updates, 1) * max(learned_from, 0)
+
     def _time_left(self) -> str:
-        """By the pace since learning began: warm-up is faster, and updates come in bursts."""
-        steps, now = self.model.num_timesteps, time.perf_counter()
-        if steps < getattr(self.model, "learning_starts", 0):
+        """By the pace since learning started: the steps before that are faster."""
+        if self._learning_since is None or not getattr(self.model, "_n_updates", 0):
             return "–"
-        if self._learning_since is None:
-            self._learning_since = steps, now
-        first, since = self._learning_since
-        if not self.model._n_updates or steps == first:
+        (first, since), done = self._learning_since, self._steps_done()
+        if done <= first:
             return "–"
-        remaining = self.locals["total_timesteps"] - steps
-        minutes, seconds = divmod(round((now - since) / (steps - first) * max(0, remaining)), 60)
-        return f"{minutes}:{seconds:02}"
+        seconds = (self.clock() - since) / (done - first) * max(0.0, self._total - done)
+        return str(timedelta(seconds=round(seconds)))
+
+    def show(self) -> None:
+        """Draw the bar, or print a line, as things stand."""
+        episodes = list(self.model.ep_info_buffer or [])[-10:]
+        mean_return = f"{np.mean([ep['r'] for ep in episodes]):.0f}" if episodes else "–"
+        loss = "–" if self._loss is None else f"{self._loss:.2f}"
+        elapsed = timedelta(seconds=round(self.clock() - self._started))
+        text = f"return {mean_return}, loss {loss}, {elapsed} elapsed, {self._time_left()} left"
+        done = self._steps_done() - self._first_step
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=round(done), text=text)
+            return
+        updates = getattr(self.model, "_n_updates", 0)
+        steps = f"{round(done):,} of {self._total - self._first_step:,} steps"
+        self.console.print(f"{steps}, {updates:,} updates, {text}", highlight=False, soft_wrap=True)
 
     def _on_training_end(self) -> None:
-        self._progress.stop()
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._ended.is_set():
+            return
+        self._ended.set()
+        self.show()
+        if self._bar:
+            self._bar.stop()
 
 
 class EpisodeReturns(BaseCallback):
-    """Remembers every training episode: ``(agent steps, seconds, return)`` in ``episodes``."""
+    """Keeps ``(agent steps, seconds, return)`` of every training episode in ``episodes``."""
 
     def __init__(self) -> None:
         super().__init__()
         self.episodes: list[tuple[int, float, float]] = []
 
     def _on_training_start(self) -> None:
-        self._started = time.perf_counter()
+        self.started = time.perf_counter()
 
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:
             if "episode" in info:
-                seconds = time.perf_counter() - self._started
+                seconds = time.perf_counter() - self.started
                 episode = (self.num_timesteps, seconds, float(info["episode"]["r"]))
                 self.episodes.append(episode)
         return True
 
 
 class ValidationCallback(BaseCallback):
-    """Plays episodes on another environment now and then; logs their return, and one as a video.
+    """Plays episodes on another environment regularly; logs their return, and one as a video.
 
-    Logged are ``validation/return``, its ``validation/standard_error`` and, in TensorBoard, the
-    video ``validation/video``.
+    The last validation comes after the last updates of a training that reaches its end, so that it
+    is of the model that is saved then. Logged are ``validation/return``, its
+    ``validation/standard_error`` and, in TensorBoard, the video ``validation/video``.
 
     :param env: environment with ``render_mode="rgb_array"``
     :param every: agent steps between two validations
     :param n_episodes: episodes each time
     :param deterministic: see :meth:`~core_agent.agents.latent.RecurrentPolicy.carry`
     :param video: log the first episode as a video
-    :param seed: of the first episode, the same each time
+    :param seed: of the run; its episodes are the same each time and never those of training
     """
+
+    rules: ClassVar[dict[str, Check]] = {
+        "env": ENV,
+        "every": SIZE,
+        "n_episodes": SIZE,
+        "deterministic": BOOLEAN,
+        "video": BOOLEAN,
+        "seed": SEED,
+    }
 
     def __init__(
         self,
@@ -150,36 +195,40 @@ class ValidationCallback(BaseCallback):
         n_episodes: int = 5,
         deterministic: bool = True,
         video: bool = True,
-        seed: int = 0,
+        seed: int | None = 0,
     ) -> None:
         super().__init__()
-        check_env("env", env)
-        check_size("every", every)
-        check_size("n_episodes", n_episodes)
-        check_boolean("deterministic", deterministic)
-        check_boolean("video", video)
-        check_seed("seed", seed)
+        check_arguments(self.rules, locals())
         self.env, self.every, self.n_episodes = env, every, n_episodes
         self.deterministic, self.video, self.seed = deterministic, video, seed
         self.results: list[tuple[int, float, float]] = []
         """``(agent steps, mean return, standard error)`` of each validation."""
+        self.last_episodes: list[EpisodeResult] = []
+        """Those of the last validation, the first with its frames if ``video``."""
 
     def _on_training_start(self) -> None:
+        self._total = self.locals["total_timesteps"]
         self._next = next_multiple(self.every, self.model.num_timesteps)
 
     def _on_step(self) -> bool:
-        if self.num_timesteps >= self._next:
+        if self._next <= self.num_timesteps < self._total:
             self._next = next_multiple(self.every, self.num_timesteps)
             self.validate()
         return True
 
+    def _on_training_end(self) -> None:
+        unfinished = getattr(self.model, "_is_unfinished", False)
+        if self.num_timesteps >= self._total and not unfinished:
+            self.validate()
+            self.logger.dump(self.num_timesteps)
+
     def validate(self) -> list[EpisodeResult]:
         """Play and log now; the episodes, the first with its frames if a video is wanted."""
         record: bool | Literal["first"] = "first" if self.video else False
-        episodes = play(
-            self.env, self.model, self.n_episodes, self.deterministic, self.seed, record
-        )
+        seed = None if self.seed is None else first_seed(self.seed, split="val")
+        episodes = play(self.env, self.model, self.n_episodes, self.deterministic, seed, record)
         statistics = summarize(episodes)
+        self.last_episodes = episodes
         self.results.append((self.num_timesteps, statistics.mean, statistics.standard_error))
         self.logger.record("validation/return", statistics.mean)
         self.logger.record("validation/standard_error", statistics.standard_error)
@@ -191,13 +240,13 @@ class ValidationCallback(BaseCallback):
 
 
 class ExactCheckpointCallback(BaseCallback):
-    """Writes checkpoints that the run can go on from exactly, now and then and when it must stop.
+    """Writes checkpoints from which the run continues exactly, regularly and when it must stop.
 
     One is written every so many agent steps, at the end, when the process is asked to stop
     (SIGTERM, SIGINT) and, of the last good state, when an environment fails or something has become
-    NaN or infinite. A checkpoint that cannot be written, as on a full disk, is told by a warning
-    and tried again; training goes on. Environments that cannot save their state are checkpointed
-    when an episode begins, if that comes within ``every`` steps.
+    NaN or infinite. A checkpoint that cannot be written, as on a full disk, is reported by a
+    warning and tried again; training continues. Environments that cannot save their state are
+    checkpointed when an episode starts, if that comes within ``every`` steps.
 
     :param folder: see :meth:`~core_agent.agents.base.SequenceOffPolicyAlgorithm.checkpoint`
     :param every: agent steps between two checkpoints; 0: none but at the end
@@ -206,21 +255,24 @@ class ExactCheckpointCallback(BaseCallback):
     :param verbose: 1 says when a checkpoint is written
     """
 
+    model: SequenceOffPolicyAlgorithm
+    rules: ClassVar[dict[str, Check]] = {
+        "folder": PATH,
+        "every": whole(0),
+        "signals": BOOLEAN,
+        "verbose": VERBOSE,
+    }
+
     def __init__(
         self, folder: str | Path, every: int = 10_000, signals: bool = True, verbose: int = 0
     ) -> None:
         super().__init__(verbose)
-        check_path("folder", folder)
-        check_integer("every", every, 0)
-        check_boolean("signals", signals)
-        check_verbose("verbose", verbose)
+        check_arguments(self.rules, locals())
         self.folder, self.every, self.signals = Path(folder), every, signals
         self.received: int | None = None
         """The signal that ended the run."""
         self.written: list[tuple[int, int]] = []
         """Agent steps and updates at each checkpoint."""
-
-    model: SequenceOffPolicyAlgorithm
 
     def _on_training_start(self) -> None:
         self.received = None
@@ -246,7 +298,7 @@ class ExactCheckpointCallback(BaseCallback):
         return self.model.num_timesteps, self.model._n_updates
 
     def _write_if_exact(self) -> bool:
-        """Write, unless the environments are within an episode that they could not go on from."""
+        """Write, unless the environments are within an episode that they could not continue."""
         assert self.model.env is not None
         overdue = self.model.num_timesteps >= self._next + self.every
         if overdue or get_env_state(self.model.env)["exact"]:
@@ -304,7 +356,7 @@ class TimeLimitCallback(BaseCallback):
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
-        check_positive("seconds", seconds)
+        check_arguments({"seconds": POSITIVE}, locals())
         self.seconds = seconds
 
     def _on_training_start(self) -> None:

@@ -1,14 +1,20 @@
-"""Playing whole episodes, with a model or at random."""
+"""Playing complete episodes, with a model or at random."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import set_random_seed
 
-from core_agent.validation import as_seed, check, check_boolean, check_size
+from core_agent.validation import BOOLEAN, SIZE, Rule, as_seed, check, check_arguments, instance
 
 
 class EpisodeResult(NamedTuple):
@@ -17,7 +23,7 @@ class EpisodeResult(NamedTuple):
     episode_return: float
     n_steps: int
     frames: list[np.ndarray]
-    """What ``render()`` gave at the start and after each step; empty unless recorded."""
+    """The results of ``render()`` at the start and after each step; empty unless recorded."""
 
 
 class ReturnStatistics(NamedTuple):
@@ -28,16 +34,48 @@ class ReturnStatistics(NamedTuple):
     n_episodes: int
 
 
-def check_env(name: str, value: Any) -> None:
-    """Make sure that ``value`` is one environment."""
-    way_out = "vectorised environments have theirs in a list, envs"
-    check(isinstance(value, gym.Env), name, "be an environment of Gymnasium", value, way_out)
+ENV = instance(
+    "be an environment of Gymnasium",
+    gym.Env,
+    way_out="vectorised environments have theirs in a list, envs",
+)
+RULES = {
+    "env": ENV,
+    "model": Rule(
+        "be a model, with predict(), or None",
+        lambda value: value is None or callable(getattr(value, "predict", None)),
+    ),
+    "n_episodes": SIZE,
+    "deterministic": BOOLEAN,
+    "record": Rule(
+        "be True, False or 'first'",
+        lambda value: isinstance(value, bool) or (isinstance(value, str) and value == "first"),
+    ),
+}
 
 
-def check_player(name: str, value: Any) -> None:
-    """Make sure that ``value`` chooses actions, or is ``None``."""
-    fits = value is None or callable(getattr(value, "predict", None))
-    check(fits, name, "be a model, with predict(), or None", value)
+@contextmanager
+def own_randomness(seed: int | None) -> Iterator[None]:
+    """Inside, Python, NumPy and PyTorch start from ``seed``; afterwards, from where they were.
+
+    :param seed: ``None`` draws one
+    """
+    on_gpu = torch.cuda.is_initialized()
+    python, cpu = random.getstate(), torch.get_rng_state()
+    numpy = np.random.get_state()  # noqa: NPY002
+    gpu = torch.cuda.get_rng_state_all() if on_gpu else []
+    drawn = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+    set_random_seed(drawn, using_cuda=False)
+    if on_gpu:
+        torch.cuda.manual_seed_all(drawn)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(cpu)
+        if on_gpu:
+            torch.cuda.set_rng_state_all(gpu)
 
 
 def play(
@@ -50,40 +88,39 @@ def play(
 ) -> list[EpisodeResult]:
     """Play episodes in one environment, carrying the model's recurrent state.
 
+    Everything random here has generators of its own: what a training learns does not depend on it.
+
     :param env: a Gymnasium environment as the model was trained on, channels last
     :param model: the agent; ``None``: uniformly random actions
     :param n_episodes: number of episodes
     :param deterministic: passed to ``model.predict``
-    :param seed: of the first reset and of random actions
+    :param seed: of the first reset, of random actions and of a policy that samples
     :param record: keep the rendered frames of every episode, or of the ``"first"`` alone
     :raises ValueError: for a bad argument
     """
-    check_env("env", env)
-    check_player("model", model)
-    check_size("n_episodes", n_episodes)
-    check_boolean("deterministic", deterministic)
+    check_arguments(RULES, locals())
     seed = as_seed("seed", seed)
-    first = isinstance(record, str) and record == "first"
-    check(first or isinstance(record, bool), "record", "be True, False or 'first'", record)
-    env.action_space.seed(seed)
+    random_actions = deepcopy(env.action_space)
+    random_actions.seed(seed)
     results = []
-    for episode in range(n_episodes):
-        observation, _ = env.reset(seed=seed if episode == 0 else None)
-        state = None
-        recorded = record is True or (first and episode == 0)
-        frames = [np.asarray(env.render())] if recorded else []
-        total, n_steps, over = 0.0, 0, False
-        while not over:
-            if model is None:
-                action = env.action_space.sample()
-            else:
-                start = np.array([n_steps == 0])
-                action, state = model.predict(observation, state, start, deterministic)
-            observation, reward, terminated, truncated, _ = env.step(action)
-            total, n_steps, over = total + float(reward), n_steps + 1, terminated or truncated
-            if recorded:
-                frames.append(np.asarray(env.render()))
-        results.append(EpisodeResult(total, n_steps, frames))
+    with own_randomness(seed):
+        for episode in range(n_episodes):
+            observation, _ = env.reset(seed=seed if episode == 0 else None)
+            state = None
+            recorded = record is True or (record == "first" and episode == 0)
+            frames = [np.asarray(env.render())] if recorded else []
+            total, n_steps, over = 0.0, 0, False
+            while not over:
+                if model is None:
+                    action = random_actions.sample()
+                else:
+                    start = np.array([n_steps == 0])
+                    action, state = model.predict(observation, state, start, deterministic)
+                observation, reward, terminated, truncated, _ = env.step(action)
+                total, n_steps, over = total + float(reward), n_steps + 1, terminated or truncated
+                if recorded:
+                    frames.append(np.asarray(env.render()))
+            results.append(EpisodeResult(total, n_steps, frames))
     return results
 
 

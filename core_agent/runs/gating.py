@@ -11,13 +11,13 @@ from core_agent.agents.policies import StatefulPolicy
 from core_agent.networks.encoders import as_dict
 from core_agent.networks.layers import ImageEncoder
 from core_agent.runs.video import log_picture
-from core_agent.validation import check, check_integer
+from core_agent.validation import SIZE, check, check_arguments
 
 
 def gating_pictures(
     policy: StatefulPolicy, observation: np.ndarray | dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """What each gate makes of an observation: the image, the mask and their product side by side.
+    """Each gate's view of an observation: the image, the mask and their product next to each other.
 
     :param policy: with gates
     :param observation: one observation, or several, of which the first is drawn; images channels
@@ -48,7 +48,7 @@ def _picture(encoder: ImageEncoder, image: torch.Tensor) -> np.ndarray:
 
 
 class GatingCallback(BaseCallback):
-    """Shows in TensorBoard what the gates make of the training environment's frame now and then.
+    """Logs pictures of the gates on the training environment's frame to TensorBoard regularly.
 
     The tags are ``gating/`` and the key of the image.
 
@@ -58,7 +58,7 @@ class GatingCallback(BaseCallback):
 
     def __init__(self, every: int = 5_000) -> None:
         super().__init__()
-        check_integer("every", every, 1)
+        check_arguments({"every": SIZE}, locals())
         self.every = every
 
     def _on_training_start(self) -> None:

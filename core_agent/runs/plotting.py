@@ -71,7 +71,7 @@ def plot_learning_curve(
     random_return: float,
     validations: Sequence[tuple[float, float, float]] = (),
 ) -> None:
-    """Draw training returns over agent steps, with the random policy and validations beside them.
+    """Draw training returns over agent steps, with the random policy and validations.
 
     :param path: PNG to write
     :param title: of the picture

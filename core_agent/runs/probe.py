@@ -14,9 +14,10 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
+from core_agent.environments.suite import first_seed
 from core_agent.runs.callbacks import next_multiple
-from core_agent.runs.evaluation import check_env
-from core_agent.validation import as_seed, check, check_size
+from core_agent.runs.evaluation import ENV
+from core_agent.validation import SIZE, as_seed, check, check_arguments
 
 PIXELS = "pixels"
 """Key of the image in the observations of ``vector_observations=True``."""
@@ -72,7 +73,7 @@ def record(
         type(model).__name__,
         "the probe is for CoRe and RecurrentSAC",
     )
-    check_env("env", env)
+    ENV("env", env)
     is_dict = isinstance(env.observation_space, gym.spaces.Dict)
     check(
         is_dict and PIXELS in env.observation_space.spaces,  # type: ignore[attr-defined]
@@ -81,7 +82,7 @@ def record(
         env.observation_space,
         "make it with vector_observations=True",
     )
-    check_size("n_episodes", n_episodes)
+    SIZE("n_episodes", n_episodes)
     seed = as_seed("seed", seed)
     generator = np.random.default_rng(seed)
     return [
@@ -176,15 +177,17 @@ def probe(
     :param val_env: the same with the validation clips
     :param n_fitted: episodes that the map is fitted to
     :param n_held_out: further episodes of each environment that it is tested on
-    :param seed: of environments and actions
+    :param seed: of environments and actions; the two environments share no episode
     :raises ValueError: for a bad argument
     """
-    check_size("n_fitted", n_fitted)
-    check_size("n_held_out", n_held_out)
-    episodes = record(model, train_env, n_fitted + n_held_out, seed)
+    check_arguments({"n_fitted": SIZE, "n_held_out": SIZE}, locals())
+    episodes = record(model, train_env, n_fitted + n_held_out, first_seed(seed))
     names = state_names(train_env)
     fitted = LinearProbe(join(episodes[:n_fitted]))
-    held_out = [join(episodes[n_fitted:]), join(record(model, val_env, n_held_out, seed))]
+    held_out = [
+        join(episodes[n_fitted:]),
+        join(record(model, val_env, n_held_out, first_seed(seed, split="val"))),
+    ]
     return ProbeResult(*(dict(zip(names, fitted.r_squared(each).tolist())) for each in held_out))
 
 
@@ -207,9 +210,9 @@ class ProbeCallback(BaseCallback):
         n_held_out: int = 8,
     ) -> None:
         super().__init__()
-        check_env("train_env", train_env)
-        check_env("val_env", val_env)
-        check_size("every", every)
+        ENV("train_env", train_env)
+        ENV("val_env", val_env)
+        SIZE("every", every)
         self.train_env, self.val_env, self.every = train_env, val_env, every
         self.n_fitted, self.n_held_out = n_fitted, n_held_out
         self.results: list[tuple[int, ProbeResult]] = []

@@ -1,10 +1,10 @@
-"""Training as a run in a folder: begun, stopped, gone on with, and never begun twice.
+"""Training as a run in a folder: started once, stopped and resumed at any time.
 
 A folder holds::
 
     run.json         what the run is
     model.zip        the model when training ended or was interrupted
-    checkpoints/     from which the run goes on, see core_agent.saving.checkpoint
+    checkpoints/     from which the run continues, see core_agent.saving.checkpoint
     tensorboard/     the log
 """
 
@@ -29,8 +29,8 @@ from core_agent.agents.base import PAPER_SIMULATOR_STEPS, SequenceOffPolicyAlgor
 from core_agent.agents.presets import get_preset
 from core_agent.agents.presets import preset as preset_arguments
 from core_agent.agents.registry import get_agent
-from core_agent.environments.make import make_env
-from core_agent.environments.workers import make_vec_env
+from core_agent.environments.make import make_described, make_env, make_vec_env
+from core_agent.environments.suite import is_in_suite
 from core_agent.runs.callbacks import (
     ExactCheckpointCallback,
     RichProgressCallback,
@@ -57,7 +57,7 @@ class Run:
     env_arguments: dict[str, Any] = field(default_factory=dict)
     """Of the environment, on top of the preset's."""
     n_envs: int = 1
-    """Environments side by side, each in a process of its own if there are several."""
+    """Number of environments, each in a process of its own if there are several."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Outcome:
 
     agent_steps: int
     resumed_at: int | None
-    """Agent steps at the checkpoint that the run went on from; ``None``: it began."""
+    """Agent steps at the checkpoint that the run continued from; ``None``: it started."""
     interrupted_by: signal.Signals | None
     """The signal that ended it early."""
 
@@ -82,12 +82,33 @@ def make_environment(
 
 
 def environment_arguments(
-    env_id: str, preset: str, split: str, arguments: dict[str, Any]
+    env_id: str, preset: str | None, split: str, arguments: dict[str, Any]
 ) -> dict[str, Any]:
-    """What an environment is made with; a preset says something of DCS ones alone."""
-    if not env_id.startswith("DCS-"):
+    """The arguments that an environment is made with; presets and splits are for DCS ones alone."""
+    if not is_in_suite(env_id):
         return arguments
-    return {**get_preset(preset).env_arguments, "split": split, **arguments}
+    from_preset = get_preset(preset).env_arguments if preset else {}
+    return {**from_preset, "split": split, **arguments}
+
+
+def evaluation_environment(
+    origin: Any, env_id: str | None, preset: str | None, split: str, arguments: dict[str, Any]
+) -> gym.Env:
+    """The environment to evaluate a model in: the one that it learned in, but for what is given.
+
+    :param origin: attribute of the model
+    :param env_id: another environment
+    :param preset: another preset than the model learned with
+    :param split: of the videos
+    :param arguments: of the environment, on top of all others
+    :raises ValueError: if the model does not say where it learned, and ``env_id`` is ``None``
+    """
+    known = origin.get("env_id") if isinstance(origin, dict) else None
+    if env_id in (None, known):
+        changes = environment_arguments(str(known), preset, split, arguments)
+        return make_described(origin, **changes)
+    recorded = origin.get("preset") if isinstance(origin, dict) else None
+    return make_environment(str(env_id), preset or recorded or "paper", split, arguments)
 
 
 @contextmanager
@@ -130,15 +151,15 @@ def check_same_run(path: Path, run: Run) -> None:
     :param path: of the folder's ``run.json``
     :raises ValueError: naming what differs
     """
-    check(path.is_file(), "folder", "hold run.json beside its checkpoints", str(path.parent))
-    begun = json.loads(path.read_text())
+    check(path.is_file(), "folder", "hold run.json next to its checkpoints", str(path.parent))
+    started = json.loads(path.read_text())
     for name, value in json.loads(json.dumps(asdict(run))).items():
         check(
-            begun.get(name) == value,
+            started.get(name) == value,
             name,
-            f"be {begun.get(name)!r}, as when the run in {str(path.parent)!r} began",
+            f"be {started.get(name)!r}, as when the run in {str(path.parent)!r} started",
             value,
-            "give another folder to begin another run",
+            "give another folder to start another run",
         )
 
 
@@ -154,36 +175,36 @@ def train_run(
     progress: bool = True,
     patience: float = 0.0,
 ) -> Outcome:
-    """Train in a folder; go on with what was begun there.
+    """Train in a folder; continue what was started there.
 
     :param run: what to learn
     :param folder: made if missing
     :param total_timesteps: agent steps; by default as many as ``simulator_steps`` take
     :param simulator_steps: see ``total_timesteps``
-    :param resume: go on from the newest whole checkpoint in the folder, if there is one
+    :param resume: continue from the newest complete checkpoint in the folder, if there is one
     :param checkpoint_every: agent steps between two checkpoints; 0: at the end alone
     :param validate_every: agent steps between two validations; 0: none
     :param callbacks: further ones
     :param progress: show a progress bar
     :param patience: seconds to wait for another process to let go of the folder
-    :raises ValueError: if the folder holds checkpoints that are not to be gone on from, or those
+    :raises ValueError: if the folder holds checkpoints and ``resume`` is not set, or those
         of another run, or if another process trains there; for a bad argument
     """
     checkpoints = folder / "checkpoints"
-    begun = any(checkpoints.glob("checkpoint-*"))
+    started = any(checkpoints.glob("checkpoint-*"))
     check(
-        resume or not begun,
+        resume or not started,
         "folder",
-        "hold no checkpoints when a run begins",
+        "hold no checkpoints when a run starts",
         str(folder),
-        "go on with that run (--resume auto) or give another folder",
+        "continue that run (--resume auto) or give another folder",
     )
-    if begun:
+    if started:
         check_same_run(folder / RUN_FILE, run)
     with ExitStack() as stack:
         env = stack.enter_context(closing(training_environments(run)))
-        # What a constructor refuses is refused before anything is written.
-        model = None if begun else new_model(run, env, folder)
+        # A constructor refuses bad arguments before anything is written.
+        model = None if started else new_model(run, env, folder)
         stack.enter_context(locked(folder, patience))
         if model is None:
             model = resume_model(run, env, folder)
@@ -193,17 +214,18 @@ def train_run(
             return Outcome(model.num_timesteps, resumed_at, None)
         if resumed_at is None:
             write_run(folder / RUN_FILE, run, env)
-        exact = ExactCheckpointCallback(checkpoints, checkpoint_every)
+        all_callbacks = list(callbacks or [])
+        if validate_every:
+            other = stack.enter_context(closing(training_environment(run, "val")))
+            all_callbacks.append(ValidationCallback(other, validate_every, seed=run.seed))
         # The last checkpoint comes after what others have to do at the end.
-        all_callbacks: list[BaseCallback] = [*(callbacks or []), exact]
+        exact = ExactCheckpointCallback(checkpoints, checkpoint_every)
+        all_callbacks.append(exact)
         if progress:
             loss = "train/model_loss" if run.agent == "core" else "train/critic_loss"
             all_callbacks.append(RichProgressCallback(loss_key=loss))
         if model.policy_kwargs.get("gating"):
             all_callbacks.append(GatingCallback())
-        if validate_every:
-            other = stack.enter_context(closing(training_environment(run, "val")))
-            all_callbacks.append(ValidationCallback(other, validate_every, seed=run.seed))
         try:
             model.learn(
                 max(total - model.num_timesteps, 0),
@@ -218,7 +240,7 @@ def train_run(
 
 
 def training_environments(run: Run) -> VecEnv:
-    """The environments that a run learns in, watched over if they are in other processes."""
+    """The environments that a run learns in; those in other processes are restarted on failure."""
     arguments = environment_arguments(run.env_id, run.preset, "train", run.env_arguments)
     agent_arguments = preset_arguments(run.preset, run.agent, **run.arguments)
     apart = agent_arguments.get("collect") == "async"
@@ -233,18 +255,20 @@ def training_environment(run: Run, split: str) -> gym.Env:
 
 
 def new_model(run: Run, env: VecEnv, folder: Path) -> SequenceOffPolicyAlgorithm:
-    """The model at the beginning of a run."""
+    """The model at the start of a run."""
     arguments = preset_arguments(run.preset, run.agent, env_id=run.env_id, **run.arguments)
     log = str(folder / "tensorboard")
-    return get_agent(run.agent)(
+    model = get_agent(run.agent)(
         policy="auto", env=env, seed=run.seed, tensorboard_log=log, **arguments
     )
+    model.origin["preset"] = run.preset
+    return model
 
 
 def resume_model(run: Run, env: VecEnv, folder: Path) -> SequenceOffPolicyAlgorithm:
-    """The model at the newest whole checkpoint; a new one if none is whole."""
+    """The model at the newest complete checkpoint; a new one if none is complete."""
     try:
         return get_agent(run.agent).resume(folder / "checkpoints", env)
     except NoCheckpointError:
-        warnings.warn(f"no checkpoint in {folder} is whole: the run begins anew", stacklevel=2)
+        warnings.warn(f"no checkpoint in {folder} is complete: the run starts again", stacklevel=2)
         return new_model(run, env, folder)

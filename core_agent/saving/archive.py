@@ -1,7 +1,6 @@
 """Nested dicts, lists, numbers, strings and arrays in one file, from which no code is ever read.
 
-An archive is an uncompressed zip: ``tree.json`` holds the values, with the arrays beside it in
-NumPy's own format.
+An archive is NumPy's uncompressed npz: the arrays by number, and under ``tree`` the rest as JSON.
 """
 
 from __future__ import annotations
@@ -9,13 +8,14 @@ from __future__ import annotations
 import json
 import zipfile
 from collections import deque
-from collections.abc import Sequence
-from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 
-TREE_ENTRY = "tree.json"
+from core_agent.saving.safe_loading import check_archive
+
+Tree = dict[str, Any]
+TREE_ENTRY = "tree"
 _ARRAY, _SCALAR = "__array__", "__scalar__"
 
 
@@ -23,19 +23,13 @@ class DamagedFileError(ValueError):
     """A file that does not hold what it should."""
 
 
-class Chunks(NamedTuple):
-    """Arrays that are written as one, joined along their first axis, without a copy in memory."""
-
-    arrays: Sequence[np.ndarray]
-
-
-def _encode(value: Any, arrays: list[np.ndarray | Chunks]) -> Any:
+def _encode(value: Any, arrays: list[np.ndarray]) -> Any:
     """``value`` as JSON knows it, its arrays moved to ``arrays``."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, np.generic) and value.dtype.kind in "biuf":
         return {_SCALAR: [value.dtype.name, value.item()]}
-    if isinstance(value, Chunks) or (isinstance(value, np.ndarray) and not value.dtype.hasobject):
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         arrays.append(value)
         return {_ARRAY: len(arrays) - 1}
     if isinstance(value, (list, tuple, deque)):
@@ -45,13 +39,14 @@ def _encode(value: Any, arrays: list[np.ndarray | Chunks]) -> Any:
     raise TypeError(f"only plain values can be archived, got {type(value).__name__}")
 
 
-def _decode(value: Any, arrays: list[np.ndarray]) -> Any:
+def _decode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, list):
         return [_decode(item, arrays) for item in value]
     if not isinstance(value, dict):
         return value
     if _ARRAY in value:
-        return arrays[value[_ARRAY]]
+        # Each once: two names for one array would let a small file grow as it is used.
+        return arrays.pop(str(value[_ARRAY]))
     if _SCALAR in value:
         name, number = value[_SCALAR]
         return np.dtype(name).type(number)
@@ -67,66 +62,38 @@ def is_plain(value: Any) -> bool:
     return True
 
 
-def write_archive(path: Path, tree: dict[str, Any]) -> None:
+def write_archive(file: IO[bytes], tree: Tree) -> None:
     """Write a tree of plain values.
 
-    :param path: file, written over
+    :param file: binary, open
     :param tree: dicts with string keys, lists, tuples and deques (read back as lists), numbers,
-        strings, ``None``, arrays and :class:`Chunks`
+        strings, ``None`` and arrays
     :raises TypeError: for any other value
     """
-    arrays: list[np.ndarray | Chunks] = []
-    text = json.dumps(_encode(tree, arrays))
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(TREE_ENTRY, text)
-        for index, array in enumerate(arrays):
-            with archive.open(f"{index}.npy", "w", force_zip64=True) as entry:
-                _write_array(entry, array.arrays if isinstance(array, Chunks) else [array])
-
-
-def _write_array(entry: IO[bytes], chunks: Sequence[np.ndarray]) -> None:
-    first = chunks[0]
-    shape = first.shape and (sum(len(chunk) for chunk in chunks), *first.shape[1:])
-    header = {
-        "descr": np.lib.format.dtype_to_descr(first.dtype),
-        "fortran_order": False,
-        "shape": shape,
-    }
-    np.lib.format.write_array_header_2_0(entry, header)
-    for chunk in chunks:
-        entry.write(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)
-
-
-def read_archive(path: Path) -> dict[str, Any]:
-    """Read what :func:`write_archive` wrote; tuples and deques come back as lists.
-
-    :param path: file
-    :raises DamagedFileError: if it is anything else
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                raise DamagedFileError("its entries are compressed, which archives never are")
-            n_arrays = len(archive.namelist()) - 1
-            arrays = [_read_array(archive, f"{index}.npy") for index in range(n_arrays)]
-            tree = _decode(json.loads(archive.read(TREE_ENTRY)), arrays)
-    except OSError:
-        raise
-    except Exception as error:
-        raise DamagedFileError(f"{path} is damaged or no archive ({error})") from error
-    if not isinstance(tree, dict):
-        raise DamagedFileError(f"{path} is no archive: it holds a {type(tree).__name__}")
-    return tree
+    arrays: list[np.ndarray] = []
+    text = json.dumps(_encode(tree, arrays)).encode()
+    entries = {str(index): array for index, array in enumerate(arrays)}
+    np.savez(file, **{TREE_ENTRY: np.frombuffer(text, np.uint8)}, **entries)  # type: ignore[arg-type]
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array whose header and size agree, so that nothing large is made for a small file."""
     with archive.open(name) as entry:
-        np.lib.format.read_magic(entry)
-        shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(entry)
-        expected = int(np.prod(shape, dtype=object)) * dtype.itemsize
-        content = entry.read()
-    if fortran_order or dtype.hasobject or expected != len(content):
-        raise DamagedFileError(f"{name} does not hold what its header says")
-    # A writable copy: what is read goes on to change.
-    return np.frombuffer(bytearray(content), dtype).reshape(shape)
+        return np.lib.format.read_array(entry, allow_pickle=False)
+
+
+def read_archive(file: IO[bytes]) -> Tree:
+    """The tree that :func:`write_archive` wrote; tuples and deques come back as lists.
+
+    :param file: binary, open
+    :raises DamagedFileError: if it holds anything else
+    """
+    try:
+        names = check_archive(file)
+        with zipfile.ZipFile(file) as archive:
+            arrays = {name.removesuffix(".npy"): _read_array(archive, name) for name in names}
+        tree = _decode(json.loads(arrays.pop(TREE_ENTRY).tobytes()), arrays)
+    except Exception as error:
+        raise DamagedFileError(f"it is damaged or no archive ({error})") from error
+    if not isinstance(tree, dict):
+        raise DamagedFileError(f"it is no archive: it holds a {type(tree).__name__}")
+    return tree

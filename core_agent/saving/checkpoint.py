@@ -1,140 +1,115 @@
-"""Checkpoints that a run goes on from as if it had never stopped.
+"""Checkpoints that a run resumes from as if it had never stopped.
 
 A folder of checkpoints holds::
 
-    checkpoint-000007/model.zip       the model as Stable-Baselines3 saves it
-    checkpoint-000007/state.zip       random states, environments, the replay buffer's layout
-    checkpoint-000007/manifest.json   what belongs to it, with sizes and SHA-256 sums
-    replay/segment-000003.zip         what the buffer got between two checkpoints, written once
+    checkpoint-000007-<sum>.npz   model, random states, environments, running episodes
+    replay/episode-<sum>.npz      an episode that has ended, written once
 
-Everything is written beside, synced and renamed, and nothing older is removed before the new
-checkpoint has been read again; so whatever happens at whatever moment, the last one is whole.
+Every file is written under another name, synced, read again and renamed. Its SHA-256 sum is part
+of its name, so that damage shows and no sound file is ever written over. Nothing older is removed
+before the new checkpoint is complete; so whatever happens at whatever moment, the last one is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
+import io
 import os
 import platform
 import random
-import re
-import shutil
+import secrets
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 import gymnasium
 import numpy as np
 import stable_baselines3
 import torch
-from gymnasium import spaces
 
 from core_agent.replay.buffer import SequenceReplayBuffer
-from core_agent.saving.archive import read_archive, write_archive
-from core_agent.saving.integrity import check_state_dict
-from core_agent.saving.replay_segments import fill_buffer, get_layout, get_segment
+from core_agent.replay.episode import Episode
+from core_agent.saving.archive import DamagedFileError, Tree, read_archive, write_archive
+from core_agent.saving.replay import as_episode, fill_buffer, get_episode, get_layout
 from core_agent.saving.resumable import get_env_state, set_env_state
 from core_agent.validation import check
 
-FORMAT = 1
-MODEL, STATE, MANIFEST = "model.zip", "state.zip", "manifest.json"
 N_KEPT = 2
 """Checkpoints that are kept: the newest, and the one before it."""
 LIBRARIES = (torch, stable_baselines3, gymnasium, np)
 
-Tree = dict[str, Any]
+
+class Resumed(Protocol):
+    """An agent, as far as its checkpoints know it."""
+
+    policy: Any
+    replay_buffer: Any
+    env: Any
+    action_space: Any
+    collect: Any
+    num_timesteps: int
+    _n_updates: int
+    _last_obs: Any
+
+    @property
+    def acting_policy(self) -> Any: ...
+
+    def save(self, path: Any) -> None: ...
 
 
 class NoCheckpointError(ValueError):
-    """There is no checkpoint to go on from."""
+    """There is no checkpoint to resume from."""
 
 
 def library_versions() -> dict[str, str]:
-    """What a run runs on: Python and the libraries that its results depend on, by name."""
+    """The versions of Python and of the libraries that results depend on, by name."""
     versions = {library.__name__: library.__version__ for library in LIBRARIES}
     return {"python": platform.python_version(), **versions}
 
 
-# ---- what a run is beside its networks ----
+# ---- what a run is besides its networks ----
 
 
-def get_random_states(model: Any) -> Tree:
-    """The states of all generators that a run of ``model`` draws from, the buffer's apart."""
-    _, *python = random.getstate()
-    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
-    action_space = model.action_space
-    assert isinstance(action_space, spaces.Box)
+def get_random_states(model: Resumed) -> Tree:
+    """The states of all generators that a run draws from, other than the buffer's."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
-        "python": {"words": np.array(python[0], dtype=np.uint32), "gauss": python[1]},
-        "numpy": {
-            "keys": np.array(keys),
-            "position": int(position),
-            "has_gauss": int(has_gauss),
-            "gauss": float(gauss),
-        },
+        "python": random.getstate(),
+        "numpy": np.random.get_state(legacy=False),  # noqa: NPY002
         "torch": torch.get_rng_state().numpy(),
-        "cuda": [state.numpy() for state in torch.cuda.get_rng_state_all()]
-        if torch.cuda.is_available()
-        else [],
-        "action_space": action_space.np_random.bit_generator.state,
+        "cuda": [state.numpy() for state in cuda],
+        "action_space": model.action_space.np_random.bit_generator.state,
     }
 
 
-def set_random_states(model: Any, states: Tree) -> None:
-    """Bring all generators to what :func:`get_random_states` gave."""
-    python, legacy = states["python"], states["numpy"]
-    random.setstate((3, tuple(python["words"].tolist()), python["gauss"]))
-    np.random.set_state(  # noqa: NPY002
-        ("MT19937", legacy["keys"], legacy["position"], legacy["has_gauss"], legacy["gauss"])
-    )
+def set_random_states(model: Resumed, states: Tree) -> None:
+    """Set all generators to what :func:`get_random_states` gave."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    np.random.set_state(states["numpy"])  # noqa: NPY002
     torch.set_rng_state(torch.from_numpy(states["torch"]))
     if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([torch.from_numpy(state) for state in states["cuda"]])
-    assert isinstance(model.action_space, spaces.Box)
     model.action_space.np_random.bit_generator.state = states["action_space"]
-
-
-def get_acting_policy(model: Any) -> Tree:
-    """The parameters that collect, by name, where they are not those that learn."""
-    if model.collect == "sequential":
-        return {}
-    state = model.acting_policy.state_dict()
-    return {"acting_policy": {name: value.cpu().numpy() for name, value in state.items()}}
-
-
-def set_acting_policy(model: Any, state: Tree) -> None:
-    """Bring the policy that collects to what :func:`get_acting_policy` gave."""
-    if model.collect == "sequential" or "acting_policy" not in state:
-        return
-    found = {name: torch.from_numpy(value) for name, value in state["acting_policy"].items()}
-    check_state_dict("acting_policy", model.acting_policy.state_dict(), found)
-    model.acting_policy.load_state_dict(found)
-
-
-def require_finite(model: Any) -> None:
-    """Make sure that no parameter is NaN or infinite: a checkpoint of such a model is worthless.
-
-    :raises ValueError: if one is
-    """
-    for name, parameter in model.policy.named_parameters():
-        check(
-            bool(torch.isfinite(parameter).all()),
-            name,
-            "be finite",
-            "NaN or infinity",
-            "the checkpoint was not written; the one before it is kept",
-        )
 
 
 # ---- files ----
 
 
+def _written(write: Callable[[IO[bytes]], None]) -> bytes:
+    """The bytes that a function writes into a file: their sum is taken before a disk has them."""
+    file = io.BytesIO()
+    write(file)
+    return file.getvalue()
+
+
 def _sync(path: Path) -> None:
-    """Have the file, or the names in a folder, reach the disk."""
+    """Have a file, or the names in a folder, reach the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -142,39 +117,51 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _digest(path: Path) -> Tree:
-    """Size and SHA-256 sum of a file."""
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sha256.update(block)
-    return {"bytes": path.stat().st_size, "sha256": sha256.hexdigest()}
+def _store(folder: Path, kind: str, content: bytes) -> str:
+    """Write a file that is complete whenever it has its name.
 
-
-def _is_whole(path: Path, expected: Tree) -> bool:
+    :return: its name: the kind and the sum of the content
+    :raises OSError: if it cannot be written, or is not what was written
+    """
+    path = folder / f"{kind}-{hashlib.sha256(content).hexdigest()}.npz"
+    if _read(path) is not None:
+        return path.name
+    # Not a name from ``random``: its state belongs to the run.
+    temporary = folder / f".unfinished-{secrets.token_hex(4)}"
     try:
-        return _digest(path) == expected
-    except OSError:
-        return False
+        temporary.write_bytes(content)
+        _sync(temporary)
+        if temporary.read_bytes() != content:
+            raise OSError(f"{path} is not what was written to it; is the disk failing?")
+        temporary.rename(path)
+        _sync(folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    return path.name
 
 
-def _seal(manifest: Tree) -> str:
-    """The sum of a manifest's own content."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _remove(path: Path) -> None:
-    """Remove a folder so that no half of it is ever left under its name."""
-    doomed = path.with_name(f".removed-{path.name}")
-    path.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+def _read(path: Path) -> Tree | None:
+    """The archive in a file that :func:`_store` wrote; ``None`` if it is missing or changed."""
+    try:
+        content = path.read_bytes()
+        intact = path.stem.rpartition("-")[2] == hashlib.sha256(content).hexdigest()
+        return read_archive(io.BytesIO(content)) if intact else None
+    except (OSError, DamagedFileError):
+        return None
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint whose manifest is whole."""
+    """A complete checkpoint, less the episodes that have files of their own."""
 
     path: Path
-    manifest: Tree
+    tree: Tree
+
+    @property
+    def manifest(self) -> Tree:
+        """Agent, step, versions and the like."""
+        return dict(self.tree["manifest"])
 
     @property
     def step(self) -> int:
@@ -182,24 +169,22 @@ class Checkpoint(NamedTuple):
         return int(self.manifest["step"])
 
     @property
-    def replay(self) -> Path:
-        return self.path.parent / "replay"
+    def model(self) -> io.BytesIO:
+        """The model file, as Stable-Baselines3 saves it."""
+        return io.BytesIO(self.tree["model"].tobytes())
 
-    def damaged_files(self) -> list[Path]:
-        """Its own files that are missing or changed."""
-        files = self.manifest["files"].items()
-        return [self.path / name for name, sums in files if not _is_whole(self.path / name, sums)]
+    def episode_names(self) -> set[str]:
+        """Names of the files of its replay buffer."""
+        return {entry["file"] for entry in self.tree["episodes"] if "file" in entry}
 
-    def damaged_segments(self) -> list[Path]:
-        """Segments of its replay buffer that are missing or changed."""
-        segments = self.manifest["segments"].items()
-        return [
-            self.replay / name for name, sums in segments if not _is_whole(self.replay / name, sums)
-        ]
+    def damaged_episodes(self) -> list[str]:
+        """Those that are missing or changed."""
+        folder = self.path.parent / "replay"
+        return [name for name in self.episode_names() if _read(folder / name) is None]
 
 
 class CheckpointFolder:
-    """The checkpoints of one run, and what of its replay buffer they hold already.
+    """The checkpoints of one run, and which episodes of its replay buffer they hold already.
 
     :param path: folder; made when something is written
     """
@@ -207,49 +192,51 @@ class CheckpointFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._replay = self.path / "replay"
-        self._buffer: SequenceReplayBuffer | None = None
-        self._n_saved: dict[int, int] = {}
-        self._segments: dict[str, Tree] = {}
-        self._serials: dict[str, set[int]] = {}
+        self._files: WeakKeyDictionary[Episode, str] = WeakKeyDictionary()
+        self._needed: dict[Path, set[str]] = {}
         self._passed_over: set[Path] = set()
+        self._latest: int | None = None
+
+    def _paths(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(self.path.glob("checkpoint-[0-9]*-*.npz"))
+
+    def _latest_number(self) -> int:
+        return max((int(path.name.split("-")[1]) for path in self._paths()), default=0)
 
     # ---- reading ----
 
     def checkpoints(self) -> Iterator[Checkpoint]:
-        """Those whose manifest is whole, newest first."""
-        for path in sorted(self.path.glob("checkpoint-*"), reverse=True):
-            manifest = _read_manifest(path / MANIFEST)
-            if manifest is None:
-                self._pass_over(path, MANIFEST)
+        """Those that are complete but for episodes, newest first; warns of those that are not."""
+        for path in reversed(self._paths()):
+            tree = _read(path)
+            if tree is None:
+                self._passed_over.add(path)
+                warnings.warn(f"{path} is passed over: it is damaged", stacklevel=3)
             else:
-                yield Checkpoint(path, manifest)
-
-    def _pass_over(self, path: Path, damaged: str) -> None:
-        self._passed_over.add(path)
-        warnings.warn(f"{path} is passed over: damaged or missing: {damaged}", stacklevel=3)
+                checkpoint = Checkpoint(path, tree)
+                self._needed[path] = checkpoint.episode_names()
+                yield checkpoint
 
     def newest(self) -> Checkpoint | None:
-        """The newest that is whole; failing that, the newest that lacks no more than replay.
+        """The newest that is complete; failing that, the newest that lacks no more than episodes.
 
-        Reads every file that belongs to it. Says by a warning what is damaged.
+        Reads every file that belongs to it. Damage is reported by a warning.
         """
+        self._latest = self._latest_number()
         fallback = None
         for checkpoint in self.checkpoints():
-            if damaged := checkpoint.damaged_files():
-                self._pass_over(checkpoint.path, _names(damaged))
-            elif not checkpoint.damaged_segments():
+            if not checkpoint.damaged_episodes():
                 return checkpoint
-            elif fallback is None:
-                fallback = checkpoint
+            fallback = fallback or checkpoint
         return fallback
 
-    def restore(self, model: Any, checkpoint: Checkpoint) -> None:
-        """Bring a model, loaded from the checkpoint's ``model.zip``, all the way back.
+    def restore(self, model: Resumed, checkpoint: Checkpoint) -> None:
+        """Bring a model, loaded from the checkpoint's ``model``, to where it was.
 
-        :raises DamagedFileError: if a file does not hold what it should
+        :raises ValueError: for other environments
         """
-        assert model.replay_buffer is not None and model.env is not None
-        state = read_archive(checkpoint.path / STATE)
+        state = checkpoint.tree
         n_envs = len(state["replay"]["running"])
         check(
             model.env.num_envs == n_envs,
@@ -258,20 +245,7 @@ class CheckpointFolder:
             model.env.num_envs,
             "load() takes a model to another number of them",
         )
-        damaged = checkpoint.damaged_segments()
-        names = [
-            name
-            for name in sorted(checkpoint.manifest["segments"])
-            if checkpoint.replay / name not in damaged
-        ]
-        segments = (read_archive(checkpoint.replay / name) for name in names)
-        n_lost = fill_buffer(model.replay_buffer, state["replay"], segments)
-        if damaged:
-            warnings.warn(
-                f"{n_lost} of the replay buffer's steps are lost, as {_names(damaged)} is damaged "
-                "or missing: the run goes on, but not exactly as it would have",
-                stacklevel=2,
-            )
+        self._restore_replay(model.replay_buffer, state)
         set_env_state(model.env, state["envs"])
         if not state["envs"]["exact"]:
             warnings.warn(
@@ -280,163 +254,119 @@ class CheckpointFolder:
                 stacklevel=2,
             )
             model._last_obs = None
-        # No reset is due, and none that comes may begin as the run began.
+        # No reset is due, and none that comes may start as the run started.
         model.env.unwrapped._reset_seeds()
-        set_acting_policy(model, state)
+        if state["acting_policy"] is not None and model.collect != "sequential":
+            parameters = {k: torch.from_numpy(v) for k, v in state["acting_policy"].items()}
+            model.acting_policy.load_state_dict(parameters)
         set_random_states(model, state["random"])
-        if not damaged:
-            self._remember(model.replay_buffer, checkpoint)
 
-    def _remember(self, buffer: SequenceReplayBuffer, checkpoint: Checkpoint) -> None:
-        """Go on adding to the segments that the checkpoint consists of."""
-        self._buffer = buffer
-        self._n_saved = {episode.serial: episode.n_steps + 1 for episode in buffer.episodes}
-        self._segments = dict(checkpoint.manifest["segments"])
-        self._serials = {
-            name: set(serials) for name, serials in checkpoint.manifest["episodes"].items()
-        }
+    def _restore_replay(self, buffer: SequenceReplayBuffer, state: Tree) -> None:
+        episodes, n_lost, n_files = [], 0, 0
+        for entry in state["episodes"]:
+            tree = _read(self._replay / entry["file"]) if "file" in entry else entry
+            if tree is None:
+                n_lost, n_files = n_lost + entry["steps"], n_files + 1
+                continue
+            episodes.append(as_episode(tree, buffer))
+            if "file" in entry:
+                self._files[episodes[-1]] = entry["file"]
+        fill_buffer(buffer, state["replay"], episodes)
+        if n_files:
+            warnings.warn(
+                f"{n_lost} of the replay buffer's steps are lost, as {n_files} file(s) in "
+                f"{self._replay} are damaged or missing: the run resumes, but not exactly as it "
+                "would have",
+                stacklevel=3,
+            )
 
     # ---- writing ----
 
-    def write(self, model: Any) -> Path:
-        """Write a checkpoint, prove it and remove those before the last two.
+    def write(self, model: Resumed) -> Path:
+        """Write a checkpoint, read it again and remove those before the last two.
 
         :param model: between two steps or updates
-        :return: folder of the checkpoint
+        :return: file of the checkpoint
         :raises OSError: if it cannot be written; earlier ones are as they were
         :raises ValueError: if a parameter is not finite
         """
-        require_finite(model)
-        assert model.replay_buffer is not None and model.env is not None
+        for name, parameter in model.policy.named_parameters():
+            way_out = "the checkpoint was not written; the one before it is kept"
+            finite = bool(torch.isfinite(parameter).all())
+            check(finite, name, "be finite", "NaN or infinity", way_out)
         self._replay.mkdir(parents=True, exist_ok=True)
-        self._sweep()
-        self._write_segment(model.replay_buffer)
-        serial = self._next_number(self.path, "checkpoint")
-        path = self.path / f"checkpoint-{serial:06}"
-        with self._beside(path) as temporary:
-            temporary.mkdir()
-            with (temporary / MODEL).open("wb") as file:
-                model.save(file)
-            state = {
-                "random": get_random_states(model),
-                "replay": get_layout(model.replay_buffer),
-                "envs": get_env_state(model.env, trusted=model._last_obs is not None),
-                **get_acting_policy(model),
-            }
-            write_archive(temporary / STATE, state)
-            manifest = self._manifest(model, temporary)
-            (temporary / MANIFEST).write_text(
-                json.dumps({**manifest, "seal": _seal(manifest)}, indent=1)
-            )
-            for name in (MODEL, STATE, MANIFEST):
-                _sync(temporary / name)
-        self._prove(Checkpoint(path, manifest))
-        self._prune()
-        return path
-
-    def _manifest(self, model: Any, folder: Path) -> Tree:
-        return {
-            "format": FORMAT,
+        number = self._next_number()
+        for unfinished in self.path.rglob(".unfinished-*"):
+            unfinished.unlink()
+        manifest = {
             "algorithm": type(model).__name__,
             "collect": model.collect,
             "step": model.num_timesteps,
             "updates": model._n_updates,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": library_versions(),
-            "files": {name: _digest(folder / name) for name in (MODEL, STATE)},
-            "segments": self._segments,
-            "episodes": {name: sorted(serials) for name, serials in self._serials.items()},
         }
+        acting = None if model.collect == "sequential" else model.acting_policy.state_dict()
+        tree = {
+            "manifest": manifest,
+            "model": np.frombuffer(_written(model.save), np.uint8),
+            "acting_policy": acting
+            and {name: value.cpu().numpy() for name, value in acting.items()},
+            "random": get_random_states(model),
+            "envs": get_env_state(model.env, trusted=model._last_obs is not None),
+            "replay": get_layout(model.replay_buffer),
+            "episodes": self._write_episodes(model.replay_buffer),
+        }
+        content = _written(lambda file: write_archive(file, tree))
+        path = self.path / _store(self.path, f"checkpoint-{number:06}", content)
+        self._needed[path] = Checkpoint(path, tree).episode_names()
+        with contextlib.suppress(OSError):  # What cannot be removed now is removed next time.
+            self._prune()
+        return path
 
-    def _write_segment(self, buffer: SequenceReplayBuffer) -> None:
-        """Write what the buffer got since the last segment; forget segments that it has no use of.
+    def _next_number(self) -> int:
+        """The number of the next checkpoint.
 
-        Only when the segment is whole does this object count on it.
+        :raises OSError: if another process has written one since this object's last
         """
-        if buffer is not self._buffer:
-            self._buffer, self._n_saved, self._segments, self._serials = buffer, {}, {}, {}
-        segment = get_segment(buffer, self._n_saved)
-        if segment is not None:
-            path = self._replay / f"segment-{self._next_number(self._replay, 'segment'):06}.zip"
-            with self._beside(path) as temporary:
-                write_archive(temporary, segment)
-                _sync(temporary)
-            self._segments[path.name] = _digest(path)
-            self._serials[path.name] = set(segment["table"][:, 0].tolist())
-        self._n_saved = {episode.serial: episode.n_steps + 1 for episode in buffer.episodes}
-        for name in list(self._segments):
-            if not self._serials[name] & self._n_saved.keys():
-                del self._segments[name], self._serials[name]
+        latest = self._latest_number()
+        if self._latest is not None and latest > self._latest:
+            raise OSError(
+                f"another process has written checkpoint {latest} into {self.path}; only one run "
+                "can write checkpoints into a folder: stop one of the two"
+            )
+        self._latest = latest + 1
+        return self._latest
 
-    @contextmanager
-    def _beside(self, path: Path) -> Iterator[Path]:
-        """A temporary path that takes the name ``path`` if all goes well, and vanishes if not."""
-        temporary = path.with_name(f".unfinished-{path.name}")
-        try:
-            yield temporary
-            if temporary.is_dir():
-                _sync(temporary)
-            temporary.rename(path)
-            _sync(path.parent)
-        except BaseException:
-            if temporary.is_dir():
-                shutil.rmtree(temporary, ignore_errors=True)
-            else:
-                temporary.unlink(missing_ok=True)
-            raise
+    def _write_episodes(self, buffer: SequenceReplayBuffer) -> list[Tree]:
+        """Write the episodes that have ended since the last checkpoint.
 
-    @staticmethod
-    def _next_number(folder: Path, kind: str) -> int:
-        """One more than any that is there, whole or not, so that no file is written over."""
-        numbers = [
-            int(match[1])
-            for path in folder.iterdir()
-            if (match := re.fullmatch(rf"{kind}-(\d+)(?:\.zip)?", path.name))
-        ]
-        return max(numbers, default=0) + 1
-
-    @staticmethod
-    def _prove(checkpoint: Checkpoint) -> None:
-        """Read the new checkpoint again.
-
-        :raises OSError: if it is not what was written
+        :return: all episodes: the files that hold them, and those that are running as they are
         """
-        if _read_manifest(checkpoint.path / MANIFEST) is None or checkpoint.damaged_files():
-            shutil.rmtree(checkpoint.path, ignore_errors=True)
-            raise OSError(f"{checkpoint.path} is not what was written to it; is the disk failing?")
+        running = {id(episode) for episode in buffer.running}
+        entries: list[Tree] = []
+        for episode in buffer.episodes:
+            if id(episode) in running:
+                entries.append(get_episode(episode))
+                continue
+            name = self._files.get(episode)
+            if name is None or not (self._replay / name).exists():
+                content = _written(partial(write_archive, tree=get_episode(episode)))
+                name = self._files[episode] = _store(self._replay, "episode", content)
+            entries.append({"file": name, "steps": episode.n_steps})
+        return entries
 
     def _prune(self) -> None:
-        """Remove all but the last checkpoints, and segments that none of those needs."""
-        paths = sorted(self.path.glob("checkpoint-*"))
+        """Remove all but the last checkpoints, and episodes that none of those needs."""
+        paths = self._paths()
         kept = [path for path in paths if path not in self._passed_over][-N_KEPT:]
-        for path in paths:
-            if path not in kept:
-                _remove(path)
-        manifests = [_read_manifest(path / MANIFEST) or {"segments": {}} for path in kept]
-        needed = {name for manifest in manifests for name in manifest["segments"]}
-        for path in self._replay.glob("segment-*"):
+        needed: set[str] = set()
+        for path in kept:
+            if path not in self._needed and (tree := _read(path)) is not None:
+                self._needed[path] = Checkpoint(path, tree).episode_names()
+            needed |= self._needed.get(path, set())
+        for path in set(paths) - set(kept):
+            path.unlink()
+        for path in self._replay.iterdir():
             if path.name not in needed:
                 path.unlink()
-
-    def _sweep(self) -> None:
-        """Remove what a run that was killed left half done."""
-        for folder in (self.path, self._replay):
-            for path in [*folder.glob(".unfinished-*"), *folder.glob(".removed-*")]:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _names(paths: list[Path]) -> str:
-    return ", ".join(path.name for path in paths)
-
-
-def _read_manifest(path: Path) -> Tree | None:
-    """A manifest; ``None`` if it is not whole or not to be trusted."""
-    try:
-        manifest = json.loads(path.read_bytes())
-        seal = manifest.pop("seal")
-        names = [*manifest["segments"], *manifest["episodes"]]
-        tidy = all(re.fullmatch(r"segment-\d+\.zip", name) for name in names)
-        tidy = tidy and set(manifest["files"]) == {MODEL, STATE}
-        return manifest if tidy and seal == _seal(manifest) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None

@@ -1,9 +1,9 @@
-"""Environments that can be brought back to where they were.
+"""Environments that can be restored to where they were.
 
-An environment with ``get_state()`` and ``set_state(state)`` is brought back to any step; the state
-is plain values: numbers, strings, arrays, nested dicts and lists of them. Of every other one the
-random generator is known as it was before the running episode began, so that it can be brought back
-to an episode's first observation, bit for bit; within an episode it cannot: a new one begins.
+An environment with ``get_state()`` and ``set_state(state)`` is restored to any step; the state is
+plain values: numbers, strings, arrays, nested dicts and lists of them. Of every other one the state
+of the random generator before the running episode is known, so that it is restored to an episode's
+first observation, bit for bit; within an episode it cannot be: a new one starts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import inspect
 from collections import deque
 from collections.abc import Iterator
 from copy import deepcopy
-from typing import Any, TypeGuard
+from typing import Any
 
 import gymnasium as gym
 from gymnasium import spaces
@@ -31,11 +31,7 @@ _PLUMBING = frozenset(
 )
 """Attributes of wrappers that the future does not follow from."""
 _OPENED = (RunningMeanStd, StackedObservations)
-"""Objects whose attributes are taken down as a wrapper's are."""
-
-
-class UnsavableError(TypeError):
-    """A wrapper holds something that cannot be taken down."""
+"""Objects whose attributes are saved as a wrapper's are."""
 
 
 def _is_fixed(value: Any) -> bool:
@@ -45,51 +41,54 @@ def _is_fixed(value: Any) -> bool:
     return isinstance(value, (spaces.Space, type)) or inspect.isroutine(value)
 
 
-def _holds_opened(value: Any) -> TypeGuard[dict[str, Any]]:
-    return isinstance(value, dict) and any(isinstance(v, _OPENED) for v in value.values())
+def _saved(value: Any) -> Any:
+    """The value of an attribute as plain values.
+
+    :raises TypeError: if it is an object of an unknown kind
+    """
+    if isinstance(value, _OPENED):
+        return get_attributes(value)
+    if isinstance(value, dict):
+        value = {key: _saved(inner) for key, inner in value.items()}
+    if not is_plain(value):
+        raise TypeError(f"a {type(value).__name__} cannot be saved")
+    return deepcopy(value)
+
+
+def _restored(current: Any, saved: Any) -> Any:
+    """A saved value in the form of the current one; what is opened is restored in place."""
+    if isinstance(current, _OPENED):
+        set_attributes(current, saved)
+        return current
+    if isinstance(current, dict) and isinstance(saved, dict):
+        return {key: _restored(current.get(key), inner) for key, inner in saved.items()}
+    if isinstance(current, deque) and isinstance(saved, list):
+        return deque(saved, current.maxlen)
+    return tuple(saved) if isinstance(current, tuple) and isinstance(saved, list) else saved
 
 
 def get_attributes(thing: Any) -> State:
     """The attributes of an object as plain values.
 
-    :raises UnsavableError: if one of them is an object of an unknown kind
+    :raises TypeError: if one of them is an object of an unknown kind
     """
-    state: State = {}
-    for name, value in vars(thing).items():
-        if name in _PLUMBING or _is_fixed(value):
-            continue
-        if isinstance(value, _OPENED):
-            state[name] = get_attributes(value)
-        elif _holds_opened(value):
-            state[name] = {key: get_attributes(inner) for key, inner in value.items()}
-        elif is_plain(value):
-            state[name] = deepcopy(value)
-        else:
-            raise UnsavableError(f"{type(thing).__name__}.{name} is a {type(value).__name__}")
-    return state
+    return {
+        name: _saved(value)
+        for name, value in vars(thing).items()
+        if name not in _PLUMBING and not _is_fixed(value)
+    }
 
 
 def set_attributes(thing: Any, state: State) -> None:
     """Set what :func:`get_attributes` gave."""
     for name, value in state.items():
-        current = getattr(thing, name, None)
-        if isinstance(current, _OPENED):
-            set_attributes(current, value)
-        elif _holds_opened(current):
-            for key, inner in current.items():
-                set_attributes(inner, value[key])
-        elif isinstance(current, deque) and isinstance(value, list):
-            setattr(thing, name, deque(value, current.maxlen))
-        elif isinstance(current, tuple) and isinstance(value, list):
-            setattr(thing, name, tuple(value))
-        else:
-            setattr(thing, name, value)
+        setattr(thing, name, _restored(getattr(thing, name, None), value))
 
 
 class Resumable(gym.Wrapper):
-    """Takes down where an environment stands, and brings it back there.
+    """Saves and restores the state of an environment.
 
-    To be put around all other wrappers; :func:`make_resumable` does so.
+    It goes around all other wrappers; :func:`make_resumable` puts it there.
 
     :param env: any Gymnasium environment
     """
@@ -109,12 +108,12 @@ class Resumable(gym.Wrapper):
         return self.env.step(action)
 
     def get_state(self) -> State:
-        """Plain values, among them ``exact``: whether :meth:`set_state` gets right back here."""
+        """Plain values, among them ``exact``: whether :meth:`set_state` restores all of it."""
         inner = self.unwrapped
         if hasattr(inner, "get_state") and hasattr(inner, "set_state"):
             try:
                 wrappers = [get_attributes(wrapper) for wrapper in self._wrappers()]
-            except UnsavableError:
+            except TypeError:
                 pass
             else:
                 random = self._get_random()
@@ -124,7 +123,7 @@ class Resumable(gym.Wrapper):
         return dict(exact=False, random=self._get_random(), seed=None)
 
     def set_state(self, state: State) -> None:
-        """Go to where :meth:`get_state` was called, or to a new episode where that is not known."""
+        """Restore what :meth:`get_state` gave; start a new episode where that is not exact."""
         inner: Any = self.unwrapped
         if "env" not in state:
             self._set_random(state["random"])
@@ -144,7 +143,7 @@ class Resumable(gym.Wrapper):
             env = env.env
 
     def _get_random(self) -> State | None:
-        """State of the environment's generator; ``None`` if it has one of its own making."""
+        """State of the environment's generator; ``None`` if that is not one of NumPy's."""
         generator = getattr(self.unwrapped.np_random, "bit_generator", None)
         return None if generator is None else generator.state
 
@@ -172,28 +171,27 @@ def _vec_wrappers(env: VecEnv) -> Iterator[VecEnvWrapper]:
 
 
 def get_env_state(env: VecEnv, trusted: bool = True) -> State:
-    """Where vectorised environments and their wrappers stand, and whether that is ``exact``.
+    """The state of vectorised environments and their wrappers, and whether that is ``exact``.
 
     :param env: what :func:`make_resumable` was called on, or environments that are in
         :class:`Resumable` already
     :param trusted: ``False`` leaves the environments themselves out, as after a fault of theirs
     """
-    wrappers = [_attributes_or_none(wrapper) for wrapper in _vec_wrappers(env)]
-    reachable = trusted and all(env.env_is_wrapped(Resumable))
-    envs = env.env_method("get_state") if reachable else []
-    exact = reachable and None not in wrappers and all(state["exact"] for state in envs)
+    exact = trusted and all(env.env_is_wrapped(Resumable))
+    envs = env.env_method("get_state") if exact else []
+    exact = exact and all(state["exact"] for state in envs)
+    wrappers: list[State] = []
+    for wrapper in _vec_wrappers(env):
+        try:
+            wrappers.append(get_attributes(wrapper))
+        except TypeError:
+            wrappers.append({})
+            exact = False
     return dict(exact=exact, wrappers=wrappers, envs=envs)
 
 
-def _attributes_or_none(wrapper: VecEnvWrapper) -> State | None:
-    try:
-        return get_attributes(wrapper)
-    except UnsavableError:
-        return None
-
-
 def set_env_state(env: VecEnv, state: State) -> None:
-    """Bring vectorised environments to what :func:`get_env_state` gave, as far as that goes.
+    """Restore vectorised environments to what :func:`get_env_state` gave, as far as it is known.
 
     :raises ValueError: if these are in other wrappers
     """
@@ -208,7 +206,7 @@ def set_env_state(env: VecEnv, state: State) -> None:
         "wrap it in the same way",
     )
     for wrapper, attributes in zip(wrappers, state["wrappers"]):
-        set_attributes(wrapper, attributes or {})
+        set_attributes(wrapper, attributes)
     if all(env.env_is_wrapped(Resumable)):
         for index, each in enumerate(state["envs"]):
             env.env_method("set_state", each, indices=[index])

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from core_agent.table5.grid import Job, RunInterruptedError, run_job, update_status
-from core_agent.validation import check_at_least
+from core_agent.validation import at_least, check_arguments
 
 PASSED_ON = ("MUJOCO_GL", "DCS_VIDEOS", "PYTHONPATH")
 """Environment variables that runs on other machines see as this process does."""
 N_RETRIES = 10
-"""Times that a run is begun again after its machine or process was lost."""
+"""Times that a run is started again after its machine or process was lost."""
 
 
 def require_ray() -> Any:
@@ -42,7 +42,7 @@ def run_on_ray(
 ) -> dict[Path, str]:
     """Do all jobs, as many at once as there is room for.
 
-    A run whose machine or process is lost goes on from its last checkpoint, elsewhere if need be.
+    A run whose machine or process is lost continues from its last checkpoint, elsewhere if need be.
     ``root`` must be a folder that all machines share.
 
     :param jobs: what to run
@@ -54,8 +54,7 @@ def run_on_ray(
     :return: how each run ended, by its folder
     :raises ValueError: if Ray is not installed or can never make room for one run
     """
-    check_at_least("cpus", cpus, 0)
-    check_at_least("gpus", gpus, 0)
+    check_arguments({"cpus": at_least(0), "gpus": at_least(0)}, locals())
     ray = require_ray()
     variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     if not ray.is_initialized():
@@ -88,7 +87,7 @@ def run_on_ray(
 
 
 def check_room(resources: dict[str, float], cpus: float, gpus: float) -> None:
-    """Make sure that one run fits, or nothing would ever begin.
+    """Make sure that one run fits, or nothing would ever start.
 
     :raises ValueError: if it does not
     """

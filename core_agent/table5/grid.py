@@ -1,7 +1,7 @@
 """The paper's Table 5 as a grid of runs: agents × tasks × difficulties × distractions × seeds.
 
-Each run has a folder of its own, ``agent/environment/seed-n``, and can be begun, killed and gone on
-with at any time, by this process or another; a run that is finished is left alone. Beside what
+Each run has a folder of its own, ``agent/environment/seed-n``, and can be started, killed and
+continued at any time, by this process or another; a finished run is left alone. Next to what
 :mod:`core_agent.runs.training` leaves there, the folder holds::
 
     status.json        state, error, speed, versions
@@ -19,45 +19,42 @@ import os
 import platform
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from signal import Signals
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
+from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
-from core_agent.agents.base import (
-    PAPER_SIMULATOR_STEPS,
-    SequenceOffPolicyAlgorithm,
-    as_train_freq,
-)
+from core_agent.agents.base import PAPER_SIMULATOR_STEPS
 from core_agent.agents.presets import preset
 from core_agent.agents.registry import get_agent
+from core_agent.environments.suite import first_seed
 from core_agent.runs.callbacks import next_multiple
 from core_agent.runs.evaluation import play
 from core_agent.runs.training import RUN_FILE, Run, train_run, training_environment
 from core_agent.runs.video import write_mp4
 from core_agent.saving.checkpoint import library_versions
 from core_agent.table5.paper import DIFFICULTIES, DISTRACTIONS, N_PAPER_SEEDS, TASKS
-from core_agent.validation import check, check_integer
+from core_agent.validation import SIZE, check, check_arguments, whole
 
 EPISODE_STEPS = 1_000
 """Simulator steps in an episode of the Distracting Control Suite."""
-EVALUATION_SEED = 10_000
 FRAMES_PER_SECOND = 15
-N_TIMED_STEPS = 40
 LOCK_PATIENCE = 300.0
 """Seconds to wait for a process that died on another machine to let go of its run."""
 
 
 class RunInterruptedError(RuntimeError):
-    """A run was told to stop; it goes on from its checkpoint when it is run again.
+    """A run was stopped by a signal; it continues from its checkpoint when it is run again.
 
     :param folder: of the run
-    :param signal: what told it to
+    :param signal: the one that stopped it
     """
 
     def __init__(self, folder: Path, signal: Signals) -> None:
@@ -94,10 +91,10 @@ class Suite:
         for agent in self.agents:
             get_agent(agent)
             preset(self.preset, agent)
-        for name in ("simulator_steps", "evaluate_every", "n_episodes", "checkpoint_every"):
-            check_integer(name, getattr(self, name), 1)
+        counts = ("simulator_steps", "evaluate_every", "n_episodes", "checkpoint_every")
+        check_arguments(dict.fromkeys(counts, SIZE), vars(self))
         for seed in self.seeds:
-            check_integer("seeds", seed, 0)
+            whole(0)("seeds", seed)
         for name in ("agents", "tasks", "difficulties", "distractions", "seeds"):
             check(bool(getattr(self, name)), name, "hold at least one", getattr(self, name))
 
@@ -158,12 +155,12 @@ class Job:
     checkpoint_every: int
 
     def folder(self, root: Path) -> Path:
-        """Where the run lies below ``root``."""
+        """The run's folder below ``root``."""
         return root / self.run.agent / self.run.env_id / f"seed-{self.run.seed}"
 
 
 def take_shard(jobs: Sequence[Job], shard: str) -> list[Job]:
-    """Every ``n``-th job, beginning with the ``i``-th, of ``"i/n"``.
+    """Every ``n``-th job, starting with the ``i``-th, of ``"i/n"``.
 
     :raises ValueError: unless ``1 <= i <= n``
     """
@@ -192,23 +189,23 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that nobody ever reads half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text)
-    beside.replace(path)
+    """Write a file in one step, so that no reader sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """What ``status.json`` says; ``{"state": "not begun"}`` without one."""
+    """The content of ``status.json``; ``{"state": "not begun"}`` without one."""
     path = folder / "status.json"
     return json.loads(path.read_text()) if path.is_file() else {"state": "not begun"}
 
 
 class Recorder(BaseCallback):
-    """Writes a run's record; what lies beyond the checkpoint it went on from is written anew.
+    """Writes a run's record; entries after the checkpoint it continues from are written again.
 
     :param job: the run
-    :param folder: where it lies
+    :param folder: the run's
     """
 
     def __init__(self, job: Job, folder: Path) -> None:
@@ -255,7 +252,7 @@ class Recorder(BaseCallback):
         for info in self.locals["infos"]:
             if "episode" in info:
                 self._append("episodes", {"return": float(info["episode"]["r"])})
-        if self._simulator_steps >= self._next:
+        if self._next <= self._simulator_steps < self.job.simulator_steps:
             self._evaluate()
         return True
 
@@ -268,15 +265,17 @@ class Recorder(BaseCallback):
             self._write_status("running")
 
     def _on_training_end(self) -> None:
-        if self._simulator_steps >= self.job.simulator_steps:
+        # The last evaluation is of the model that is saved: after the last updates.
+        unfinished = self.model._is_unfinished  # type: ignore[attr-defined]
+        if self._simulator_steps >= self.job.simulator_steps and not unfinished:
             evaluated = read_lines(self.folder / "evaluations.jsonl")
             if not evaluated or evaluated[-1]["agent_steps"] != self.num_timesteps:
                 self._evaluate()
         self._write_status("running")
 
     def _evaluate(self) -> None:
-        """Play whole episodes on validation videos, the same each time."""
-        seed = EVALUATION_SEED + self.job.run.seed
+        """Play complete episodes on validation videos, the same each time."""
+        seed = first_seed(self.job.run.seed, split="val")
         episodes = play(self._val_env, self.model, self.job.n_episodes, seed=seed, record="first")
         returns = [episode.episode_return for episode in episodes]
         self._append("evaluations", {"returns": returns})
@@ -309,7 +308,7 @@ def run_job(job: Job, root: Path, progress: bool = False) -> str:
 
     :param progress: show a progress bar
     :return: ``"finished"`` or ``"failed"``
-    :raises RunInterruptedError: if a signal stopped it; run again, it goes on
+    :raises RunInterruptedError: if a signal stopped it; run again, it continues
     """
     folder = job.folder(root)
     status = read_status(folder)
@@ -317,7 +316,7 @@ def run_job(job: Job, root: Path, progress: bool = False) -> str:
         return "finished"
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / RUN_FILE).exists():
-        # A run that fails before it begins is still to tell what it is.
+        # A run that fails before it starts still has to say what it is.
         write_whole(folder / RUN_FILE, json.dumps(asdict(job.run), indent=1))
     try:
         outcome = train_run(
@@ -346,57 +345,46 @@ def update_status(folder: Path, **changes: Any) -> None:
     write_whole(folder / "status.json", json.dumps(status, indent=1))
 
 
-# ---- what it will take ----
+# ---- the state of all runs ----
+
+STATES = ("finished", "running", "failed", "not begun")
 
 
-class Estimate(NamedTuple):
-    """Of the time that a run takes on this machine, in seconds."""
-
-    step: float
-    """One agent step."""
-    update: float
-    run: float
-
-
-def estimate_run(job: Job, n_updates: int = 2) -> Estimate:
-    """Try some steps and updates of a run, here and now.
-
-    :param n_updates: how many are timed, after one that is not
-    """
-    with closing(training_environment(job.run, "train")) as env:
-        arguments = preset(
-            job.run.preset, job.run.agent, env_id=job.run.env_id, **job.run.arguments
-        )
-        model = get_agent(job.run.agent)(policy="auto", env=env, seed=job.run.seed, **arguments)
-        n_updates_per_step = updates_per_step(model)
-        model.learning_starts, model.gradient_steps = 0, 0
-        model.train_freq = TrainFreq(N_TIMED_STEPS, TrainFrequencyUnit.STEP)  # type: ignore[assignment]
-        model.learn(N_TIMED_STEPS)
-        step = seconds(lambda: model.learn(N_TIMED_STEPS, reset_num_timesteps=False))
-        step /= N_TIMED_STEPS
-        model.train(1, model.batch_size)
-        update = seconds(lambda: model.train(n_updates, model.batch_size)) / n_updates
-        n_steps = job.simulator_steps / model.action_repeat
-        n_evaluations = -(-job.simulator_steps // job.evaluate_every)
-        n_played = n_evaluations * job.n_episodes * EPISODE_STEPS / model.action_repeat
-        run = (n_steps + n_played) * step + n_steps * n_updates_per_step * update
-    return Estimate(step, update, run)
+def draw_table(jobs: Sequence[Job], root: Path) -> Table:
+    """One row for each agent and environment: seeds by state, progress, returns, speed."""
+    table = Table(title=f"{len(jobs)} runs in {root}")
+    for column in ("agent", "environment"):
+        table.add_column(column)
+    for column in (*STATES, "progress", "return", "steps/s"):
+        table.add_column(column, justify="right")
+    by_setting = sorted(jobs, key=lambda job: (job.run.agent, job.run.env_id))
+    for (agent, env_id), group in groupby(by_setting, lambda j: (j.run.agent, j.run.env_id)):
+        seeds = list(group)
+        statuses = [read_status(job.folder(root)) for job in seeds]
+        counts = Counter(status["state"] for status in statuses)
+        cells = [str(counts[state]) if counts[state] else "" for state in STATES]
+        cells += [progress(seeds, statuses), returns(seeds, root), speed(statuses)]
+        table.add_row(agent, env_id, *cells)
+    return table
 
 
-def updates_per_step(model: SequenceOffPolicyAlgorithm) -> float:
-    """Updates for each agent step of a Distracting Control task, on average."""
-    if model.gradient_steps is None:
-        return model.update_ratio
-    if model.gradient_steps < 0:
-        return 1.0
-    count, unit = as_train_freq(model.train_freq)
-    in_episodes = unit is TrainFrequencyUnit.EPISODE
-    steps = count * EPISODE_STEPS / model.action_repeat if in_episodes else count
-    return model.gradient_steps / steps
+def progress(jobs: Sequence[Job], statuses: Sequence[dict[str, Any]]) -> str:
+    """Simulator steps made, as a share of those to make."""
+    shares = [
+        min(1.0, status.get("simulator_steps", 0) / job.simulator_steps)
+        for job, status in zip(jobs, statuses)
+    ]
+    return f"{np.mean(shares):.0%}"
 
 
-def seconds(action: Callable[[], object]) -> float:
-    """How long ``action`` takes."""
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
+def returns(jobs: Sequence[Job], root: Path) -> str:
+    """Mean of the last evaluations, and of how many seeds it is."""
+    evaluations = [read_lines(job.folder(root) / "evaluations.jsonl") for job in jobs]
+    last = [np.mean(lines[-1]["returns"]) for lines in evaluations if lines]
+    return f"{np.mean(last):.0f} ({len(last)})" if last else "–"
+
+
+def speed(statuses: Sequence[dict[str, Any]]) -> str:
+    """Mean of the agent steps per second."""
+    speeds = [s["steps_per_second"] for s in statuses if s.get("steps_per_second")]
+    return f"{np.mean(speeds):.1f}" if speeds else "–"

@@ -1,4 +1,4 @@
-"""What the paper reports: Table 5 of arXiv:2112.01163, and how its rows are named here."""
+"""Table 5 of arXiv:2112.01163, and the names of its rows in this package."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TASKS = (
 DIFFICULTIES = ("easy", "medium", "hard")
 DISTRACTIONS = ("static", "dynamic")
 PAPER_STEPS = (500_000, 1_000_000)
-"""Simulator steps after which the paper evaluates; the later one for CoRe alone."""
+"""Simulator steps at which the paper evaluates; the later one only for CoRe."""
 N_PAPER_SEEDS = 5
 
 _DCS_ID = re.compile(
@@ -48,12 +48,12 @@ class Setting(NamedTuple):
 
     @property
     def is_of_suite(self) -> bool:
-        """Whether an episode has 1,000 simulator steps that earn at most 1 each."""
+        """Whether an episode has 1,000 simulator steps with rewards of at most 1."""
         return self.task in TASKS
 
     @property
     def order(self) -> tuple[int, int, str]:
-        """Easy before hard, static before dynamic, tasks by name; what is not distracted first."""
+        """Easy before hard, static before dynamic, tasks by name; undistracted settings first."""
         return (
             ("", *DIFFICULTIES).index(self.difficulty),
             ("", *DISTRACTIONS).index(self.distraction),
@@ -89,7 +89,7 @@ def read_table5() -> dict[tuple[Setting, str, int], PaperResult]:
 
 
 def find_paper_result(agent: str, setting: Setting, steps: int) -> PaperResult | None:
-    """What Table 5 has for an agent of this package; ``None`` where it has nothing.
+    """The result of an agent in Table 5; ``None`` if the table has none.
 
     :param agent: a key of :data:`METHODS`, or any other name
     :param steps: simulator steps

@@ -1,10 +1,9 @@
-"""What a few runs on a few tasks allow to be said.
+"""Statistics of a few runs on a few tasks.
 
-Scores come by task setting: a sequence with one array ``(n_seeds,)`` for each, the strata. Settings
-may have different numbers of seeds. The measures are those of "Deep Reinforcement Learning at the
-Edge of the Statistical Precipice" (arXiv:2108.13264). Where a shape has more axes in front,
-``(..., n_seeds)``, a function works along the last one: the bootstrap computes all its resamples in
-one call.
+Scores are grouped by task setting: a sequence with one array ``(n_seeds,)`` for each, the strata.
+Settings may have different numbers of seeds. The measures are those of "Deep Reinforcement Learning
+at the Edge of the Statistical Precipice" (arXiv:2108.13264). For shapes ``(..., n_seeds)`` a
+function works along the last axis: the bootstrap computes all its resamples in one call.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from scipy import stats
 from core_agent.validation import check, check_integer
 
 MAX_RETURN = 1_000.0
-"""A step of the simulator earns at most 1, and an episode has 1,000 of them."""
+"""A simulator step has a reward of at most 1, and an episode has 1,000 steps."""
 MINIMUM_SEEDS = 3
-"""With fewer seeds in any setting nothing is claimed without saying so, and no interval given."""
+"""With fewer seeds in any setting there is no interval."""
 N_RESAMPLES = 2_000
 LEVEL = 0.95
 
@@ -32,7 +31,7 @@ class MeanError(NamedTuple):
 
     mean: float
     standard_error: float
-    """NaN where there is one seed alone."""
+    """NaN for one seed."""
     n_seeds: int
 
 
@@ -44,7 +43,7 @@ class Interval(NamedTuple):
 
 
 def normalized(returns: np.ndarray | Sequence[float]) -> np.ndarray:
-    """Scores in [0, 1]: returns divided by 1,000, the most that an episode can earn."""
+    """Scores in [0, 1]: returns divided by 1,000, the maximum of an episode."""
     return np.asarray(returns, dtype=float) / MAX_RETURN
 
 
@@ -81,8 +80,8 @@ def mean_over_tasks(results: Sequence[MeanError]) -> MeanError:
 def interquartile_mean(strata: Strata) -> np.ndarray:
     """Mean of the runs that are left when a quarter at each end is cut off, over all settings.
 
-    Of ``n`` runs ``n // 4`` are cut off at each end, as in arXiv:2108.13264 and rliable: with a
-    number that 4 does not divide, no run counts in part, and the mean of up to 3 is the plain one.
+    Of ``n`` runs ``n // 4`` are cut off at each end, as in arXiv:2108.13264 and rliable: no run
+    counts in part, and for up to 3 runs this is the plain mean.
 
     :param strata: ``(..., n_seeds)`` each
     """
@@ -127,7 +126,7 @@ def stratified_bootstrap(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval of a statistic when seeds are drawn anew within each setting.
+    """Percentile interval of a statistic when seeds are resampled within each setting.
 
     :param statistic: of one set of strata for each sample, ``(n_resamples, n_seeds)`` each; its
         result has ``n_resamples`` in front

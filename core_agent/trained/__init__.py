@@ -23,6 +23,7 @@ from gymnasium import spaces
 from core_agent.agents.base import SequenceOffPolicyAlgorithm
 from core_agent.agents.presets import preset as preset_arguments
 from core_agent.agents.registry import AGENTS, get_agent
+from core_agent.environments.suite import first_seed
 from core_agent.runs.evaluation import play
 from core_agent.runs.training import make_environment
 from core_agent.runs.video import captioned, side_by_side, write_mp4
@@ -206,6 +207,7 @@ def watch(name: str, output: Path, seed: int = 0, window: bool = False) -> float
     :raises ValueError: for an unknown name
     """
     model, card = load_trained(name), read_card(name)
+    seed = first_seed(seed, split="val")
     with closing(make_environment(clean_twin(name), card.preset, "val")) as env:
         clean = play(env, model, 1, seed=seed, record=True)[0]
     with closing(make_trained_environment(name)) as env:

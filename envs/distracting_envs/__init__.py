@@ -2,16 +2,23 @@
 
 Importing the package registers 42 ids, ``DCS-{domain}-{task}-{difficulty}-{static|dynamic}`` and
 ``DCS-{domain}-{task}-clean``, and ``DCS-custom`` for any other task of the dm_control suite.
-``gymnasium.make("distracting_envs:DCS-cheetah-run-easy-dynamic")`` needs no import at all, which
-is what worker processes want.
+``gymnasium.make("distracting_envs:DCS-cheetah-run-easy-dynamic")`` needs no import, also in worker
+processes.
 
 The import is light: MuJoCo and OpenGL load when the first environment is made.
 """
 
+from gymnasium.envs.registration import register, registry
+
 from distracting_envs.quiet import hide_gym_notice
-from distracting_envs.registration import register_all
-from distracting_envs.seeding import env_seed
-from distracting_envs.settings import ENV_IDS, TASKS, EnvSettings, TaskSettings, parse_env_id
+from distracting_envs.settings import (
+    ENV_IDS,
+    TASKS,
+    EnvSettings,
+    TaskSettings,
+    env_seed,
+    parse_env_id,
+)
 
 __all__ = [
     "ENV_IDS",
@@ -21,6 +28,31 @@ __all__ = [
     "env_seed",
     "parse_env_id",
 ]
+
+_ENTRY_POINT = "distracting_envs.env:DistractingControlEnv"
+
+GENERIC_ID = "DCS-custom"
+"""Any dm_control suite task: ``gymnasium.make("DCS-custom", domain="hopper", task="hop", ...)``."""
+
+
+def register_all() -> None:
+    """Register the ids with Gymnasium; a second call does nothing."""
+    if GENERIC_ID in registry:
+        return
+    for env_id in ENV_IDS:
+        settings = parse_env_id(env_id)
+        register(
+            id=env_id,
+            entry_point=_ENTRY_POINT,
+            kwargs={
+                "domain": settings.domain,
+                "task": settings.task,
+                "difficulty": settings.difficulty,
+                "dynamic": settings.dynamic,
+            },
+        )
+    register(id=GENERIC_ID, entry_point=_ENTRY_POINT)
+
 
 hide_gym_notice()
 register_all()

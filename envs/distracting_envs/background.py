@@ -1,9 +1,9 @@
-"""The video background: a dm_control wrapper that paints clips onto the sky.
+"""A dm_control wrapper that shows video clips on the sky.
 
 It draws the same random numbers in the same order as the background wrapper of
 ``distracting_control`` (which no longer works on today's MuJoCo), and so shows the same frames.
-What differs is when pictures are decoded and uploaded: each clip once, ahead of time, and only the
-texture that is about to be seen.
+Only the time of decoding and uploading differs: each clip is decoded once, in advance, and only the
+texture that is rendered is uploaded.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ PAPER_TEXTURE_SIZE = 800
 class VideoBackground(control.Environment):
     """A dm_control environment whose sky shows a video clip.
 
-    The frame index advances at every simulator step; :meth:`upload` brings the picture to the GPU
+    The frame index advances at every simulator step; :meth:`upload` copies the frame to the GPU
     and must be called before rendering.
 
     :param env: the dm_control environment
     :param clips: the clips to draw from, in the order of the benchmark
-    :param cache: where decoded clips are kept
-    :param dynamic: play the clip back and forth; otherwise show one frame for the whole episode
+    :param cache: cache of decoded clips
+    :param dynamic: play the clip back and forth; otherwise show one frame for the episode
     :param ground_plane_alpha: opacity of the floor, in [0, 1]
     :param texture_size: pixels per side of the sky's texture
     :param mipmapped: make the smaller versions of the texture, as the original has them
@@ -66,11 +66,11 @@ class VideoBackground(control.Environment):
         self._first_frame = 0
         self._frame_index = 0
         self._direction = 1
-        self._uploaded: int | None = None  # the frame that the GPU holds
+        self._uploaded: int | None = None  # the frame on the GPU
 
     @property
     def clip_name(self) -> str:
-        """The name of the clip on show, empty before the first reset."""
+        """Name of the current clip; empty before the first reset."""
         return self._clip_name
 
     def reset(self) -> dm_env.TimeStep:
@@ -84,7 +84,7 @@ class VideoBackground(control.Environment):
     def step(self, action: Any) -> dm_env.TimeStep:
         """Advance one simulator step and one frame."""
         time_step = self._env.step(action)
-        if not self._next_is_prefetched:  # here and not in reset, which has enough to do
+        if not self._next_is_prefetched:  # not in reset, which is slow already
             self._prefetch_next()
         if self._dynamic:
             self._frame_index += self._direction
@@ -97,14 +97,14 @@ class VideoBackground(control.Environment):
         return time_step
 
     def upload(self) -> None:
-        """Bring the current frame to the GPU, unless it is there already."""
+        """Copy the current frame to the GPU, unless it is there already."""
         if self._frames is None or self._uploaded == self._frame_index:
             return
         self._sky.upload(self._frames[self._frame_index])
         self._uploaded = self._frame_index
 
     def forget_upload(self) -> None:
-        """Have the next :meth:`upload` bring the current frame to the GPU even if it is there."""
+        """Let the next :meth:`upload` copy the current frame even if it is on the GPU."""
         self._uploaded = None
 
     def get_state(self) -> State:
@@ -118,7 +118,7 @@ class VideoBackground(control.Environment):
         } | join(random=get_random(self._random_state))
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state of :meth:`get_state`.
+        """Restore a state of :meth:`get_state`.
 
         :raises ValueError: if there is no such clip here, or it has another number of frames
         """
@@ -160,7 +160,7 @@ class VideoBackground(control.Environment):
         self._uploaded = None
 
     def _prefetch_next(self) -> None:
-        """Load what the next reset will show: it is known, as nothing else draws in between."""
+        """Load the frames of the next reset, which are known: nothing else draws before it."""
         self._next_is_prefetched = True
         peek = np.random.RandomState()
         peek.set_state(self._random_state.get_state())

@@ -1,9 +1,9 @@
-"""Procedural video clips that stand in for DAVIS where it is not installed.
+"""Procedural video clips that replace DAVIS if it is not installed.
 
 Ninety clips, 60 for training and 30 for validation, as many as DAVIS 2017 has. Each has a backdrop
 of noise in its own colours and scale that pans, turns and zooms, and a few opaque objects that move
-in front of it. Both carry a fine texture that moves with them. A clip depends on nothing but its
-split and its number. ``benchmarks/clip_statistics.py`` compares the clips with natural videos.
+in front of it. Both carry a fine texture that moves with them. A clip depends only on its split
+and number. ``benchmarks/clip_statistics.py`` compares the clips with natural videos.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def clip_name(split: str, index: int) -> str:
 
 
 class ClipScene:
-    """One clip as a scene, of which any frame can be drawn by itself.
+    """One clip as a scene that draws any frame.
 
     :param split: "train" or "val"
     :param index: number of the clip, in [0, N_CLIPS[split])

@@ -1,7 +1,7 @@
-"""Clips as textures, decoded once: a memory cache per process over a disk cache that all share.
+"""A cache of clips decoded to textures: in memory per process, and on disk for all processes.
 
-The disk cache holds plain ``.npy`` files that are memory-mapped, so that the workers of one machine
-share their pages; files are written aside and renamed, so a reader never sees half of one.
+The disk cache consists of memory-mapped ``.npy`` files, so that the workers of one machine share
+their pages. Files are written under another name and renamed, so a reader sees only complete ones.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _SPARED_BYTES = _GIGABYTE  # left free on the disk for others
 
 
 class Clip(Protocol):
-    """A video clip as the cache sees it."""
+    """Interface of a video clip."""
 
     @property
     def name(self) -> str:
-        """What users know the clip by."""
+        """Name of the clip in messages."""
 
     @property
     def identity(self) -> str:
-        """A text that changes whenever the clip's pictures do."""
+        """A text that changes whenever the clip's frames change."""
 
     @property
     def n_frames(self) -> int:
@@ -57,14 +57,14 @@ class Clip(Protocol):
 
 
 def cache_folder() -> Path:
-    """Return the folder of what can be made again: ``DCS_CACHE``, or the user's cache."""
+    """Return the cache folder: ``DCS_CACHE``, or the user's cache."""
     return Path(os.environ.get("DCS_CACHE") or platformdirs.user_cache_dir("distracting_envs"))
 
 
 def to_texture(frame: Image, size: int) -> Image:
     """Return a frame as a square texture, (size, size, 3) uint8.
 
-    The interpolation is the one of ``distracting_control``, to the last bit.
+    The interpolation equals that of ``distracting_control`` bit for bit.
     """
     if frame.shape[:2] == (size, size):
         return frame
@@ -74,9 +74,9 @@ def to_texture(frame: Image, size: int) -> Image:
 class ClipCache:
     """Textures of clips, in memory and on disk.
 
-    :param memory_gb: what this process may keep at hand, in 10^9 bytes; the oldest used go first
-    :param disk_gb: what ``folder`` may hold, in 10^9 bytes; 0 keeps nothing on disk
-    :param folder: where the files lie; created when needed
+    :param memory_gb: limit of this process, in 10^9 bytes; the least recently used are dropped
+    :param disk_gb: limit of ``folder``, in 10^9 bytes; 0 disables the disk cache
+    :param folder: folder of the files; created if needed
     """
 
     def __init__(self, memory_gb: float, disk_gb: float, folder: Path) -> None:
@@ -101,11 +101,11 @@ class ClipCache:
         return self._get(f"{_key(clip, size)}-{index}", lambda: _load_frame(clip, index, size))
 
     def prefetch_clip(self, clip: Clip, size: int) -> None:
-        """Have :meth:`clip` loaded by a thread, so that the next call finds it ready."""
+        """Load :meth:`clip` in a thread, for the next call."""
         self._in_background(lambda: self.clip(clip, size))
 
     def prefetch_frame(self, clip: Clip, index: int, size: int) -> None:
-        """Have :meth:`frame` loaded by a thread, so that the next call finds it ready."""
+        """Load :meth:`frame` in a thread, for the next call."""
         self._in_background(lambda: self.frame(clip, index, size))
 
     def _in_background(self, load: Callable[[], Image]) -> None:
@@ -162,7 +162,7 @@ class ClipCache:
         return textures
 
     def _write_file(self, path: Path, textures: Image) -> bool:
-        """Write a clip to disk and say if that went well: a full disk is no reason to stop."""
+        """Write a clip to disk and return whether it succeeded; a full disk is not an error."""
         partial = None
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -189,7 +189,7 @@ class ClipCache:
     def _make_room(self, n_bytes: int) -> None:
         """Delete the least recently used files until ``n_bytes`` more fit under the limit.
 
-        What killed processes left half written goes too, once it is old enough to be just that.
+        Incomplete files of killed processes are deleted too, once they are old enough.
         """
         files = []
         for path in self._folder.iterdir():
@@ -222,7 +222,7 @@ def _load_frame(clip: Clip, index: int, size: int) -> Image:
 
 
 def _open_file(path: Path, shape: tuple[int, ...]) -> Image | None:
-    """Return a cached clip as a memory map, or None where there is no sound file."""
+    """Return a cached clip as a memory map, or None if there is no intact file."""
     try:
         textures = np.load(path, mmap_mode="r", allow_pickle=False)
         os.utime(path)
@@ -239,7 +239,7 @@ _SHARED: dict[tuple[object, ...], ClipCache] = {}
 def shared_cache(memory_gb: float = 1.0, disk_gb: float = 10.0) -> ClipCache:
     """Return the cache that all environments of this process share.
 
-    A forked child gets its own: the parent's prefetching thread does not live on in it.
+    A forked child gets its own, because the parent's prefetching thread does not exist in it.
     """
     folder = cache_folder() / "clips"
     key = (os.getpid(), memory_gb, disk_gb, folder)

@@ -1,4 +1,4 @@
-"""Checks of arguments: each names the argument, the rule and the value."""
+"""Argument checks, whose errors name the argument, the rule and the value."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_subset(name: str, values: Sequence[str], choices: Sequence[str]) -> No
 
 
 def check_whole(name: str, value: object, low: int = 1, high: int | None = None) -> None:
-    """Raise a ValueError unless ``value`` is a whole number in [low, high]."""
+    """Raise a ValueError unless ``value`` is an integer in [low, high]."""
     is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not is_whole or value < low or (high is not None and value > high):  # type: ignore[operator]
         rule = f">= {low}" if high is None else f"in [{low}, {high}]"

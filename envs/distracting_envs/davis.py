@@ -1,4 +1,4 @@
-"""Names of the clips of DAVIS 2017, in the order in which the benchmark takes them.
+"""Names of the clips of DAVIS 2017, in the order of the benchmark.
 
 The lists are those of ``distracting_control``: all 60 clips of DAVIS's training set, and all 30 of
 its validation set.

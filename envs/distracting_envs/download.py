@@ -1,4 +1,4 @@
-"""Fetching DAVIS 2017 at 480p: checked, resumable, with a progress bar."""
+"""Download of DAVIS 2017 at 480p, resumable and verified."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TIMEOUT = (10.0, 60.0)  # seconds to connect, seconds between two packets
 
 
 class DownloadError(RuntimeError):
-    """DAVIS could not be fetched; the message says how to go on."""
+    """DAVIS could not be downloaded; the message says how to continue."""
 
 
 def download_davis(
@@ -37,16 +37,16 @@ def download_davis(
     sha256: str = DAVIS_SHA256,
     progress: bool = True,
 ) -> Path:
-    """Return the root of DAVIS after fetching and unpacking what is missing of it.
+    """Download and unpack what is missing of DAVIS, and return its root.
 
-    An interrupted download is taken up where it stopped. DAVIS is published under the BSD licence;
+    An interrupted download is resumed. DAVIS is published under the BSD licence;
     see https://davischallenge.org.
 
-    :param folder: where ``DAVIS`` is put; None for the cache folder, where environments find it
+    :param folder: parent folder of ``DAVIS``; None for the cache folder, which environments search
     :param url: address of the archive
     :param sha256: checksum of the archive, 64 hexadecimal digits
     :param progress: show a progress bar on stderr
-    :raises DownloadError: without a network, room, or a sound archive
+    :raises DownloadError: without a network, without disk space, or for a damaged archive
     """
     folder = cache_folder() if folder is None else Path(folder)
     root = folder / "DAVIS"
@@ -91,10 +91,10 @@ def _fetch(folder: Path, url: str, sha256: str, progress: bool) -> Path:
             path=folder,
             downloader=_ResumingDownloader(folder / f"{name}.part", progress),
         )
-    except ValueError as error:  # pooch's word for a wrong checksum
+    except ValueError as error:  # pooch's error for a wrong checksum
         raise DownloadError(
-            f"what {url} sent does not have the checksum {sha256}; try again later, or fetch the "
-            "archive by other means and pass its folder as video_path"
+            f"the archive from {url} does not have the checksum {sha256}; try again later, or "
+            "download it by other means and pass its folder as video_path"
         ) from error
     finally:
         logger.setLevel(level)
@@ -102,7 +102,7 @@ def _fetch(folder: Path, url: str, sha256: str, progress: bool) -> Path:
 
 
 class _ResumingDownloader:
-    """A pooch downloader that keeps what it has got so far in a ``.part`` file."""
+    """A pooch downloader that keeps incomplete downloads in a ``.part`` file."""
 
     def __init__(self, part: Path, progress: bool) -> None:
         self._part = part
@@ -125,7 +125,7 @@ class _ResumingDownloader:
         headers = {"Range": f"bytes={start}-"} if start else {}
         with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
             if response.status_code == requests.codes.requested_range_not_satisfiable:
-                return  # all of it is here already: the checksum will tell
+                return  # already complete; the checksum verifies it
             response.raise_for_status()
             resumed = response.status_code == requests.codes.partial_content
             self._append(response, start if resumed else 0)
@@ -150,7 +150,7 @@ class _ResumingDownloader:
 
 
 def _unpack(archive: Path, root: Path) -> None:
-    """Unpack the frames beside their place and move them there as a whole."""
+    """Unpack the frames to a temporary folder, then move it in one step."""
     try:
         with (
             zipfile.ZipFile(archive) as file,

@@ -21,7 +21,6 @@ from distracting_envs.checks import (
     check_subset,
     check_whole,
 )
-from distracting_envs.quiet import quiet_model_compiler
 from distracting_envs.rendering import (
     FAST_TEXTURE_SIZE,
     FrameRenderer,
@@ -39,9 +38,8 @@ from distracting_envs.settings import (
     ground_plane_alpha,
 )
 
-prepare_rendering()  # before dm_control, which settles its backend when imported
+prepare_rendering()  # before dm_control, which selects its backend when imported
 
-from dm_control import suite  # noqa: E402
 from shimmy.dm_control_compatibility import DmControlCompatibilityV0  # noqa: E402
 
 from distracting_envs import upstream  # noqa: E402
@@ -57,17 +55,24 @@ from distracting_envs.state import (  # noqa: E402
     set_attributes,
     set_physics,
 )
+from distracting_envs.tasks import (  # noqa: E402
+    check_camera_mode,
+    check_task,
+    finite_bounds,
+    load_task,
+    vector_spaces,
+)
 from distracting_envs.videos import BUILTIN, open_clips, resolve_video_path  # noqa: E402
 
 
 class DistractingControlEnv(DmControlCompatibilityV0):
     """A task of the dm_control suite with video background, moving camera and changing colours.
 
-    ``reset(seed=s)`` gives what ``distracting_control`` gives with ``distraction_seed=s`` and
+    ``reset(seed=s)`` returns the same as ``distracting_control`` with ``distraction_seed=s`` and
     ``task_kwargs={"random": s}``, on the same clips: pixel for pixel at ``render_quality="paper"``.
 
     Observations are ``image_size`` x ``image_size`` x 3 uint8 RGB, rendered at 320x240 and resized
-    with Pillow's antialiased bilinear filter. Actions are float32 in [-1, 1]. An episode takes 1000
+    with Pillow's antialiased bilinear filter. Actions are float32 in [-1, 1]. An episode has 1000
     simulator steps and is then truncated; the reward of an agent step is the sum over its simulator
     steps, each in [0, 1].
 
@@ -81,12 +86,12 @@ class DistractingControlEnv(DmControlCompatibilityV0):
     :param video_path: folder of clips or root of DAVIS, "builtin", or None for ``DCS_VIDEOS``, an
         installed DAVIS, or the built-in clips, in this order
     :param distractions: any of "background", "camera" and "color"
-    :param scale: how far camera and colours stray, in [0, 1]; None for the difficulty's own. May be
-        given without a difficulty, with all clips of the split
-    :param n_clips: use the first so many clips, at least 1; None for the difficulty's own
-    :param action_repeat: simulator steps per agent step, at least 1; None for the task's own
+    :param scale: strength of camera and colour changes, in [0, 1]; None for the difficulty's.
+        May be given without a difficulty, with all clips of the split
+    :param n_clips: number of clips, at least 1; None for the difficulty's
+    :param action_repeat: simulator steps per agent step, at least 1; None for the task's
     :param image_size: pixels per side of an observation, at least 1
-    :param vector_observations: observe a dict of the image, under "pixels", and the task's own
+    :param vector_observations: observations are a dict of the image, "pixels", and the task's
         observations as float32 vectors
     :param render_mode: "rgb_array" (``render()`` returns the 240x320x3 frame) or None
     :param render_quality: "paper", or "fast" without shadows, multisampling and large textures, for
@@ -96,7 +101,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
     :param disk_cache_gb: decoded clips kept in ``DCS_CACHE`` or the user's cache folder, in 10^9
         bytes; shared by all processes
     :raises ValueError: if an argument breaks its rule, or the clips are missing or damaged
-    :raises RenderingUnavailableError: if there is no OpenGL to render with
+    :raises RenderingUnavailableError: if OpenGL is missing
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - Gymnasium's
@@ -170,7 +175,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         if difficulty is not None and scale is None:
             scale = DIFFICULTIES[difficulty].scale
         if distracted and "camera" in distractions:
-            _check_camera_mode(self._base.physics, f"{domain}-{task}")
+            check_camera_mode(self._base.physics, f"{domain}-{task}")
             settings = upstream.get_camera_kwargs(domain, scale, dynamic)
             env = upstream.DistractingCameraEnv(env, self._camera_id, **settings)
             self._distractors["camera"] = env
@@ -203,12 +208,12 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         self._frame: npt.NDArray[np.uint8] | None = None
         pixels = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         self.observation_space = (
-            spaces.Dict({"pixels": pixels} | _vector_spaces(self._base.observation_spec()))
+            spaces.Dict({"pixels": pixels} | vector_spaces(self._base.observation_spec()))
             if vector_observations
             else pixels
         )
         spec = self._base.action_spec()
-        self._action_low, self._action_high = _finite_bounds(spec)
+        self._action_low, self._action_high = finite_bounds(spec)
         self.action_space = spaces.Box(-1.0, 1.0, spec.shape, np.float32)
 
     @property
@@ -223,12 +228,12 @@ class DistractingControlEnv(DmControlCompatibilityV0):
 
     @property
     def video_folder(self) -> str:
-        """Where the background clips are from, or ``"builtin"``; empty without a background."""
+        """Folder of the background clips, or ``"builtin"``; empty without a background."""
         return self._video_folder
 
     @property
     def clip_name(self) -> str:
-        """The name of the background clip on show; empty without one."""
+        """Name of the current background clip; empty without one."""
         background = self._distractors.get("background")
         return background.clip_name if background else ""
 
@@ -237,8 +242,8 @@ class DistractingControlEnv(DmControlCompatibilityV0):
     ) -> tuple[Any, dict[str, Any]]:
         """Start an episode; return the first observation and an empty dict.
 
-        :param seed: seeds the task and, alike, every distraction, in [0, 2**32); None goes on with
-            the random numbers as they stand
+        :param seed: seed of the task and of every distraction, in [0, 2**32); None keeps the random
+            generators
         :param options: not used
         :raises gymnasium.error.ClosedEnvironmentError: if the environment is closed
         """
@@ -311,15 +316,15 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         super().close()
 
     def changed_model_fields(self) -> State:
-        """Return copies of those fields of the model that distractions or the task have changed."""
+        """Return copies of the model's fields that distractions or the task have changed."""
         return self._model_fields.changed()
 
     def get_state(self) -> State:
-        """Return everything from which the future of this environment follows.
+        """Return the complete state of this environment.
 
         The result is a flat dict of numpy arrays, ints, floats and strings. An environment made
-        with the same arguments and given this state by :meth:`set_state` goes on exactly as this
-        one would: the same observations and rewards, bit for bit, resets without a seed included.
+        with the same arguments and given this state by :meth:`set_state` continues exactly as this
+        one: with equal observations and rewards, bit for bit, also after resets without a seed.
         """
         physics = self._base.physics
         return join(
@@ -340,7 +345,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         )
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Bring the environment to a state from :meth:`get_state`.
+        """Restore a state from :meth:`get_state`.
 
         :raises ValueError: if the state is of another task, other distractions or other clips
         """
@@ -366,7 +371,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         self._draw_frame()
 
     def _draw_frame(self) -> None:
-        """Render what the camera sees now."""
+        """Render the current frame."""
         assert self._renderer is not None
         self._renderer.prepare()
         if "background" in self._distractors:
@@ -384,58 +389,3 @@ class DistractingControlEnv(DmControlCompatibilityV0):
             name: np.atleast_1d(np.asarray(value, np.float32)).ravel()
             for name, value in vectors.items()
         }
-
-
-def load_task(domain: str, task: str) -> Any:
-    """Return a task of the dm_control suite.
-
-    :raises ValueError: if the suite has no such task
-    """
-    check_task(domain, task)
-    with quiet_model_compiler():
-        return suite.load(domain, task)
-
-
-def check_task(domain: str, task: str) -> None:
-    """Raise a ValueError unless the dm_control suite has such a task."""
-    are_names = isinstance(domain, str) and isinstance(task, str)
-    if not are_names or (domain, task) not in suite.ALL_TASKS:
-        known = [f"{a}-{b}" for a, b in suite.ALL_TASKS if are_names and a == domain]
-        raise ValueError(
-            f"domain and task must name a task of the dm_control suite, got {domain!r} and "
-            f"{task!r}; "
-            + (f"tasks of {domain}: {', '.join(known)}" if known else "see dm_control.suite")
-        )
-
-
-def _check_camera_mode(physics: Any, task: str) -> None:
-    """Refuse tasks whose first camera the camera wrapper cannot move.
-
-    :raises ValueError: if the camera is neither fixed nor tracking a centre of mass
-    """
-    mode = upstream.CAMERA_MODES[physics.model.cam_mode[0]]
-    if mode not in {"fixed", "trackcom"}:
-        raise ValueError(
-            f"distractions must not hold 'camera' for {task}, whose camera has the mode {mode!r}; "
-            'leave it out, as in distractions=("background", "color")'
-        )
-
-
-def _vector_spaces(observation_spec: Mapping[str, Any]) -> dict[str, spaces.Space[Any]]:
-    return {
-        name: spaces.Box(-np.inf, np.inf, (int(np.prod(spec.shape)),), np.float32)
-        for name, spec in observation_spec.items()
-    }
-
-
-def _finite_bounds(spec: Any) -> tuple[Any, Any]:
-    """Return the bounds to which actions are stretched, or None twice where they fit as they are.
-
-    All tasks of the paper take actions in [-1, 1]; a few others of the suite do not. Unbounded
-    actuators (lqr) take the action as it is.
-    """
-    low, high = spec.minimum, spec.maximum
-    unbounded = bool((np.abs(low) >= 1e9).any())
-    if unbounded or ((low == -1).all() and (high == 1).all()):
-        return None, None
-    return low, high

@@ -47,7 +47,7 @@ def draw_gallery(
     :param tasks: any of ``TASKS``, one column each
     :param video_path: see :class:`~distracting_envs.env.DistractingControlEnv`
     :param split: "train" or "val"
-    :param seed: seed of the first task, the next one's is one higher, and so on
+    :param seed: seed of the first task; each following task has the next seed
     :param tile_width: width of one picture in pixels; its height is three quarters of that
     :param render_quality: "paper" or "fast"
     """
@@ -106,7 +106,7 @@ def draw_video(
             video_path=video_path,
             split=split,
             render_quality="fast",
-            action_repeat=4,  # one pace for all, so that the clips play alike
+            action_repeat=4,  # equal for all, so that the clips play at the same speed
         )
         for task in TASKS
     ]

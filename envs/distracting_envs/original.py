@@ -16,7 +16,7 @@ from distracting_envs.settings import DISTRACTIONS, FRAME_HEIGHT, FRAME_WIDTH
 
 @contextlib.contextmanager
 def patched_original() -> Iterator[Any]:
-    """Give the package's ``suite`` module while ``MjModel.tex_rgb`` exists under its old name.
+    """Context with the package's ``suite`` module, in which ``MjModel.tex_rgb`` exists.
 
     MuJoCo 3.2 renamed the field to ``tex_data``.
     """
@@ -45,7 +45,7 @@ def load_original(
 ) -> Any:
     """Return the package's environment, with all of its random numbers from one seed.
 
-    :param suite: what :func:`patched_original` gives
+    :param suite: module from :func:`patched_original`
     :param frames_folder: DAVIS's ``JPEGImages/480p``, or a folder laid out like it
     """
     with quiet_model_compiler():

@@ -1,4 +1,4 @@
-"""Keeping third-party remarks that users can do nothing about off their terminals."""
+"""Suppression of third-party messages that users cannot act on."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 def hide_gym_notice() -> None:
     """Keep ``gym`` from printing its end-of-life notice when something imports it.
 
-    Nothing here uses ``gym``, but it is installed along with ``distracting_control``, and Shimmy
-    and Stable-Baselines3 import whatever is installed. The notice comes from a table in a package
-    of its own, which is emptied.
+    Nothing here uses ``gym``, but ``distracting_control`` installs it, and Shimmy and
+    Stable-Baselines3 import it if it is installed. The notice comes from a table in a separate
+    package, which is emptied.
     """
     with contextlib.suppress(Exception):
         importlib.import_module("gym_notices.notices").notices.clear()
@@ -21,7 +21,7 @@ def hide_gym_notice() -> None:
 
 @contextlib.contextmanager
 def quiet_model_compiler() -> Iterator[None]:
-    """Hide MuJoCo's remarks on deprecated attributes in dm_control's own models."""
+    """Hide MuJoCo's messages about deprecated attributes in dm_control's models."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

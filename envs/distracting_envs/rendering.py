@@ -1,4 +1,4 @@
-"""OpenGL: finding a way to render without a display, and rendering one camera of a model.
+"""Selection of an OpenGL backend, and rendering of one camera of a model.
 
 Import this module before anything of dm_control: dm_control fixes its OpenGL backend when it is
 imported.
@@ -25,8 +25,8 @@ FAST_TEXTURE_SIZE = 256
 
 _INSTALL = (
     "On Debian or Ubuntu: `sudo apt-get install libegl1 libgl1 libopengl0 libgl1-mesa-dri` for "
-    "MUJOCO_GL=egl (with or without a GPU), or `sudo apt-get install libosmesa6` for "
-    "MUJOCO_GL=osmesa"
+    "MUJOCO_GL=egl (with or without a GPU); on systems before Mesa 25.1 also "
+    "`sudo apt-get install libosmesa6` for MUJOCO_GL=osmesa"
 )
 
 
@@ -34,14 +34,14 @@ _gl_process: int | None = None  # the process that has made an OpenGL context
 
 
 class RenderingUnavailableError(RuntimeError):
-    """There is no OpenGL to render with; the message says what to install."""
+    """OpenGL is missing; the message says what to install."""
 
 
 def prepare_rendering() -> None:
     """Choose the OpenGL backend and import what must come first; a second call does nothing.
 
-    Without ``MUJOCO_GL``, and without a display, ``egl`` is taken where it works and ``osmesa``
-    where that is installed.
+    Without ``MUJOCO_GL``, and without a display, ``egl`` is used if it works, otherwise ``osmesa``
+    if it is installed.
 
     :raises RenderingUnavailableError: if no backend can be loaded
     """
@@ -83,7 +83,7 @@ def _headless_backend() -> str:
 
 
 def _egl_works() -> bool:
-    """Say whether EGL has a device that can be initialised, without settling PyOpenGL on it."""
+    """Whether EGL has a device that can be initialised, without selecting it for PyOpenGL."""
     library = ctypes.util.find_library("EGL")
     if library is None:
         return False
@@ -118,8 +118,8 @@ def _egl_works() -> bool:
 def apply_quality(physics: Any, quality: str) -> None:
     """Set a model's rendering quality; must precede its first render.
 
-    "paper" leaves the model as the suite has it: 2048x2048 shadow map, 4 samples per pixel. "fast"
-    drops both, which is most of the time that software OpenGL takes.
+    "paper" keeps the suite's settings: 2048x2048 shadow map, 4 samples per pixel. "fast" disables
+    both, which take most of the time of software OpenGL.
 
     :param physics: a dm_control ``Physics``
     :param quality: "paper" or "fast"
@@ -132,7 +132,7 @@ def apply_quality(physics: Any, quality: str) -> None:
 
 
 class FrameRenderer:
-    """Renders one camera of a model, with buffers that are made once.
+    """Renders one camera of a model into buffers that are created once.
 
     :param physics: a dm_control ``Physics``; its rendering context is made by the first render
     :param camera_id: number of a camera of the model
@@ -155,10 +155,10 @@ class FrameRenderer:
         return frame
 
     def prepare(self) -> None:
-        """Make the OpenGL context, unless it is there.
+        """Create the OpenGL context if there is none.
 
-        This waits for the first frame, because a process that makes environments only to look at
-        their spaces and then forks must not hold a context.
+        It is created with the first frame, because a process that makes environments only to read
+        their spaces and then forks must not have a context.
 
         :raises RenderingUnavailableError: if no OpenGL context can be made
         """
@@ -166,7 +166,7 @@ class FrameRenderer:
         if _gl_process is not None and _gl_process != os.getpid():
             raise RenderingUnavailableError(
                 "OpenGL was used by a process that then forked this one, where it would hang; "
-                "start worker processes by 'spawn' or 'forkserver', or before the first frame"
+                "start worker processes with 'spawn' or 'forkserver', or before the first frame"
             )
         if self._camera is None:
             self._camera = self._make_camera()

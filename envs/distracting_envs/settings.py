@@ -1,7 +1,7 @@
-"""The tables of the paper: tasks, difficulties, and the names of the environments.
+"""Tasks, difficulties, ids and seeds of the environments.
 
 Sources: tables 3 and 4 of the appendix of arXiv:2112.01163, and the configuration of the
-``distracting_control`` package for what the paper leaves to it (ground-plane transparency).
+``distracting_control`` package for what the paper does not give (ground-plane transparency).
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+
+from distracting_envs.checks import check_choice, check_whole
 
 EPISODE_STEPS = 1000
 """Simulator steps in an episode."""
@@ -23,7 +25,7 @@ RENDER_QUALITIES = ("paper", "fast")
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What the benchmark fixes for one task."""
+    """Settings of one task."""
 
     domain: str
     task: str
@@ -34,7 +36,7 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class Difficulty:
-    """One row of table 4: how many clips, and how far camera and colours stray."""
+    """One row of table 4: number of clips, and strength of camera and colour changes."""
 
     train_clips: int | None
     """None for all clips of the split: 60 and 30 in DAVIS."""
@@ -49,7 +51,7 @@ class Difficulty:
 
 @dataclass(frozen=True)
 class EnvSettings:
-    """What the name of an environment says."""
+    """Settings that the id of an environment names."""
 
     domain: str
     task: str
@@ -106,7 +108,7 @@ ENV_IDS: tuple[str, ...] = tuple(_SETTINGS)
 
 
 def parse_env_id(name: str) -> EnvSettings:
-    """Return the settings that an id stands for.
+    """Return the settings of an id.
 
     :param name: one of :data:`ENV_IDS`, with or without a leading ``distracting_envs:``
     :raises ValueError: if there is no such environment
@@ -124,7 +126,7 @@ def parse_env_id(name: str) -> EnvSettings:
 def ground_plane_alpha(domain: str) -> float:
     """Return the opacity of the floor behind which a video plays, in [0, 1].
 
-    Domains outside the paper get the value that ``distracting_control`` gives them.
+    Domains outside the paper have ``distracting_control``'s value.
     """
     for task in TASKS.values():
         if task.domain == domain:
@@ -139,5 +141,29 @@ def default_action_repeat(domain: str, task: str) -> int:
 
 
 def default_camera(domain: str) -> int:
-    """Return the number of the camera that ``distracting_control`` sees a domain by."""
+    """Return the number of the camera that ``distracting_control`` uses for a domain."""
     return 2 if domain == "quadruped" else 0
+
+
+MAX_WORKERS = 1024
+"""Number of environments per split and seed."""
+
+MAX_SEED = 2**32 // (MAX_WORKERS * len(SPLITS))
+"""Seeds of experiments must be below this, since NumPy's legacy generator takes 32 bits."""
+
+
+def env_seed(seed: int, worker: int = 0, split: str = "train") -> int:
+    """Return the seed to reset an environment with, different for all arguments.
+
+    Workers, splits and experiments all have different seeds. With ``seed + worker``, in contrast, a
+    worker has the same seed as a worker of the next experiment.
+
+    :param seed: seed of the experiment, in [0, MAX_SEED)
+    :param worker: number of the environment within its split, in [0, MAX_WORKERS)
+    :param split: "train" or "val"
+    :raises ValueError: if an argument is out of its range
+    """
+    check_choice("split", split, SPLITS)
+    check_whole("seed", seed, low=0, high=MAX_SEED - 1)
+    check_whole("worker", worker, low=0, high=MAX_WORKERS - 1)
+    return (seed * MAX_WORKERS + worker) * len(SPLITS) + SPLITS.index(split)

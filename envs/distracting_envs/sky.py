@@ -1,4 +1,4 @@
-"""The texture of the sky, onto which background videos are painted."""
+"""The texture of the sky, which shows background videos."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy.typing as npt
 
 
 class SkyTexture:
-    """Brings pictures to the texture of the sky, all six sides of it.
+    """Copies pictures to all six sides of the sky's texture.
 
     :param physics: a dm_control ``Physics``
     :param texture: number of the sky's texture in the model
     :param size: pixels per side
-    :param mipmapped: also make the smaller versions that MuJoCo makes, which takes most of the
-        time. They matter only where the texture appears shrunken
+    :param mipmapped: also compute the mipmaps, as MuJoCo does, which takes most of the time. They
+        matter only where the texture appears smaller
     """
 
     def __init__(self, physics: Any, texture: int, size: int, *, mipmapped: bool) -> None:
@@ -69,7 +69,7 @@ class SkyTexture:
 
 
 def _opengl() -> Any:
-    """Return PyOpenGL's functions, or None where it finds no libGL: MuJoCo can do without."""
+    """Return PyOpenGL's functions, or None if it finds no libGL, which MuJoCo does not need."""
     try:
         return importlib.import_module("OpenGL.GL")
     except Exception:

@@ -1,9 +1,9 @@
-"""Taking down an environment's exact state, and putting it back.
+"""Saving and restoring an environment's exact state.
 
-A state is a flat dict of plain values (numpy arrays, ints, floats, strings), so that it survives
-``numpy.savez`` or ``pickle`` and can be compared key by key. It holds everything from which the
-future follows: the physics with its warm start, whatever the task changed in the model, all random
-number generators, the pose and velocity of the camera, the colours, the clip and its frame.
+A state is a flat dict of plain values (numpy arrays, ints, floats, strings), for ``numpy.savez`` or
+``pickle``, and to compare key by key. It has everything that the next steps depend on: the physics
+with its warm start, the task's changes of the model, all random number generators, the camera's
+pose and velocity, the colours, the clip and its frame.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 State = dict[str, Any]
 
 _INTEGRATION = int(mujoco.mjtState.mjSTATE_INTEGRATION)
-_TEXTURE_FIELDS = {"tex_data"}  # megabytes that the background uploads anew
-# Derived quantities that rendering or the task read, and that mj_step1 does not bring back: the
+_TEXTURE_FIELDS = {"tex_data"}  # megabytes, uploaded by the background
+# Derived quantities that rendering or the task read, and that mj_step1 does not restore: the
 # camera wrapper overwrites the camera's pose, and some sensors belong to the previous step.
 _DERIVED = ("cam_xpos", "cam_xmat", "sensordata")
 
 
 class ModelFields:
-    """The numeric fields of a model, as they are when this is made.
+    """The numeric fields of a model at construction.
 
     :param model: a ``mujoco.MjModel``
     """
@@ -41,7 +41,7 @@ class ModelFields:
         return [(name, value) for name, value in fields if isinstance(value, np.ndarray)]
 
     def changed(self) -> State:
-        """Return copies of the fields that are no longer as they were."""
+        """Return copies of the fields that have changed."""
         return {
             name: value.copy()
             for name, value in self._fields()
@@ -49,7 +49,7 @@ class ModelFields:
         }
 
     def restore(self, changed: Mapping[str, Any]) -> None:
-        """Set the fields in ``changed``, and every other field to what it was."""
+        """Set the fields in ``changed``, and every other field to its first value."""
         for name, value in self._fields():
             np.copyto(value, changed.get(name, self._pristine[name]))
 
@@ -61,9 +61,9 @@ def get_physics(physics: Any) -> State:
 
 
 def set_physics(physics: Any, state: Mapping[str, Any]) -> None:
-    """Bring a dm_control ``Physics`` to a state from :func:`get_physics`."""
+    """Restore a dm_control ``Physics`` from :func:`get_physics`."""
     physics.set_state(state["integration"], _INTEGRATION)
-    # dm_control's steps begin with mj_step2, which expects positions and velocities worked out.
+    # dm_control's steps start with mj_step2, which needs computed positions and velocities.
     mujoco.mj_step1(physics.model.ptr, physics.data.ptr)
     for name in _DERIVED:
         np.copyto(getattr(physics.data, name), state[name])
@@ -115,7 +115,7 @@ def set_attributes(thing: Any, state: Mapping[str, Any]) -> None:
 def _unpacked(value: Any) -> Any:
     if not isinstance(value, np.ndarray):
         return value
-    return value.copy() if value.ndim else value[()]  # a 0-d array stands for a numpy scalar
+    return value.copy() if value.ndim else value[()]  # a 0-d array becomes a numpy scalar
 
 
 def join(**parts: Mapping[str, Any]) -> State:

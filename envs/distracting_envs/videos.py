@@ -1,9 +1,9 @@
-"""Where background clips come from: DAVIS, a folder of one's own, or the built-in ones.
+"""Sources of background clips: DAVIS, a user's folder, or the built-in clips.
 
-A folder holds one clip per entry: a sub-folder of JPEG or PNG frames (as DAVIS's
-``JPEGImages/480p``) or a video file. Everything that could fail at the thousandth episode is looked
-at when the environment is made: a missing clip, an empty folder, a truncated picture, frames of
-different sizes.
+A folder has one clip per entry: a sub-folder of JPEG or PNG frames (as DAVIS's
+``JPEGImages/480p``) or a video file. All clips are checked when the
+environment is made, so that no later episode fails: a missing clip, an empty folder, a truncated
+picture, frames of different sizes.
 
 DAVIS 2017 is by Pont-Tuset et al. (arXiv:1704.00675), published under the BSD licence, and not part
 of this package. ``python -m distracting_envs.videos download`` fetches it.
@@ -32,7 +32,7 @@ from distracting_envs.davis import DAVIS_NAMES
 _LOG = logging.getLogger("distracting_envs")
 
 BUILTIN = "builtin"
-"""The ``video_path`` that asks for the built-in clips, whatever is installed."""
+"""The ``video_path`` of the built-in clips."""
 
 _FRAME_SUFFIXES = {".jpg", ".jpeg", ".png"}
 _FILE_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi"}
@@ -40,7 +40,7 @@ MAX_FILE_FRAMES = 300
 """Frames used of a video file, from its start: ten seconds at 30 frames per second."""
 
 _JPEG_END = b"\xff\xd9"
-_JPEG_TAIL = 512  # bytes in which the end mark is sought: some cameras append padding
+_JPEG_TAIL = 512  # bytes to search for the end mark: some cameras append padding
 
 
 class VideoError(ValueError):
@@ -118,7 +118,7 @@ class FolderClip:
 
 @functools.cache
 def _check_pictures(identity: str, clip: str, paths: tuple[Path, ...]) -> None:
-    """Look at each picture of a clip, once per process for the same pictures."""
+    """Check each picture of a clip, once per process for the same pictures."""
     expected: tuple[int, int] | None = None
     for path in paths:
         size = _picture_size(clip, path)
@@ -132,7 +132,7 @@ def _check_pictures(identity: str, clip: str, paths: tuple[Path, ...]) -> None:
 
 
 def _picture_size(clip: str, path: Path) -> tuple[int, int]:
-    """Return width and height of a picture whose start and end are sound."""
+    """Return width and height of a picture whose start and end are intact."""
     try:
         with PillowImage.open(path) as picture:
             size = picture.size
@@ -182,7 +182,7 @@ class FileClip:
 
 @functools.cache
 def _count_frames(identity: str, path: Path) -> int:
-    """Return how many frames of a file can be decoded, after decoding them, once per process."""
+    """Return the number of frames of a file by decoding them, once per process."""
     n_frames = sum(1 for _ in itertools.islice(_decode(path), MAX_FILE_FRAMES))
     if n_frames == 0:
         raise VideoError(f"clip {path.name!r}: {path} must hold at least one frame of video")
@@ -205,10 +205,10 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
 
 
 def resolve_video_path(video_path: str | os.PathLike[str] | None) -> Path | None:
-    """Return the folder that holds the clips, or None for the built-in clips.
+    """Return the folder of the clips, or None for the built-in clips.
 
-    In order: ``video_path``, the environment variable ``DCS_VIDEOS``, DAVIS where
-    ``python -m distracting_envs.videos download`` leaves it, the built-in clips.
+    In order: ``video_path``, the environment variable ``DCS_VIDEOS``, DAVIS as downloaded
+    by ``python -m distracting_envs.videos download``, the built-in clips.
 
     :param video_path: a folder of clips, the root of DAVIS, ``"builtin"``, or None
     :raises VideoError: if the folder does not exist
@@ -237,14 +237,14 @@ def resolve_video_path(video_path: str | os.PathLike[str] | None) -> Path | None
 def open_clips(
     video_path: str | os.PathLike[str] | None, split: str, n_clips: int | None
 ) -> Sequence[Clip]:
-    """Return the clips of a split, looked over and in the benchmark's order.
+    """Return the checked clips of a split, in the benchmark's order.
 
-    A folder with DAVIS's names is split as DAVIS is; one with ``train`` and ``val`` sub-folders as
-    they say; of any other folder, every third clip by name is for validation.
+    A folder with DAVIS's names is split as DAVIS is; one with ``train`` and ``val`` sub-folders by
+    them; of any other folder, every third clip by name is for validation.
 
     :param video_path: see :func:`resolve_video_path`
     :param split: "train" or "val"
-    :param n_clips: use the first so many; None for all
+    :param n_clips: number of clips; None for all
     :raises VideoError: if a clip is missing or damaged, or there are too few
     """
     folder = resolve_video_path(video_path)
@@ -322,9 +322,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m distracting_envs.videos")
     commands = parser.add_subparsers(dest="command", required=True)
     download = commands.add_parser(
-        "download", help="fetch DAVIS 2017 (480p, 0.8 GB), the videos of the benchmark"
+        "download", help="download DAVIS 2017 (480p, 0.8 GB), the videos of the benchmark"
     )
-    download.add_argument("--folder", type=Path, help="where to put it; default: the cache folder")
+    download.add_argument("--folder", type=Path, help="parent folder; default: the cache folder")
     options = parser.parse_args(arguments)
 
     from distracting_envs.download import DownloadError, download_davis

@@ -9,22 +9,23 @@ import mujoco
 import numpy as np
 import numpy.typing as npt
 
-from distracting_envs.env import DistractingControlEnv, load_task
+from distracting_envs.env import DistractingControlEnv
 from distracting_envs.rendering import FrameRenderer, apply_quality
 from distracting_envs.settings import default_camera
 from distracting_envs.state import ModelFields
+from distracting_envs.tasks import load_task
 
 _APPEARANCE_FIELDS = {"mat_rgba", "tex_width", "tex_height"}
-"""What the distractions change in the model; the rest belongs to the task."""
+"""Fields of the model that the distractions change; the others belong to the task."""
 
 
 class CleanTwin(gymnasium.Wrapper):
     """Adds ``info["clean"]``: the same state without distractions, (240, 320, 3) uint8 RGB.
 
-    A second, clean simulation is put into the state of the first and rendered; the first does not
-    notice. This takes one more render per step.
+    A second simulation without distractions is set to the state of the first and rendered; the
+    first is not changed. This costs one more render per step.
 
-    :param env: a distracting environment, however wrapped
+    :param env: a distracting environment, also a wrapped one
     :raises TypeError: if ``env`` is another environment
     """
 

@@ -26,7 +26,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 import core_agent
 from core_agent import CoRe, load_agent, preset
 from core_agent.agents.latent import RecurrentPolicy
-from core_agent.environments.workers import SupervisedSubprocVecEnv, make_vec_env
+from core_agent.environments.make import make_vec_env
+from core_agent.environments.workers import SupervisedSubprocVecEnv
 from core_agent.export import OnnxAgent, export_onnx
 from core_agent.finetuning import freeze, refresh, unfreeze
 from core_agent.networks.world_model import WorldModel
@@ -103,27 +104,21 @@ ARRAYS = st.one_of(NO_ARRAYS, OTHER_SHAPES)
 INITIAL_ENT_COEF = st.one_of(
     number(0.0, low_is_bad=True), st.sampled_from(["auto_", "auto_0", "auto_-1", "auto_nan", "x"])
 )
-TRAIN_FREQ = st.one_of(
-    whole(1),
-    st.sampled_from(
-        [
-            (1,),
-            (1, "x"),
-            (0, "step"),
-            (1, 2),
-            (1.5, "step"),
-            (1, "step", 3),
-            (1, []),
-            (True, "step"),
-        ]
-    ),
-)
+PAIRS = [
+    (1, "x"),
+    (0, "step"),
+    (1, 2),
+    (1.5, "step"),
+    (1, "step", 3),
+    (1, []),
+    (True, "step"),
+    (1,),
+]
+TRAIN_FREQ = st.one_of(whole(1), st.sampled_from(PAIRS))
 
 LEARNING: dict[str, Values] = {
     "policy": st.one_of(THINGS, st.sampled_from(["NoPolicy", FakeEnv])),
-    "env": st.one_of(
-        st.sampled_from([3, 1.5, [], {}, object(), FakeEnv, VECTOR, "No-v0", "no:No-v0", "", b"x"])
-    ),
+    "env": st.sampled_from([3, [], {}, object(), FakeEnv, VECTOR, "No-v0", "no:No-v0", "", b"x"]),
     "learning_rate": st.one_of(
         number(0.0, low_is_bad=True).filter(lambda value: not callable(value)), NONE
     ),
@@ -201,6 +196,7 @@ STEP: dict[str, Values] = {
     ),
     "infos": st.sampled_from([[], [{}, {}]]),
 }
+STATES = [3, "x", (), ([[1], 2],) * 3, (np.zeros(3),), (np.zeros((1, 9)),) * 3, np.zeros((1, 3))]
 USE: dict[str, Values] = {
     "total_timesteps": whole(1),
     "callback": st.sampled_from([3, "x", [3], [None], {}, 1.5, NAN]),
@@ -217,17 +213,7 @@ USE: dict[str, Values] = {
     "device": DEVICE,
     "custom_objects": st.sampled_from([3, "x", [1], {1: 2}, NAN]),
     "observation": ARRAYS,
-    "state": st.sampled_from(
-        [
-            3,
-            "x",
-            (),
-            ([[1], 2],) * 3,
-            (np.zeros(3),),
-            tuple(np.zeros((1, 9)) for _ in range(3)),
-            np.zeros((1, 3)),
-        ]
-    ),
+    "state": st.sampled_from(STATES),
     "episode_start": st.sampled_from([np.zeros(7), [], "x", np.array(["a"]), object(), [[1], 2]]),
     **dict.fromkeys(("observations", "actions", "latent", "action"), ARRAYS),
     "folder": st.one_of(PATH, NONE),
@@ -247,12 +233,12 @@ PLAYING: dict[str, Values] = {
     "results": st.sampled_from([3, "x", [], [3], None, {}, NAN]),
     "seconds": st.one_of(POSITIVE, NONE),
     "console": THINGS,
+    "clock": st.one_of(WORDS, CONTAINERS, NONE, st.integers()),
     "loss_key": st.one_of(TEXT, NONE),
     "parts": st.one_of(TEXT, NONE, st.just("no_part")),
     "path": st.one_of(PATH, NONE),
     "names": st.one_of(TEXT, NONE, st.sampled_from(["tiny", "small+tiny"])),
     "policy_kwargs": st.sampled_from([3, "x", [1], {1: 2}, True, NAN]),
-    "env_id": TEXT,
 }
 WORKERS: dict[str, Values] = {
     "env_id": st.one_of(TEXT, NONE, st.sampled_from(["No-v0", "no:No-v0"])),
@@ -263,7 +249,6 @@ WORKERS: dict[str, Values] = {
     "vec_env_kwargs": OPTIONS,
     "start_method": word("fork", "spawn", "forkserver"),
     "timeout": st.one_of(POSITIVE, NONE),
-    "start_timeout": st.one_of(POSITIVE, NONE),
     "max_restarts": st.one_of(whole(0), NONE),
 }
 SUITE: dict[str, Values] = {
@@ -337,16 +322,6 @@ def new_buffer(**changes: Any) -> SequenceReplayBuffer:
     return SequenceReplayBuffer(10, VECTOR, ACTION, device="cpu", **changes)
 
 
-def one_step() -> dict[str, Any]:
-    observation = np.zeros((1, 3), np.float32)
-    rest = dict(action=np.zeros((1, 2)), reward=np.zeros(1), done=np.zeros(1), infos=[{}])
-    return dict(obs=observation, next_obs=observation, **rest)
-
-
-def latents() -> dict[str, Any]:
-    return {"latent": np.zeros(10, np.float32)}
-
-
 def with_parts(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda model, parts: function(model, parts)
 
@@ -377,6 +352,26 @@ AGENTS = {
     if inspect.isclass(getattr(core_agent, name))
     and issubclass(getattr(core_agent, name), BaseAlgorithm)
 }
+
+
+def of_agent(name: str, table: dict[str, Values] = USE, **valid: Any) -> Subject:
+    """A method of an agent, with arguments under which only the bad one is at fault."""
+    call = lambda **kw: getattr(agent(), name)(**kw)  # noqa: E731
+    return Subject(call, lambda: valid, table, signature=getattr(CoRe, name))
+
+
+def of_buffer(name: str, table: dict[str, Values], **valid: Any) -> Subject:
+    call = lambda **kw: getattr(new_buffer(), name)(**kw)  # noqa: E731
+    return Subject(call, lambda: valid, table, signature=getattr(SequenceReplayBuffer, name))
+
+
+MODEL = {**PLAYING, "model": st.one_of(PLAYING["model"], NONE)}
+SPACES = dict(observation_space=VECTOR, action_space=ACTION)
+NO_FILE = {"path": "no_such_file"}
+LATENT = np.zeros(10, np.float32)
+OBSERVATION = np.zeros((1, 3), np.float32)
+TRANSITION = dict(action=np.zeros((1, 2)), reward=np.zeros(1), done=np.zeros(1), infos=[{}])
+
 SUBJECTS: dict[str, Subject] = {
     **{name: Subject(cls, partial(learning, cls), LEARNING) for name, cls in AGENTS.items()},
     **{f"{name}: policy_kwargs": networks_of(cls) for name, cls in AGENTS.items()},
@@ -393,88 +388,39 @@ SUBJECTS: dict[str, Subject] = {
         {"names": "preset"},
         further=("policy_kwargs",),
     ),
-    "load_agent": Subject(load_agent, dict, USE),
-    "checkpoint": Subject(
-        lambda **kw: agent().checkpoint(**kw), dict, USE, signature=CoRe.checkpoint
-    ),
+    "load_agent": Subject(load_agent, lambda: NO_FILE, {**USE, "env": THINGS}),
     "resume": Subject(
         CoRe.resume,
         lambda: {"folder": "no_such_folder", "env": FakeEnv()},
         {**USE, "env": st.one_of(CONTAINERS, ODD, NONE, st.integers())},
     ),
-    "ExactCheckpointCallback": Subject(
-        ExactCheckpointCallback, lambda: {"folder": "checkpoints"}, USE
-    ),
-    "learn": Subject(
-        lambda **kw: agent().learn(**kw), lambda: {"total_timesteps": 1}, USE, signature=CoRe.learn
-    ),
-    "save": Subject(
-        lambda **kw: agent().save(**kw), lambda: {"path": "model"}, USE, signature=CoRe.save
-    ),
-    "load": Subject(
-        CoRe.load,
-        lambda: {"path": "no_such_file"},
-        {**USE, "env": THINGS},
-    ),
-    "load_replay_buffer": Subject(
-        lambda **kw: agent().load_replay_buffer(**kw),
-        lambda: {"path": "no_such_file"},
-        USE,
-        signature=CoRe.load_replay_buffer,
-    ),
-    "set_parameters": Subject(
-        lambda **kw: agent().set_parameters(**kw),
-        lambda: {"load_path_or_dict": "no_such_file"},
-        USE,
-        signature=CoRe.set_parameters,
-    ),
-    "predict": Subject(
-        lambda **kw: agent().predict(**kw),
-        lambda: {"observation": np.zeros((1, 3), np.float32)},
-        USE,
-        signature=CoRe.predict,
-    ),
-    "encode": Subject(
-        lambda **kw: agent().encode(**kw),
-        lambda: {"observations": np.zeros((3, 3)), "actions": np.zeros((2, 2))},
-        USE,
-        signature=CoRe.encode,
-    ),
-    "imagine": Subject(
-        lambda **kw: agent().imagine(**kw),
-        lambda: {**latents(), "actions": np.zeros((2, 2))},
-        USE,
-        signature=CoRe.imagine,
-    ),
-    "value": Subject(
-        lambda **kw: agent().value(**kw),
-        lambda: {**latents(), "action": np.zeros(2)},
-        USE,
-        signature=CoRe.value,
-    ),
+    "load": Subject(CoRe.load, lambda: NO_FILE, {**USE, "env": THINGS}),
+    "checkpoint": of_agent("checkpoint"),
+    "learn": of_agent("learn", total_timesteps=1),
+    "set_random_seed": of_agent("set_random_seed", {"seed": SEED}),
+    "save": of_agent("save", path="model"),
+    "load_replay_buffer": of_agent("load_replay_buffer", **NO_FILE),
+    "set_parameters": of_agent("set_parameters", load_path_or_dict="no_such_file"),
+    "predict": of_agent("predict", observation=OBSERVATION),
+    "encode": of_agent("encode", observations=np.zeros((3, 3)), actions=np.zeros((2, 2))),
+    "imagine": of_agent("imagine", latent=LATENT, actions=np.zeros((2, 2))),
+    "value": of_agent("value", latent=LATENT, action=np.zeros(2)),
     "SequenceReplayBuffer": Subject(
-        SequenceReplayBuffer,
-        lambda: dict(buffer_size=10, observation_space=VECTOR, action_space=ACTION),
-        REPLAY,
+        SequenceReplayBuffer, lambda: dict(buffer_size=10, **SPACES), REPLAY
     ),
-    "SequenceReplayBuffer.add": Subject(
-        lambda **kw: new_buffer().add(**kw), one_step, STEP, signature=SequenceReplayBuffer.add
+    "SequenceReplayBuffer.add": of_buffer(
+        "add", STEP, obs=OBSERVATION, next_obs=OBSERVATION, **TRANSITION
     ),
-    "SequenceReplayBuffer.sample": Subject(
-        lambda **kw: new_buffer().sample(**kw),
-        lambda: {"batch_size": 1},
-        {"batch_size": whole(1), "env": THINGS},
-        signature=SequenceReplayBuffer.sample,
+    "SequenceReplayBuffer.sample": of_buffer(
+        "sample", {"batch_size": whole(1), "env": THINGS}, batch_size=1
     ),
-    "RecurrentPolicy": Subject(
-        RecurrentPolicy,
-        lambda: dict(observation_space=VECTOR, action_space=ACTION),
-        NETWORKS,
-        further=MODEL_ARGUMENTS,
-    ),
-    "RecurrentPolicy.load": Subject(RecurrentPolicy.load, lambda: {"path": "no_such_file"}, USE),
+    "RecurrentPolicy": Subject(RecurrentPolicy, lambda: SPACES, NETWORKS, further=MODEL_ARGUMENTS),
+    "RecurrentPolicy.load": Subject(RecurrentPolicy.load, lambda: NO_FILE, USE),
     "WorldModel": Subject(
         WorldModel, lambda: dict(observation_space=VECTOR, action_dim=2), NETWORKS
+    ),
+    "ExactCheckpointCallback": Subject(
+        ExactCheckpointCallback, lambda: {"folder": "checkpoints"}, USE
     ),
     "RichProgressCallback": Subject(RichProgressCallback, dict, PLAYING),
     "ValidationCallback": Subject(
@@ -483,11 +429,7 @@ SUBJECTS: dict[str, Subject] = {
     "TimeLimitCallback": Subject(TimeLimitCallback, dict, PLAYING),
     "play": Subject(play, lambda: {"env": FakeEnv()}, PLAYING),
     "summarize": Subject(summarize, dict, PLAYING),
-    "export_onnx": Subject(
-        export_onnx,
-        lambda: {"model": agent(), "path": "agent.onnx"},
-        {**PLAYING, "model": st.one_of(PLAYING["model"], NONE)},
-    ),
+    "export_onnx": Subject(export_onnx, lambda: {"model": agent(), "path": "agent.onnx"}, MODEL),
     "OnnxAgent": Subject(
         OnnxAgent, dict, {"path": st.one_of(PLAYING["path"], st.just("no_such_file"))}
     ),
@@ -495,7 +437,7 @@ SUBJECTS: dict[str, Subject] = {
         function.__name__: Subject(
             with_parts(function),
             lambda: {"model": agent(), "parts": "actor"},
-            {**PLAYING, "model": st.one_of(PLAYING["model"], NONE)},
+            MODEL,
             signature=function,
         )
         for function in (freeze, unfreeze, refresh)

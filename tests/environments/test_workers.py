@@ -18,7 +18,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from core_agent import RecurrentSAC
-from core_agent.environments.workers import SupervisedSubprocVecEnv, WorkerFailedError, make_vec_env
+from core_agent.environments.make import make_vec_env
+from core_agent.environments.workers import SupervisedSubprocVecEnv, WorkerFailedError
 from tests.fakes import TINY, FakeEnv
 
 pytestmark = pytest.mark.filterwarnings(
@@ -118,8 +119,8 @@ def test_an_answer_that_was_not_waited_for_is_not_taken_for_the_next_one(tmp_pat
 @pytest.mark.parametrize(
     ("way", "told"),
     [
-        ("die", "environment 0 was killed by signal 9 (Killed)"),
-        ("raise", "environment 0 died (exit code 1)"),
+        ("die", "environment 0 died with exit code -9"),
+        ("raise", "environment 0 died with exit code 1"),
         ("hang", "environment 0 gave no answer within 1 s"),
     ],
 )
@@ -167,7 +168,7 @@ def test_a_second_failure_is_an_error_and_leaves_no_process(tmp_path, at):
         steps(envs[0], 10)
 
     with pytest.raises(
-        WorkerFailedError, match=r"environment 0 was killed.*restarted 1 time.*max_restarts"
+        WorkerFailedError, match=r"environment 0 died.*restarted 1 time.*max_restarts"
     ):
         run()
     assert not multiprocessing.active_children()
@@ -288,7 +289,6 @@ def test_ids_that_only_this_process_registered_run_in_others():
         (dict(n_envs=0), "n_envs must be a whole number >= 1, got 0"),
         (dict(seed=-1), r"seed must be None or a whole number in \[0, 4294967295\], got -1"),
         (dict(vec_env_kwargs=dict(timeout=0)), "timeout must be a number > 0, got 0"),
-        (dict(vec_env_kwargs=dict(start_timeout="1")), "start_timeout must be a number > 0"),
         (dict(vec_env_kwargs=dict(max_restarts=-1)), "max_restarts must be a whole number >= 0"),
         (dict(vec_env_kwargs=dict(start_method="x")), "start_method must be one of"),
     ],

@@ -98,7 +98,7 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
 def test_a_run_is_not_begun_twice(tmp_path):
     train(tmp_path, 12)
     before = (tmp_path / "model.zip").read_bytes()
-    with pytest.raises(ValueError, match="folder must hold no checkpoints when a run begins"):
+    with pytest.raises(ValueError, match="folder must hold no checkpoints when a run starts"):
         train(tmp_path, 12)
     assert (tmp_path / "model.zip").read_bytes() == before
 
@@ -153,7 +153,7 @@ def test_a_run_without_a_whole_checkpoint_begins_anew(tmp_path):
     train(tmp_path, 12)
     for path in tmp_path.rglob("manifest.json"):
         path.write_text("{}")
-    with pytest.warns(UserWarning, match="no checkpoint in .* is whole: the run begins anew"):
+    with pytest.warns(UserWarning, match="no checkpoint in .* is complete: the run starts again"):
         outcome = train(tmp_path, 18, resume=True)
     assert outcome.resumed_at is None and outcome.agent_steps == 18
 

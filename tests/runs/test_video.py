@@ -12,7 +12,7 @@ from rich.console import Console
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from core_agent import CoRe
+from core_agent import CoRe, RecurrentSAC
 from core_agent.runs.callbacks import (
     EpisodeReturns,
     RichProgressCallback,
@@ -22,7 +22,7 @@ from core_agent.runs.callbacks import (
 from core_agent.runs.evaluation import EpisodeResult, play, summarize
 from core_agent.runs.plotting import plot_learning_curve, running_mean
 from core_agent.runs.video import captioned, encode_gif, log_video, side_by_side, write_mp4
-from tests.fakes import TINY, FakeEnv
+from tests.fakes import TINY, VECTOR, FakeEnv
 
 
 def frames(n: int, value: int = 0) -> list[np.ndarray]:
@@ -115,10 +115,10 @@ def test_validation_logs_returns_and_a_video(tmp_path):
     training = EpisodeReturns()
     model.learn(24, callback=[validation, training], log_interval=1)
     model.logger.close()
-    assert [step for step, *_ in validation.results] == [10, 20]
+    assert [step for step, *_ in validation.results] == [10, 20, 24]
     assert [step for step, *_ in training.episodes] == [6, 12, 18, 24]
     events = EventAccumulator(str(tmp_path)).Reload()
-    assert len(events.Images("validation/video")) == 2
+    assert len(events.Images("validation/video")) == 3
     assert "validation/return" in events.Tags()["scalars"]
 
 
@@ -136,3 +136,41 @@ def test_the_progress_bar_shows_return_loss_and_time_left():
     assert re.search(r"return -?\d", shown)
     assert re.search(r"loss -?\d+\.\d\d", shown)
     assert re.search(r"0:00 left", shown)
+
+
+class SlowUpdates(RecurrentSAC):
+    """A minute passes with each update, a second with each step; progress is shown meanwhile."""
+
+    def update(self, batch):
+        self.progress.clock.seconds += 60.0
+        self.progress.show()
+        return super().update(batch)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_moves_during_updates_and_tells_the_time_left(terminal):
+    output = io.StringIO()
+    console = Console(file=output, width=120, force_terminal=terminal)
+    progress = RichProgressCallback(console, "train/critic_loss", Clock())
+    model = SlowUpdates("MlpPolicy", FakeEnv(VECTOR), **TINY, train_freq=(6, "step"))
+    model.progress = progress
+    model.learn(24, progress)
+    assert progress._ended.is_set()
+    if terminal:
+        assert progress._bar.tasks[0].completed == 24
+        assert "left" in output.getvalue()
+        return
+    *during, last = output.getvalue().splitlines()
+    done = [float(line.split()[0]) for line in during]
+    assert done == sorted(done) and len(set(done)) > 3, "steps move only between updates"
+    left = [line.split(", ")[-1] for line in during]
+    assert left[-1].endswith(" left") and left[-1] != "– left"
+    assert last.startswith("24 of 24 steps") and last.endswith("0:00:00 left")

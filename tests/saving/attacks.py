@@ -1,6 +1,6 @@
 """Files that carry an attack, made from sound ones.
 
-Each attack is a function of a folder with sound files, ``model.zip``, ``replay.pkl`` and
+Each attack is a function of a folder with sound files, ``model.zip``, ``replay.npz`` and
 ``policy.pth``, of which it spoils one. What runs leaves the file ``proof``.
 """
 
@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import cloudpickle
 import numpy as np
@@ -33,7 +32,7 @@ from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNo
 from core_agent import CoRe
 from core_agent.agents.latent import RecurrentPolicy
 from core_agent.replay.buffer import SequenceReplayBuffer
-from core_agent.replay.episode import Episode
+from core_agent.saving.archive import read_archive, write_archive
 from core_agent.saving.safe_loading import UnsafeFileError
 from tests.fakes import TINY, VECTOR, FakeEnv
 
@@ -53,14 +52,14 @@ def save_sound_files(folder: Path) -> CoRe:
     """Write the three files; the model to load the replay buffer into."""
     model = CoRe("CnnPolicy", FakeEnv(), **TINY).learn(14)
     model.save(folder / "model.zip")
-    model.save_replay_buffer(folder / "replay.pkl")
+    model.save_replay_buffer(folder / "replay.npz")
     model.policy.save(folder / "policy.pth")
     return model
 
 
 def load_all(folder: Path, model: CoRe) -> None:
     CoRe.load(folder / "model.zip")
-    model.load_replay_buffer(folder / "replay.pkl")
+    model.load_replay_buffer(folder / "replay.npz")
     RecurrentPolicy.load(folder / "policy.pth")
 
 
@@ -176,11 +175,13 @@ def change_state(folder: Path, name: str, change: Callable[[Any], None]) -> None
     change_entry(folder, entry, file.getvalue())
 
 
-def change_replay(folder: Path, change: Callable[[SequenceReplayBuffer], None]) -> None:
-    path = folder / "replay.pkl"
-    buffer = pickle.loads(path.read_bytes())
-    change(buffer)
-    path.write_bytes(pickle.dumps(buffer))
+def change_replay(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    with (folder / "replay.npz").open("r+b") as file:
+        tree = read_archive(file)
+        change(tree)
+        file.seek(0)
+        file.truncate()
+        write_archive(file, tree)
 
 
 def change_policy(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -416,23 +417,26 @@ def a_space_that_is_a_string(folder: Path) -> None:
 
 @attack
 def a_command_in_place_of_the_replay_buffer(folder: Path) -> None:
-    (folder / "replay.pkl").write_bytes(pickle.dumps(touch(folder)))
+    (folder / "replay.npz").write_bytes(pickle.dumps(touch(folder)))
 
 
 @attack
-def a_command_in_the_replay_buffer(folder: Path) -> None:
-    change_replay(folder, lambda buffer: buffer.episodes.append(touch(folder)))
+def a_command_in_an_array_of_the_replay_buffer(folder: Path) -> None:
+    file = io.BytesIO()
+    np.save(file, np.array([touch(folder)], dtype=object), allow_pickle=True)
+    path = folder / "replay.npz"
+    write_zip(path, {**read_zip(path), "0.npy": file.getvalue()})
 
 
 @attack
 def a_list_in_place_of_the_replay_buffer(folder: Path) -> None:
-    (folder / "replay.pkl").write_bytes(pickle.dumps([1, 2]))
+    (folder / "replay.npz").write_bytes(pickle.dumps([1, 2]))
 
 
 @attack
 def replayed_frames_of_another_shape(folder: Path) -> None:
-    def change(buffer: SequenceReplayBuffer) -> None:
-        frames = buffer.episodes[0]._frames
+    def change(tree: dict[str, Any]) -> None:
+        frames = tree["episodes"][0]["frames"]
         frames["observation"] = frames["observation"][:, :4]
 
     change_replay(folder, change)
@@ -440,27 +444,26 @@ def replayed_frames_of_another_shape(folder: Path) -> None:
 
 @attack
 def replayed_frames_of_another_type(folder: Path) -> None:
-    def change(buffer: SequenceReplayBuffer) -> None:
-        frames = buffer.episodes[0]._frames
-        frames["observation"] = frames["observation"].float()
+    def change(tree: dict[str, Any]) -> None:
+        frames = tree["episodes"][0]["frames"]
+        frames["observation"] = frames["observation"].astype(np.float32)
 
     change_replay(folder, change)
 
 
 @attack
 def fewer_replayed_frames_than_steps(folder: Path) -> None:
-    def one_frame(episode: Episode) -> dict[str, Any]:
-        frames = {key: value[:1].numpy() for key, value in episode.frames.items()}
-        return {**episode.__dict__, "_frames": frames}
+    def change(tree: dict[str, Any]) -> None:
+        frames = tree["episodes"][0]["frames"]
+        frames["observation"] = frames["observation"][:1]
 
-    with mock.patch.object(Episode, "__getstate__", one_frame):
-        change_replay(folder, lambda buffer: None)
+    change_replay(folder, change)
 
 
 @attack
 def replay_of_other_spaces(folder: Path) -> None:
-    space = spaces.Box(-1.0, 1.0, (7,), np.float32)
-    change_replay(folder, lambda buffer: buffer.__dict__.update(action_space=space))
+    other = CoRe("MlpPolicy", FakeEnv(VECTOR), **TINY).learn(14)
+    other.save_replay_buffer(folder / "replay.npz")
 
 
 # ---- policies ----

@@ -29,7 +29,7 @@ from core_agent.saving.safe_loading import UnsafeFileError
 from tests.fakes import TINY, FakeEnv
 from tests.saving.attacks import read_zip, save_sound_files, write_zip
 
-FILES = ("model.zip", "replay.pkl", "policy.pth")
+FILES = ("model.zip", "replay.npz", "policy.pth")
 EXTRA_MEMORY = 512 * 2**20
 MOST_SECONDS = 30
 FORBIDDEN_EVENTS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.", "socket.")
@@ -81,6 +81,14 @@ def change_an_entry(content: bytes, rng: np.random.Generator) -> bytes:
     return file.getvalue()
 
 
+def change_a_tree(content: bytes, rng: np.random.Generator) -> bytes:
+    """Change a value of the JSON object that NumPy's array of an archive holds."""
+    tree = np.frombuffer(change_a_value(np.load(io.BytesIO(content)).tobytes(), rng), np.uint8)
+    file = io.BytesIO()
+    np.save(file, tree)
+    return file.getvalue()
+
+
 def change_a_value(content: bytes, rng: np.random.Generator) -> bytes:
     """Change or remove a value of a JSON object; mutate what is pickled in it."""
     values = json.loads(content)
@@ -106,8 +114,10 @@ def mutate(content: bytes, rng: np.random.Generator) -> bytes:
     ways: list[Callable[[bytes, np.random.Generator], bytes]] = list(ANYWHERE)
     if zipfile.is_zipfile(io.BytesIO(content)):
         ways += [change_an_entry] * 12
-    elif content.startswith(b"{\n"):
+    elif content.startswith(b"{"):
         ways += [change_a_value] * 12
+    elif b"{" in content[128:130]:
+        ways += [change_a_tree] * 12
     return ways[rng.integers(len(ways))](content, rng)
 
 
@@ -117,7 +127,7 @@ def mutate(content: bytes, rng: np.random.Generator) -> bytes:
 def load(path: Path, model: CoRe) -> None:
     if path.name == "model.zip":
         CoRe.load(path, device="cpu")
-    elif path.name == "replay.pkl":
+    elif path.name == "replay.npz":
         model.load_replay_buffer(path)
     else:
         RecurrentPolicy.load(path, device="cpu")

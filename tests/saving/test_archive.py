@@ -10,13 +10,7 @@ from collections import deque
 import numpy as np
 import pytest
 
-from core_agent.saving.archive import (
-    Chunks,
-    DamagedFileError,
-    is_plain,
-    read_archive,
-    write_archive,
-)
+from core_agent.saving.archive import DamagedFileError, is_plain, read_archive, write_archive
 
 TREE = {
     "number": 1.1,
@@ -32,9 +26,14 @@ TREE = {
 }
 
 
-def test_values_survive(tmp_path):
-    write_archive(tmp_path / "a.zip", TREE)
-    tree = read_archive(tmp_path / "a.zip")
+def written(tree) -> io.BytesIO:
+    file = io.BytesIO()
+    write_archive(file, tree)
+    return file
+
+
+def test_values_survive():
+    tree = read_archive(written(TREE))
     assert tree.keys() == TREE.keys()
     for key in ("number", "huge", "nothing", "flag", "text", "nan"):
         assert tree[key] == TREE[key] and type(tree[key]) is type(TREE[key])
@@ -44,46 +43,41 @@ def test_values_survive(tmp_path):
     assert type(tree["scalar"]) is np.float32 and tree["scalar"] == np.float32(0.1)
     assert tree["none long"].shape == (0, 3)
     assert tree["point"].shape == () and tree["point"] == 2.5
+    tree["nested"]["array"][0] = 1  # It can be changed.
 
 
-def test_arrays_that_come_back_can_be_changed(tmp_path):
-    write_archive(tmp_path / "a.zip", {"array": np.zeros(3)})
-    read_archive(tmp_path / "a.zip")["array"][0] = 1.0
-
-
-def test_chunks_come_back_as_one_array(tmp_path):
-    chunks = Chunks([np.ones((2, 3)), np.zeros((0, 3)), np.full((1, 3), 2.0)[:, ::-1]])
-    write_archive(tmp_path / "a.zip", {"chunks": chunks})
-    expected = [[1.0] * 3, [1.0] * 3, [2.0] * 3]
-    np.testing.assert_array_equal(read_archive(tmp_path / "a.zip")["chunks"], expected)
-
-
-def test_tuples_and_deques_come_back_as_lists(tmp_path):
-    write_archive(tmp_path / "a.zip", {"tuple": (1, 2), "deque": deque([3], maxlen=1)})
-    assert read_archive(tmp_path / "a.zip") == {"tuple": [1, 2], "deque": [3]}
+def test_tuples_and_deques_come_back_as_lists():
+    tree = {"tuple": (1, 2), "deque": deque([3], maxlen=1)}
+    assert read_archive(written(tree)) == {"tuple": [1, 2], "deque": [3]}
 
 
 @pytest.mark.parametrize(
     "value", [object(), {1: 2}, {"__array__": 0}, np.array([object()]), [lambda: 0], {"a": set()}]
 )
-def test_other_values_are_refused(tmp_path, value):
+def test_other_values_are_refused(value):
     assert not is_plain(value)
     with pytest.raises(TypeError, match="only plain values can be archived"):
-        write_archive(tmp_path / "a.zip", {"value": value})
+        write_archive(io.BytesIO(), {"value": value})
 
 
-def damage(path, entries: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> None:
-    with zipfile.ZipFile(path) as archive:
+def changed(entries: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> io.BytesIO:
+    with zipfile.ZipFile(written({"x": np.zeros(3)})) as archive:
         content = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w", compression) as archive:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
         for name, data in {**content, **entries}.items():
             archive.writestr(name, data)
+    return file
 
 
 def npy(array, **kwargs) -> bytes:
     file = io.BytesIO()
-    np.lib.format.write_array(file, array, version=(2, 0), **kwargs)
+    np.save(file, array, **kwargs)
     return file.getvalue()
+
+
+def tree(text: bytes) -> bytes:
+    return npy(np.frombuffer(text, np.uint8))
 
 
 def header(shape: tuple[int, ...]) -> bytes:
@@ -97,34 +91,29 @@ def header(shape: tuple[int, ...]) -> bytes:
 @pytest.mark.parametrize(
     "entries",
     [
-        {"0.npy": header((2**40,)) + b"\0" * 8},
-        {"0.npy": header((1,)) + b"\0" * 16},
+        {"0.npy": header((2**60,)) + b"\0" * 8},
+        {"0.npy": header((2,)) + b"\0" * 8},
         {"0.npy": npy(np.array([{}], dtype=object), allow_pickle=True)},
         {"0.npy": b"not an array"},
-        {"tree.json": b"{"},
-        {"tree.json": b"[1]"},
-        {"tree.json": json.dumps({"x": {"__array__": 7}}).encode()},
-        {"tree.json": json.dumps({"x": {"__scalar__": ["O", 7]}}).encode()[:-3]},
+        {"tree.npy": tree(b"{")},
+        {"tree.npy": tree(b"[1]")},
+        {"tree.npy": tree(json.dumps({"x": {"__array__": 7}}).encode())},
+        {"tree.npy": tree(json.dumps([{"__array__": 0}] * 2).encode())},
+        {"tree.npy": tree(json.dumps({"x": {"__scalar__": ["O"]}}).encode())},
     ],
 )
-def test_damage_and_forgery_are_told(tmp_path, entries):
-    path = tmp_path / "a.zip"
-    write_archive(path, {"x": np.zeros(3)})
-    damage(path, entries)
-    with pytest.raises(DamagedFileError, match=r"a\.zip"):
-        read_archive(path)
+def test_damage_and_forgery_are_reported(entries):
+    with pytest.raises(DamagedFileError, match="archive"):
+        read_archive(changed(entries))
 
 
-def test_compressed_entries_are_refused_unread(tmp_path):
-    path = tmp_path / "a.zip"
-    write_archive(path, {"x": np.zeros(3)})
-    damage(path, {"0.npy": b"\0" * 50_000_000}, zipfile.ZIP_DEFLATED)
-    with pytest.raises(DamagedFileError, match="compressed"):
-        read_archive(path)
+def test_a_bomb_is_refused_before_it_is_unpacked():
+    bomb = changed({"0.npy": b"\0" * 50_000_000}, zipfile.ZIP_DEFLATED)
+    with pytest.raises(DamagedFileError, match="its entries unpack to 50"):
+        read_archive(bomb)
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"PK\x03\x04"])
-def test_what_is_no_archive_is_told(tmp_path, content):
-    (tmp_path / "a.zip").write_bytes(content)
+def test_any_other_file_is_reported(content):
     with pytest.raises(DamagedFileError, match="damaged or no archive"):
-        read_archive(tmp_path / "a.zip")
+        read_archive(io.BytesIO(content))

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import random
+import time
 import warnings
+import zipfile
 from functools import partial
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -26,7 +32,8 @@ from stable_baselines3.common.vec_env import (
 from core_agent import CURL, SACRAD, CoRe, QTOptDrQ, QTOptRAD, RecurrentSAC
 from core_agent.environments.make import make_env
 from core_agent.runs.callbacks import ExactCheckpointCallback
-from core_agent.saving.checkpoint import CheckpointFolder, NoCheckpointError
+from core_agent.saving.archive import read_archive, write_archive
+from core_agent.saving.checkpoint import CheckpointFolder, NoCheckpointError, _store, _written
 from core_agent.saving.resumable import Resumable
 from tests.fakes import BOTH, IMAGE, TINY, VECTOR, FakeEnv, SavableEnv, tiny
 
@@ -259,29 +266,52 @@ def test_the_callback_writes_at_every_multiple_of_its_steps(tmp_path):
     callback = ExactCheckpointCallback(tmp_path, every=10)
     RecurrentSAC("auto", images(), **ARGUMENTS).learn(36, callback=callback)
     assert [step for step, _ in callback.written] == [10, 20, 30, 36]
-    assert [c.step for c in CheckpointFolder(tmp_path).checkpoints()] == [36, 30]
+    assert steps(tmp_path) == [36, 30]
 
 
-# ---- the replay buffer in pieces ----
+# ---- the replay buffer, a file for each episode ----
 
 
-def test_each_step_is_written_once(tmp_path):
+def test_each_episode_is_written_once(tmp_path):
     model = RecurrentSAC("auto", images(), **{**ARGUMENTS, "buffer_size": 1000})
-    callback = ExactCheckpointCallback(tmp_path, every=10)
-    model.learn(60, callback=callback)
-    sizes = [path.stat().st_size for path in (tmp_path / "replay").iterdir()]
-    frames = 60 * 8 * 8 * 3
-    assert len(sizes) == 6
-    assert frames < sum(sizes) < 2.2 * frames
+    model.learn(60, callback=ExactCheckpointCallback(tmp_path, every=10))
+    files = list((tmp_path / "replay").iterdir())
+    assert len(files) == len(model.replay_buffer.episodes) == 10
+    before = {path: path.stat().st_mtime_ns for path in files}
+    model.checkpoint(tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in files} == before
 
 
-def test_segments_of_forgotten_episodes_are_removed(tmp_path):
+def test_a_running_episode_is_part_of_its_checkpoint(tmp_path):
+    model = RecurrentSAC("auto", images(), **TINY)
+    model.learn(60, callback=StopAt(8))
+    model.checkpoint(tmp_path)
+    assert len(list((tmp_path / "replay").iterdir())) == 1
+    buffer = RecurrentSAC.resume(tmp_path, images()).replay_buffer
+    assert [episode.n_steps for episode in buffer.episodes] == [6, 2]
+    assert buffer.running == [buffer.episodes[-1]]
+
+
+def test_files_of_forgotten_episodes_are_removed(tmp_path):
     model = RecurrentSAC("auto", images(), **ARGUMENTS)
     model.learn(240, callback=ExactCheckpointCallback(tmp_path, every=10))
-    n_segments = len(list((tmp_path / "replay").iterdir()))
-    assert n_segments <= 40 // 10 + 3, "the buffer's 40 steps, and what two checkpoints differ by"
+    n_files = len(list((tmp_path / "replay").iterdir()))
+    n_episodes = len(model.replay_buffer.episodes)
+    assert n_files <= n_episodes + 4, "the buffer's, and what two checkpoints differ by"
     resumed = RecurrentSAC.resume(tmp_path, images())
     assert resumed.replay_buffer.size() == model.replay_buffer.size()
+
+
+def test_another_replay_buffer_is_written_in_its_place(tmp_path):
+    model = RecurrentSAC("auto", images(), **ARGUMENTS).learn(12)
+    model.checkpoint(tmp_path / "checkpoints")
+    other = RecurrentSAC("auto", images(), **{**ARGUMENTS, "seed": 1}).learn(18)
+    other.save_replay_buffer(tmp_path / "buffer")
+    model.load_replay_buffer(tmp_path / "buffer")
+    model.checkpoint(tmp_path / "checkpoints")
+    resumed = RecurrentSAC.resume(tmp_path / "checkpoints", images()).replay_buffer
+    for episode, expected in zip(resumed.episodes, other.replay_buffer.episodes, strict=True):
+        np.testing.assert_array_equal(episode.actions, expected.actions)
 
 
 def test_a_resumed_buffer_samples_the_same_windows(tmp_path):
@@ -316,47 +346,65 @@ def newest(folder):
     return sorted(folder.glob("checkpoint-*"))[-1]
 
 
-@pytest.mark.parametrize("name", ["model.zip", "state.zip", "manifest.json"])
-@pytest.mark.parametrize("position", [0.0, 0.3, 0.8, 1.0])
-def test_after_a_flipped_bit_the_checkpoint_before_is_used(folder, name, position):
+def steps(folder) -> list[int]:
+    return [checkpoint.step for checkpoint in CheckpointFolder(folder).checkpoints()]
+
+
+@pytest.mark.parametrize("position", [0.0, 0.1, 0.3, 0.5, 0.8, 1.0])
+def test_after_a_flipped_bit_the_checkpoint_before_is_used(folder, position):
     assert RecurrentSAC.resume(folder, images()).num_timesteps == 30
-    flip(newest(folder) / name, position)
-    with pytest.warns(UserWarning, match=f"passed over: damaged or missing: {name}"):
+    flip(newest(folder), position)
+    with pytest.warns(UserWarning, match=r"checkpoint-000003-\S+ is passed over: it is damaged"):
         assert RecurrentSAC.resume(folder, images()).num_timesteps == 20
 
 
-def test_damage_to_the_newest_segment_leads_to_the_checkpoint_before(folder):
-    flip(sorted((folder / "replay").iterdir())[-1])
+def test_a_missing_checkpoint_leads_to_the_one_before(folder):
+    newest(folder).unlink()
     assert RecurrentSAC.resume(folder, images()).num_timesteps == 20
 
 
-def test_damage_to_a_shared_segment_costs_its_episodes_alone(folder):
-    flip(sorted((folder / "replay").iterdir())[0])
-    with pytest.warns(UserWarning, match=r"12 of the replay buffer's steps are lost"):
+def episode_files(folder, index: int):
+    """The file of an episode at the newest checkpoint."""
+    checkpoint = next(CheckpointFolder(folder).checkpoints())
+    return folder / "replay" / checkpoint.tree["episodes"][index]["file"]
+
+
+def test_damage_to_the_newest_episode_leads_to_the_checkpoint_before(folder):
+    flip(episode_files(folder, -1))
+    assert RecurrentSAC.resume(folder, images()).num_timesteps == 20
+
+
+def test_damage_to_a_shared_episode_costs_its_steps_alone(folder):
+    flip(episode_files(folder, 0))
+    episode_files(folder, 1).unlink()
+    with pytest.warns(UserWarning, match=r"12 of the replay buffer's steps are lost, as 2 file"):
         model = RecurrentSAC.resume(folder, images())
     assert model.num_timesteps == 30
     assert [episode.n_steps for episode in model.replay_buffer.episodes] == [6, 6, 6]
-
-
-@pytest.mark.parametrize("name", ["model.zip", "state.zip", "manifest.json"])
-def test_a_missing_file_is_noticed(folder, name):
-    (newest(folder) / name).unlink()
-    with pytest.warns(UserWarning, match=f"damaged or missing: {name}"):
-        assert RecurrentSAC.resume(folder, images()).num_timesteps == 20
+    model.checkpoint(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert RecurrentSAC.resume(folder, images()).replay_buffer.size() == 18
 
 
 def test_a_damaged_checkpoint_is_not_counted_among_those_kept(folder):
-    flip(newest(folder) / "model.zip")
+    flip(newest(folder))
     with pytest.warns(UserWarning, match="passed over"):
         model = RecurrentSAC.resume(folder, images())
     model.learn(3, reset_num_timesteps=False)
     model.checkpoint(folder)
-    assert [c.step for c in CheckpointFolder(folder).checkpoints()] == [24, 20]
+    assert steps(folder) == [24, 20]
 
 
-def test_a_folder_without_a_whole_checkpoint_is_refused(tmp_path):
-    with pytest.raises(NoCheckpointError, match="folder must hold a whole checkpoint"):
+def test_a_folder_without_a_complete_checkpoint_is_refused(tmp_path):
+    with pytest.raises(NoCheckpointError, match="folder must hold a complete checkpoint"):
         RecurrentSAC.resume(tmp_path, images())
+
+
+def test_the_model_of_a_checkpoint_loads_without_an_environment(folder):
+    checkpoint = CheckpointFolder(folder).newest()
+    assert checkpoint is not None
+    assert RecurrentSAC.load(checkpoint.model).num_timesteps == checkpoint.step == 30
 
 
 def test_another_algorithm_s_checkpoint_is_refused(folder):
@@ -376,43 +424,143 @@ def test_other_wrappers_are_refused(folder):
 
 
 def test_what_a_killed_run_left_half_done_is_removed(folder):
-    (folder / ".unfinished-checkpoint-000009").mkdir()
-    (folder / "replay" / ".unfinished-segment-000009.zip").write_bytes(b"half")
+    (folder / ".unfinished-12345678").write_bytes(b"half")
+    (folder / "replay" / ".unfinished-12345678").write_bytes(b"half")
     model = RecurrentSAC.resume(folder, images())
     model.checkpoint(folder)
     assert not list(folder.rglob(".unfinished-*"))
 
 
-@pytest.mark.parametrize("n_calls", range(12))
-def test_a_write_that_fails_leaves_the_last_checkpoint_whole(folder, n_calls, monkeypatch):
-    """Whichever call of the operating system's fails."""
-    import core_agent.saving.checkpoint as checkpoint
+# ---- faults of the file system ----
 
+
+class Faults:
+    """Lets the n-th of the calls that it stands in for fail, or do something else instead."""
+
+    def __init__(self, n: int, fault) -> None:
+        self.n, self.fault, self.n_calls = n, fault, 0
+
+    def patch(self, monkeypatch, owner, name: str) -> None:
+        real = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            self.n_calls += 1
+            return (self.fault if self.n_calls == self.n else real)(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, call)
+
+
+def raises(number: int):
+    def fault(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    return fault
+
+
+def fills_the_disk(path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content[: len(content) // 2])
+    raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+
+def loses_the_last_byte(path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content[:-1])
+
+
+# Each call once more often than a checkpoint makes it.
+FAULTS = [
+    *((os, "fsync", n, raises(errno.EIO)) for n in range(1, 6)),
+    *((Path, "rename", n, raises(errno.ENOSPC)) for n in range(1, 4)),
+    *((Path, "write_bytes", n, fills_the_disk) for n in range(1, 4)),
+    *((Path, "write_bytes", n, loses_the_last_byte) for n in range(1, 4)),
+    *((Path, "write_bytes", n, raises(errno.EROFS)) for n in range(1, 4)),
+    (Path, "mkdir", 1, raises(errno.EROFS)),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "n", "fault"), FAULTS)
+def test_a_write_that_fails_leaves_the_last_checkpoint_complete(
+    folder, owner, name, n, fault, monkeypatch
+):
     model = RecurrentSAC.resume(folder, images(), device="cpu")
     model.learn(6, reset_num_timesteps=False)
-    calls = iter(range(100))
-
-    def full(path):
-        if next(calls) == n_calls:
-            raise OSError(28, "No space left on device")
-        real(path)
-
-    real, checkpoint._sync = checkpoint._sync, full
-    try:
+    with monkeypatch.context() as patch:
+        faults = Faults(n, fault)
+        faults.patch(patch, owner, name)
         failed = False
         try:
             model.checkpoint(folder)
         except OSError:
             failed = True
-    finally:
-        checkpoint._sync = real
-    assert failed == (n_calls < 7)
+    assert failed == (faults.n_calls >= n)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         step = RecurrentSAC.resume(folder, images()).num_timesteps
     assert step in ((30, 36) if failed else (36,))
+    assert not list(folder.rglob(".unfinished-*"))
     model.checkpoint(folder)
     assert RecurrentSAC.resume(folder, images()).num_timesteps == 36
+
+
+def test_what_cannot_be_removed_is_removed_next_time(folder, monkeypatch):
+    model = RecurrentSAC.resume(folder, images(), device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", raises(errno.EROFS))
+        model.checkpoint(folder)
+        assert steps(folder) == [30, 30, 20]
+    model.checkpoint(folder)
+    assert steps(folder) == [30, 30]
+
+
+def test_of_two_runs_in_one_folder_the_one_that_started_last_writes(folder):
+    first, second = (RecurrentSAC.resume(folder, images(), device="cpu") for _ in range(2))
+    second.learn(6, reset_num_timesteps=False)
+    second.checkpoint(folder)
+    with pytest.raises(OSError, match="another process has written checkpoint 4 into"):
+        first.checkpoint(folder)
+    second.checkpoint(folder)
+    assert steps(folder) == [36, 36]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("name", ["write_bytes", "rename"])
+def test_two_runs_that_write_at_once_leave_a_complete_checkpoint(folder, name, n, monkeypatch):
+    first, second = (RecurrentSAC.resume(folder, images(), device="cpu") for _ in range(2))
+    for each in (first, second):
+        each.learn(6, reset_num_timesteps=False)
+    second.replay_buffer.episodes[-1].rewards[0] += 1  # Not the same files.
+    real = getattr(Path, name)
+
+    def meanwhile(*args):
+        monkeypatch.undo()
+        second.checkpoint(folder)
+        return real(*args)
+
+    Faults(n, meanwhile).patch(monkeypatch, Path, name)
+    with contextlib.suppress(OSError):
+        first.checkpoint(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert RecurrentSAC.resume(folder, images()).num_timesteps == 36
+
+
+@pytest.mark.parametrize("seconds", [400_000_000, 4_000_000_000])
+def test_a_clock_that_jumps_changes_no_order(folder, seconds, monkeypatch):
+    model = RecurrentSAC.resume(folder, images(), device="cpu")
+    model.learn(6, reset_num_timesteps=False)
+    monkeypatch.setattr(time, "time", lambda: float(seconds))
+    model.checkpoint(folder)
+    assert steps(folder) == [36, 30]
+
+
+def test_a_clock_before_that_of_zip_files_is_told_and_training_resumes(folder, monkeypatch):
+    model = RecurrentSAC.resume(folder, images(), device="cpu")
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    with pytest.warns(UserWarning, match="was not written: ZIP does not support timestamps"):
+        model.learn(6, ExactCheckpointCallback(folder, 5), reset_num_timesteps=False)
+    assert model.num_timesteps == 36
+    assert steps(folder) == [30, 20]
 
 
 def test_a_full_disk_is_told_and_training_goes_on(tmp_path, monkeypatch):
@@ -441,30 +589,32 @@ def test_a_model_that_is_not_finite_is_not_written(folder):
         next(model.policy.actor.parameters()).fill_(float("nan"))
     with pytest.raises(ValueError, match=r"actor\.net\S* must be finite"):
         model.checkpoint(folder)
-    assert [c.step for c in CheckpointFolder(folder).checkpoints()] == [30, 20]
+    assert steps(folder) == [30, 20]
 
 
 def test_nothing_in_a_checkpoint_is_pickled_but_what_load_restricts(folder):
-    import zipfile
-
-    for path in [*folder.rglob("state.zip"), *folder.rglob("segment-*")]:
+    for path in folder.rglob("*.npz"):
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                assert name == "tree.json" or archive.read(name).startswith(b"\x93NUMPY")
+            assert all(archive.read(name).startswith(b"\x93NUMPY") for name in archive.namelist())
 
 
-def test_a_tampered_manifest_cannot_reach_outside_its_folder(folder):
-    import json
+def forge(path, change) -> None:
+    """Change a checkpoint and give it the name that belongs to its content."""
+    with path.open("rb") as file:
+        tree = read_archive(file)
+    change(tree)
+    path.unlink()
+    content = _written(lambda file: write_archive(file, tree))
+    _store(path.parent, path.name.rpartition("-")[0], content)
 
-    from core_agent.saving.checkpoint import _seal
 
-    path = newest(folder) / "manifest.json"
-    manifest = json.loads(path.read_text())
-    del manifest["seal"]
-    manifest["segments"]["../../stolen"] = {"bytes": 1, "sha256": ""}
-    path.write_text(json.dumps({**manifest, "seal": _seal(manifest)}))
-    with pytest.warns(UserWarning, match=r"passed over: damaged or missing: manifest\.json"):
-        assert RecurrentSAC.resume(folder, images()).num_timesteps == 20
+def test_a_forged_checkpoint_cannot_reach_outside_its_folder(folder):
+    stolen = folder.parent / "stolen.npz"
+    stolen.write_bytes(b"")
+    entry = {"file": "../../stolen.npz", "steps": 6}
+    forge(newest(folder), lambda tree: tree["episodes"].append(entry))
+    assert RecurrentSAC.resume(folder, images()).num_timesteps == 20
+    assert stolen.exists()
 
 
 def test_seeds_are_not_used_again_after_going_on(folder):

@@ -77,11 +77,12 @@ def test_any_other_begins_a_new_episode_when_within_one():
     assert play(other, 3) == expected[1:]
 
 
-def test_a_wrapper_with_something_unknown_is_not_trusted():
+@pytest.mark.parametrize("thing", [object(), {1: 2.5}, {"a": {object()}}])
+def test_a_wrapper_with_something_unknown_is_not_trusted(thing):
     class Opaque(gym.Wrapper):
         def __init__(self, env: gym.Env) -> None:
             super().__init__(env)
-            self.thing = object()
+            self.thing = thing
 
     env = make(wrap=Opaque)
     env.reset(seed=1)

@@ -1,4 +1,4 @@
-"""Folders as runs leave them, with numbers that are known."""
+"""Folders of runs with known numbers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_run(
 ) -> Path:
     """Write a run's folder.
 
-    :param folder: made anew
+    :param folder: created
     :param scores: mean return by simulator steps; the episodes' returns lie evenly around it
     :param losses: by key, one for each rollout of 250 agent steps
     :param status: of ``status.json``; ``None``: there is none
@@ -48,7 +48,7 @@ def write_run(
     :param run: of ``run.json``, on top of CoRe on an easy cheetah with the built-in videos
     """
     folder.mkdir(parents=True)
-    whole_run = {
+    complete_run = {
         "env_id": "DCS-cheetah-run-easy-dynamic",
         "agent": "core",
         "preset": "small",
@@ -57,7 +57,7 @@ def write_run(
         "env_arguments": {"video_path": "builtin"},
         **run,
     }
-    (folder / "run.json").write_text(json.dumps(whole_run))
+    (folder / "run.json").write_text(json.dumps(complete_run))
     if status is not None:
         (folder / "status.json").write_text(json.dumps(status))
     write_lines(

@@ -15,18 +15,23 @@ from typer.testing import CliRunner
 from core_agent import CoRe, cli
 from core_agent.runs.training import Run
 from core_agent.table5 import grid as benchmark
+from core_agent.table5.estimate import (
+    Estimate,
+    announce,
+    draw_estimate,
+    estimate_run,
+    updates_per_step,
+)
 from core_agent.table5.grid import (
     Job,
     Suite,
-    estimate_run,
+    draw_table,
     get_suite,
     read_lines,
     read_status,
     run_job,
     take_shard,
-    updates_per_step,
 )
-from core_agent.table5.status import draw_estimate, draw_table
 from tests.fakes import TINY, FakeEnv
 
 runner = CliRunner()
@@ -182,15 +187,35 @@ def test_an_estimate_counts_what_is_left(finished, monkeypatch):
 
     def estimate(job):
         tried.append(job)
-        return benchmark.Estimate(0.1, 0.2, 7_200.0)
+        return Estimate(0.1, 0.2, 7_200.0)
 
-    monkeypatch.setattr("core_agent.table5.status.estimate_run", estimate)
+    monkeypatch.setattr("core_agent.table5.estimate.estimate_run", estimate)
     console = Console(record=True, width=160)
     console.print(draw_estimate([make_job(seed=seed) for seed in range(4)], finished, price=3.0))
     text = console.export_text()
     assert "3 of 4 runs to do" in text
     assert "6.0" in text and "18.00" in text, "3 runs of 2 hours at 3 an hour"
     assert len(tried) == 1
+
+
+def test_a_run_at_the_papers_sizes_says_what_it_takes_on_a_cpu(monkeypatch):
+    seconds = {"paper": 7.2, "small": 0.072}
+
+    def estimate(job: Job, n_updates: int) -> Estimate:
+        assert n_updates == 1
+        per_step = seconds[job.run.preset]
+        return Estimate(0.0, 2 * per_step, 0.0, 125_000, per_step)
+
+    monkeypatch.setattr("core_agent.table5.estimate.estimate_run", estimate)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    told = announce(Run("DCS-cheetah-run-easy-static"), None)
+    assert "about 250.0 hours on this CPU (14.4 s an update)" in told
+    assert "with --preset small, 2.5 hours" in told and "--resume auto" in told
+    assert "about 20.0 hours" in announce(Run("DCS-cheetah-run-easy-static"), 10_000)
+    for run, steps in ((Run("Pendulum-v1", preset="small"), None), (Run("Pendulum-v1"), 100)):
+        assert announce(run, steps) == ""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert announce(Run("DCS-cheetah-run-easy-static"), None) == ""
 
 
 def test_an_estimate_adds_up():

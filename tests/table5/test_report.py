@@ -1,9 +1,8 @@
-"""The report on runs: its numbers, what it admits, and that nothing in a run becomes markup."""
+"""The report on runs: its numbers, its warnings, and that no text of a run becomes markup."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,18 +13,17 @@ from typer.testing import CliRunner
 
 from core_agent import cli
 from core_agent.table5.report import page, write_report
-from core_agent.table5.report.figures import shortened, spread
+from core_agent.table5.report.charts import shortened, spread
 from core_agent.table5.report.notes import notes
 from core_agent.table5.report.results import (
     aggregates,
     binned_means,
-    compared_steps,
     learning_curve,
-    make_study,
     mean_rows,
     table_rows,
 )
 from core_agent.table5.report.runs import read_runs
+from core_agent.table5.report.study import make_study
 from core_agent.table5.statistics import (
     interquartile_mean,
     performance_profile,
@@ -183,8 +181,8 @@ def test_bands_and_intervals_need_three_seeds(tmp_path):
     write_runs(tmp_path / "runs", {CHEETAH: (400.0, 420.0)})
     shown = report_on(tmp_path / "runs")
     assert "Fewer than 3 seeds: 1 of 1 results" in shown.text
-    assert "2 seeds, too few for a claim" in shown.text
-    assert "Fewer than 3 seeds: no interval, and nothing is claimed." in shown.text
+    assert "2 seeds, too few for an interval" in shown.text
+    assert "Fewer than 3 seeds: no interval." in shown.text
     (dot,) = shown.named("interquartile mean of return / 1,000")["data"]
     assert "error_x" not in dot
     assert not any("fill" in trace for figure in shown.figures.values() for trace in figure["data"])
@@ -198,18 +196,18 @@ def test_one_seed_has_no_standard_error(tmp_path):
     assert "nan" not in shown.text
 
 
-def test_other_conditions_than_the_papers_are_admitted(tmp_path):
+def test_other_conditions_than_the_papers_are_noted(tmp_path):
     write_run(tmp_path / "a", {16_000: 90.0}, n_episodes=5)
     (run,) = read_runs([tmp_path])[0]
     study = make_study([run])
     words = " ".join(notes(study, table_rows(study)))
-    for admission in (
+    for note in (
         "Other steps than the paper's (†): 1 of 1 results, at 16,000 simulator steps",
         "Other presets than the paper's: small. Networks, batches and pictures are smaller",
         "Background videos: the built-in clips",
         "Episodes per evaluation: 5; the paper's evaluations have 20",
     ):
-        assert admission in words
+        assert note in words
 
 
 def test_runs_as_in_the_paper_need_no_warning(tmp_path):
@@ -231,13 +229,13 @@ def test_runs_as_in_the_paper_need_no_warning(tmp_path):
         (None, "Background videos: not recorded"),
     ],
 )
-def test_the_machine_s_videos_are_told_where_the_arguments_leave_them_to_it(tmp_path, videos, said):
+def test_the_machine_s_videos_are_noted_if_the_arguments_do_not_name_them(tmp_path, videos, said):
     write_run(tmp_path / "run", {1_000: 5.0}, env_arguments={}, videos=videos)
     study = study_of(tmp_path)
     assert any(note.startswith(said) for note in notes(study, table_rows(study)))
 
 
-def test_what_runs_say_never_becomes_markup(tmp_path):
+def test_text_of_runs_never_becomes_markup(tmp_path):
     status = {**STATUS, "state": "failed", "error": HOSTILE, "host": HOSTILE}
     run = dict(env_id=HOSTILE, agent=HOSTILE, preset=HOSTILE)
     write_run(tmp_path / "runs" / "a", {1_000: 5.0}, {"train/critic_loss": [1.0]}, status, **run)
@@ -251,9 +249,9 @@ def test_what_runs_say_never_becomes_markup(tmp_path):
 def test_failures_come_with_their_reasons(tmp_path):
     failed = {**STATUS, "state": "failed", "error": "NonFiniteError: critic_loss is NaN"}
     write_run(tmp_path / "runs" / "failed", {1_000: 5.0}, status=failed, seed=1)
-    # A run that has just begun knows none of its figures.
-    begun = {**dict.fromkeys(STATUS), "state": "running"}
-    write_run(tmp_path / "runs" / "going", status=begun, seed=2)
+    # A run that has just started has no figures.
+    started = {**dict.fromkeys(STATUS), "state": "running"}
+    write_run(tmp_path / "runs" / "going", status=started, seed=2)
     write_run(tmp_path / "runs" / "waiting", status=None, seed=3)
     broken = write_run(tmp_path / "runs" / "broken", seed=4)
     write_lines(broken / "evaluations.jsonl", [{"agent_steps": 1, "simulator_steps": 4}])
@@ -265,14 +263,14 @@ def test_failures_come_with_their_reasons(tmp_path):
     assert "1 more cannot be read" in text and "KeyError: 'returns'" in text
 
 
-def test_a_run_that_failed_before_it_began_comes_with_its_reason(tmp_path):
+def test_a_run_that_failed_before_it_started_comes_with_its_reason(tmp_path):
     failed = {"state": "failed", "error": "ValueError: image_size must be >= 84"}
     (write_run(tmp_path / "runs" / "a", status=failed) / "run.json").unlink()
     text = report_on(tmp_path / "runs").text
     assert "folder must hold run.json, got 'ValueError: image_size must be >= 84'" in text
 
 
-def test_training_without_a_record_is_not_taken_for_a_run_that_has_not_begun(tmp_path):
+def test_training_without_a_record_is_no_run_that_has_not_started(tmp_path):
     (write_run(tmp_path / "runs" / "a", status=None) / "model.zip").touch()
     text = report_on(tmp_path / "runs").text
     assert "core-agent benchmark records what a report shows" in text
@@ -337,7 +335,7 @@ def test_a_missing_extra_is_an_error_of_one_line(module, tmp_path, monkeypatch, 
     assert "pip install 'core-agent[report]'" in error
 
 
-def test_the_page_asks_for_nothing(two_agents):
+def test_the_page_loads_nothing(two_agents):
     _, shown = two_agents
     links = [
         value
@@ -376,70 +374,6 @@ def test_the_video_is_that_of_the_median_seed(tmp_path):
         write_run(tmp_path / str(seed), {1_000: score}, video=True, seed=seed)
     ((video,), _) = page.choose_videos(study_of(tmp_path))
     assert video.run.seed == 2
-
-
-def test_runs_of_other_settings_are_not_pooled(tmp_path):
-    write_run(tmp_path / "a", {1_000: 1.0})
-    write_run(tmp_path / "b", {1_000: 9.0}, arguments={"kl_coef": 0.5})
-    write_run(tmp_path / "c", {1_000: 9.0}, preset="debug")
-    study = study_of(tmp_path)
-    assert set(study.agents) == {"CoRe (small)", "CoRe (small, kl_coef=0.5)", "CoRe (debug)"}
-    assert [row.result.n_seeds for row in table_rows(study)] == [1, 1, 1]
-
-
-def test_one_environment_and_several_are_not_pooled(tmp_path):
-    write_run(tmp_path / "a", {1_000: 1.0})
-    write_run(tmp_path / "b", {1_000: 9.0}, n_envs=4)
-    assert study_of(tmp_path).agents == ["CoRe (n_envs=1)", "CoRe (n_envs=4)"]
-
-
-def test_the_same_run_counts_once(tmp_path):
-    first = write_run(tmp_path / "a", {1_000: 1.0}, status={**STATUS, "state": "running"})
-    shutil.copytree(first, tmp_path / "copy")
-    write_run(tmp_path / "further", {1_000: 1.0, 2_000: 4.0})
-    study = study_of(tmp_path)
-    assert [run.folder.name for run in study.runs] == ["further"]
-    assert "Left out: 2 folders" in " ".join(notes(study, table_rows(study)))
-
-
-def test_a_path_given_twice_is_read_once(tmp_path):
-    write_run(tmp_path / "a", {1_000: 1.0})
-    runs, _ = read_runs([tmp_path, tmp_path / "a"])
-    assert len(runs) == 1
-
-
-def test_lines_written_again_after_a_kill_count_once(tmp_path):
-    folder = write_run(tmp_path / "a", {1_000: 1.0, 2_000: 2.0})
-    whole = (folder / "evaluations.jsonl").read_text()
-    again = whole.splitlines()[1].replace("2000", "2000 ")
-    (folder / "evaluations.jsonl").write_text(f'{whole}{{"agent_steps": 7\n{again}\n{{"agent_')
-    (run,) = read_runs([tmp_path])[0]
-    assert [entry.simulator_steps for entry in run.evaluations] == [1_000, 2_000]
-
-
-def test_runs_from_before_there_were_agents_are_those_of_core(tmp_path):
-    folder = write_run(tmp_path / "a")
-    (folder / "run.json").write_text(json.dumps({"env_id": CHEETAH, "preset": "small"}))
-    assert study_of(tmp_path).agents == ["CoRe"]
-
-
-@pytest.mark.parametrize(
-    ("curves", "states", "expected"),
-    [
-        (((8_000, 16_000), (8_000,)), ("finished", "failed"), [16_000]),
-        (((8_000, 16_000), (8_000,)), ("running", "running"), [8_000]),
-        (((500_000, 600_000), (8_000,)), ("running", "finished"), [500_000]),
-        (((500_000, 1_000_000), (500_000,)), ("finished", "finished"), [500_000, 1_000_000]),
-        (((), ()), ("running", "failed"), []),
-    ],
-)
-def test_runs_are_compared_where_the_paper_is_or_else_where_they_ended(
-    curves, states, expected, tmp_path
-):
-    for seed, (steps, state) in enumerate(zip(curves, states)):
-        scores = dict.fromkeys(steps, 1.0)
-        write_run(tmp_path / str(seed), scores, status={**STATUS, "state": state}, seed=seed)
-    assert compared_steps(read_runs([tmp_path])[0]) == expected
 
 
 def test_agents_are_aggregated_over_the_settings_that_they_share(tmp_path):
@@ -491,7 +425,7 @@ def test_labels_are_cut_between_words_where_that_goes(name, expected):
 
 
 @pytest.mark.parametrize(("hours", "expected"), [(12.5, "12.5 h"), (0.08, "4.8 min")])
-def test_short_runs_are_told_in_minutes(hours, expected):
+def test_times_below_an_hour_are_in_minutes(hours, expected):
     assert page.duration(hours) == expected
 
 

@@ -1,4 +1,4 @@
-"""The report in a real browser, without a screen."""
+"""The report in a headless browser."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def report(tmp_path_factory):
 
 @pytest.fixture
 def open_page(browser, report):
-    """Opens the page; what it complains of, and what it asks for beside itself, fails the test."""
+    """A function that opens the page; console messages and requests fail the test."""
     complaints, contexts = [], []
 
     def note_request(request):
@@ -99,7 +99,7 @@ def test_it_loads_and_draws_without_errors_and_requests(open_page):
     assert page.title() == "CoRe and CURL on 2 tasks"
 
 
-def test_a_click_on_a_heading_sorts_and_says_so(open_page):
+def test_a_click_on_a_heading_sorts(open_page):
     page = open_page()
     header = page.locator("#table .scroll:last-child th", has_text="Ours")
     header.locator("button").click()
@@ -124,7 +124,7 @@ def test_the_keyboard_sorts_too(open_page):
     assert header.get_attribute("aria-sort") == "none"
 
 
-def test_a_chart_tells_its_numbers_under_the_pointer(open_page):
+def test_a_chart_shows_its_numbers_under_the_pointer(open_page):
     page = open_page()
     chart = page.locator("#curves .chart").first
     chart.scroll_into_view_if_needed()
@@ -134,10 +134,10 @@ def test_a_chart_tells_its_numbers_under_the_pointer(open_page):
     page.mouse.move(box["x"] + 0.95 * box["width"], box["y"] + 0.5 * box["height"])
     label = chart.locator(".hoverlayer")
     label.locator("text").first.wait_for()
-    told = re.sub(r"\s+", " ", label.text_content())
-    assert "500,000 simulator steps" in told
-    assert "CoRe 410 [400, 420], 3 seeds" in told
-    assert "paper 423 ± 22" in told
+    shown = re.sub(r"\s+", " ", label.text_content())
+    assert "500,000 simulator steps" in shown
+    assert "CoRe 410 [400, 420], 3 seeds" in shown
+    assert "paper 423 ± 22" in shown
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -193,3 +193,22 @@ def test_a_phone_scrolls_down_and_never_sideways(open_page):
     page.locator(".chart >> visible=true").last.scroll_into_view_if_needed()
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width == 390
+    rights = "links => links.map(link => link.getBoundingClientRect().right)"
+    assert max(page.locator(".bar a").evaluate_all(rights)) <= 390
+
+
+def test_the_curves_of_two_tasks_fill_the_page(open_page):
+    page = open_page(width=1280)
+    right = "element => element.getBoundingClientRect().right"
+    last = page.locator("#curves figure").last.evaluate(right)
+    assert last == pytest.approx(page.locator("#curves .grid").evaluate(right), abs=1)
+
+
+def test_printing_draws_every_visible_chart(open_page):
+    page = open_page()
+    page.pdf()
+    charts = page.locator(".chart >> visible=true")
+    drawn = "charts => charts.map(chart => chart.querySelector('.main-svg') !== null)"
+    assert all(charts.evaluate_all(drawn))
+    texts = page.locator("#curves .chart").evaluate_all("charts => charts.map(c => c.textContent)")
+    assert all("CURL" in text and "paper 500k" in text for text in texts)

@@ -1,4 +1,4 @@
-"""What a reader must know before believing the numbers, and what was run."""
+"""Warnings about the numbers of a report, and a summary of its runs."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
 from core_agent.table5.paper import N_PAPER_SEEDS
-from core_agent.table5.report.results import Row, Study
+from core_agent.table5.report.results import Row
 from core_agent.table5.report.runs import STATES, RecordedRun
+from core_agent.table5.report.study import Study
 from core_agent.table5.statistics import MINIMUM_SEEDS
 
 PAPER_EPISODES = 20
 
 
 def notes(study: Study, rows: Sequence[Row]) -> list[str]:
-    """Warnings, the gravest first; none where all is as in the paper."""
+    """Warnings, the most important first; none if everything is as in the paper."""
     candidates = (
         seeds_note(rows),
         steps_note(rows),
@@ -34,7 +35,7 @@ def seeds_note(rows: Sequence[Row]) -> str:
     if few:
         return (
             f"Fewer than {MINIMUM_SEEDS} seeds: {len(few)} of {len(rows)} results. Read these as "
-            "observations, not as findings: they have no interval, and no difference is claimed."
+            "observations, not as findings: they have no interval."
         )
     if any(row.result.n_seeds < N_PAPER_SEEDS for row in rows):
         fewest = min(row.result.n_seeds for row in rows)
@@ -50,7 +51,7 @@ def steps_note(rows: Sequence[Row]) -> str:
     steps = [row.steps for row in others if row.steps]
     return (
         f"Other steps than the paper's (†): {len(others)} of {len(rows)} results, at {span(steps)} "
-        "simulator steps. The paper's at 500,000 stand beside them for orientation alone."
+        "simulator steps. The paper's results at 500,000 steps are shown for orientation only."
     )
 
 
@@ -78,7 +79,7 @@ def videos_note(study: Study) -> str:
 
 
 def background(run: RecordedRun) -> str:
-    """What the environment showed behind the task, as far as it is recorded."""
+    """Background of the environment, if it is recorded."""
     path = run.env_arguments.get("video_path") if run.videos is None else run.videos
     if path == "":
         return "none"
@@ -111,8 +112,8 @@ def state_note(study: Study) -> str:
     if not missing:
         return ""
     return (
-        f"Not finished, of {len(study.runs)} runs: {listing(missing)}. What they evaluated so far "
-        "is included; numbers may still move."
+        f"Not finished, of {len(study.runs)} runs: {listing(missing)}. Their evaluations so far "
+        "are included; numbers may still change."
     )
 
 
@@ -123,7 +124,7 @@ def duplicates_note(study: Study) -> str:
     n_folders = len(study.duplicates)
     return (
         f"Left out: {n_folders} folder{'s' * (n_folders > 1)} with the same agent, setting and "
-        "seed as another one that is further."
+        "seed as another one with more steps."
     )
 
 
@@ -133,7 +134,7 @@ def state_counts(study: Study) -> Counter[str]:
 
 
 def facts(study: Study) -> list[tuple[str, str]]:
-    """What was run, where, and with which versions, as terms and descriptions."""
+    """Runs, machines and versions, as terms and descriptions."""
     runs = study.runs
     settings = study.settings
     distractions = sorted({" ".join(s[1:]).strip() or "undistracted" for s in settings})

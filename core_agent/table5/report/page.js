@@ -4,7 +4,7 @@ const root = document.documentElement;
 const figures = JSON.parse(document.getElementById("figures").textContent);
 const drawn = new Set();
 
-// A colour such as var(--series-1), as it is in the current theme: Plotly knows no CSS variables.
+// The value of a colour such as var(--series-1): Plotly does not know CSS variables.
 const probe = document.body.appendChild(document.createElement("span"));
 probe.hidden = true;
 
@@ -29,7 +29,7 @@ function draw(chart) {
   drawn.add(chart);
 }
 
-// Many charts are never scrolled to, or wait behind the choice of a setting.
+// A chart is drawn when it is scrolled to, or before printing.
 const observer = new IntersectionObserver(
   (entries) => {
     for (const { target, isIntersecting } of entries) {
@@ -41,7 +41,11 @@ const observer = new IntersectionObserver(
   },
   { rootMargin: "600px" },
 );
-document.querySelectorAll(".chart").forEach((chart) => observer.observe(chart));
+const charts = [...document.querySelectorAll(".chart")];
+charts.forEach((chart) => observer.observe(chart));
+addEventListener("beforeprint", () => {
+  charts.filter((chart) => chart.offsetParent && !drawn.has(chart)).forEach(draw);
+});
 
 const themeButton = document.getElementById("theme");
 const systemTheme = matchMedia("(prefers-color-scheme: dark)");

@@ -1,4 +1,4 @@
-"""The report: runs as one HTML page that asks for nothing from any network."""
+"""The report: runs as one HTML page that loads nothing from a network."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ import core_agent
 from core_agent.table5.paper import PaperResult, Setting
 from core_agent.table5.report import figures, results
 from core_agent.table5.report.notes import facts, listing, notes, state_counts
-from core_agent.table5.report.results import MeanError, Study
+from core_agent.table5.report.results import MeanError
 from core_agent.table5.report.runs import STATES, RecordedRun, UnreadableRun, read_runs
+from core_agent.table5.report.study import Study, make_study
 from core_agent.table5.statistics import MINIMUM_SEEDS
 
 VIDEO_BYTES = 24 * 1024**2
-"""Most that the videos of one page take before they are encoded, which adds a third."""
+"""Largest size of all videos of a page, before base64 encoding, which adds a third."""
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -35,22 +36,22 @@ class Video(NamedTuple):
 
 
 def write_report(paths: Sequence[Path], output: Path) -> int:
-    """Write the page; the number of runs that were found.
+    """Write the page and return the number of runs found.
 
-    :param paths: folders that hold runs, at any depth
+    :param paths: folders with runs at any depth
     :param output: the page to write
     :raises ValueError: if there is no run
     :raises ModuleNotFoundError: without jinja2 and plotly, saying how to install them
     """
     runs, unreadable = read_runs(paths)
-    page = render(results.make_study(runs), unreadable)
+    page = render(make_study(runs), unreadable)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")
     return len(runs) + len(unreadable)
 
 
 def render(study: Study, unreadable: Sequence[UnreadableRun]) -> str:
-    """The page as HTML; all that the runs' files say is escaped."""
+    """The page as HTML; all text from the runs' files is escaped."""
     jinja2 = need("jinja2")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -75,7 +76,7 @@ def render(study: Study, unreadable: Sequence[UnreadableRun]) -> str:
 
 
 def asset(name: str) -> str:
-    """A file beside this one."""
+    """A file of this package."""
     return (resources.files("core_agent.table5.report") / name).read_text(encoding="utf-8")
 
 
@@ -93,7 +94,7 @@ def need(module: str) -> Any:
 
 
 def content(study: Study, unreadable: Sequence[UnreadableRun]) -> dict[str, Any]:
-    """All that the template shows."""
+    """The template's variables."""
     rows = results.table_rows(study)
     charts = Charts(study)
     counts = state_counts(study)
@@ -129,9 +130,9 @@ def content(study: Study, unreadable: Sequence[UnreadableRun]) -> dict[str, Any]
 
 
 class Charts:
-    """Makes the figures, and gives each a name by which the page finds it.
+    """Makes the figures, and names each for the page.
 
-    :param study: what they show
+    :param study: runs to show
     """
 
     def __init__(self, study: Study) -> None:
@@ -139,7 +140,7 @@ class Charts:
         self.figures: dict[str, figures.Figure] = {}
 
     def add(self, figure: figures.Figure) -> str:
-        """Keep a figure; its name."""
+        """Store a figure and return its name."""
         name = f"figure-{len(self.figures) + 1}"
         self.figures[name] = figure
         return name
@@ -153,7 +154,7 @@ class Charts:
         ]
 
     def aggregates(self) -> list[dict[str, Any]]:
-        """Statistics over settings, with the charts of those that agents share."""
+        """Statistics over settings, with charts of those that all agents have."""
         result = []
         for aggregate in results.aggregates(self.study):
             names = {}
@@ -178,7 +179,7 @@ class Charts:
 
 
 def choose_videos(study: Study) -> tuple[list[Video], int]:
-    """One video for each agent and setting while there is room, and the number left out.
+    """One video for each agent and setting up to the largest size, and the number left out.
 
     Every agent comes first with its first setting, then with its second, and so on.
     """
@@ -198,7 +199,7 @@ def choose_videos(study: Study) -> tuple[list[Video], int]:
 
 
 def median_run(runs: Sequence[RecordedRun]) -> RecordedRun | None:
-    """Of the runs with a video the one with the median return, so that none is picked for show."""
+    """The run with the median return among those with a video."""
     filmed = [run for run in runs if run.video.is_file()]
     ranked = sorted(filmed, key=lambda run: run.evaluations[-1].score if run.evaluations else 0.0)
     return ranked[(len(ranked) - 1) // 2] if ranked else None

@@ -1,9 +1,9 @@
-"""What runs left in their folders.
+"""Reading the folders of runs.
 
-Of a run's folder these files are read::
+These files of a run's folder are read::
 
-    run.json           what the run is: without it the folder is no run's
-    status.json        how far it is, on which machine and how fast; missing: not begun
+    run.json           the run's arguments; a folder without it is not a run
+    status.json        progress, machine and speed; missing if the run has not started
     evaluations.jsonl  returns of each evaluation, at fixed steps
     episodes.jsonl     return of each training episode
     losses.jsonl       losses, logged after each rollout
@@ -44,7 +44,7 @@ class Evaluation(NamedTuple):
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """A run as its folder tells it."""
+    """A run as its folder describes it."""
 
     folder: Path
     env_id: str
@@ -57,7 +57,7 @@ class RecordedRun:
     videos: str | None = None
     """Folder of the background videos, ``"builtin"``, empty for none, or not recorded."""
     status: dict[str, Any] = field(default_factory=dict)
-    """What is known of it: nothing in it is ``None``."""
+    """The entries of ``status.json`` that are not ``None``."""
     evaluations: tuple[Evaluation, ...] = ()
     episodes: tuple[dict[str, Any], ...] = ()
     losses: tuple[dict[str, Any], ...] = ()
@@ -72,13 +72,13 @@ class RecordedRun:
 
     @functools.cached_property
     def variant(self) -> str:
-        """Equal for runs that differ in their setting and seed alone."""
+        """Equal for runs that differ only in setting and seed."""
         parts = [self.agent, self.preset, self.arguments, self.env_arguments, self.n_envs]
         return json.dumps(parts, sort_keys=True)
 
     @property
     def video(self) -> Path:
-        """Where its video is, if it has one."""
+        """Path of its video, which may be missing."""
         return self.folder / "validation.mp4"
 
     def evaluation_at(self, simulator_steps: int) -> Evaluation | None:
@@ -88,7 +88,7 @@ class RecordedRun:
 
 
 class UnreadableRun(NamedTuple):
-    """A folder of a run of which something is missing or makes no sense."""
+    """A folder of a run with a missing or invalid file."""
 
     folder: Path
     reason: str
@@ -133,16 +133,15 @@ def read_run(folder: Path) -> RecordedRun:
     :raises ValueError: if a file is no JSON or lacks something; or a TypeError or KeyError
     """
     status = read_status(folder)
-    # A run that failed before it began has no other file.
+    # A run that failed before it started has no other file.
     check((folder / "run.json").is_file(), "folder", "hold run.json", status.get("error"))
     run = json.loads((folder / "run.json").read_text())
     names = ("preset", "arguments", "env_arguments", "n_envs", "videos")
     return RecordedRun(
         folder,
         str(run["env_id"]),
-        # Runs from before there was more than one agent do not say which theirs is.
-        agent=run.get("agent", "core"),
-        seed=int(run.get("seed", 0)),
+        agent=str(run["agent"]),
+        seed=int(run["seed"]),
         status=status,
         evaluations=tuple(map(parse_evaluation, read_lines(folder / "evaluations.jsonl"))),
         episodes=tuple(read_lines(folder / "episodes.jsonl")),
@@ -152,7 +151,7 @@ def read_run(folder: Path) -> RecordedRun:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """What a run's ``status.json`` knows; nothing if the run has not begun.
+    """The entries of a run's ``status.json``; none if the run has not started.
 
     :raises ValueError: if it is no JSON, has no known state, or is missing from a run that ended
     """
@@ -161,7 +160,7 @@ def read_status(folder: Path) -> dict[str, Any]:
         check(
             not (folder / "model.zip").exists(),
             "folder",
-            "hold status.json beside model.zip",
+            "hold status.json next to model.zip",
             str(folder),
             "core-agent benchmark records what a report shows; core-agent train does not",
         )
@@ -186,8 +185,8 @@ def parse_evaluation(entry: dict[str, Any]) -> Evaluation:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The entries of a log in the order of their steps; none if there is no log.
 
-    A run that was killed leaves its last line cut short, and writes again what followed its last
-    checkpoint when it goes on: of the lines of a step the last whole one counts.
+    A killed run may leave an incomplete last line, and a resumed run repeats the lines after its
+    last checkpoint: the last complete line of a step counts.
     """
     entries = {}
     if path.is_file():

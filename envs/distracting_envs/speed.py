@@ -1,16 +1,16 @@
 # ruff: noqa: T201 - a command-line program
-"""How long steps take, beside the package that these environments replace.
+"""Time per step, compared with the package that these environments replace.
 
-``python -m distracting_envs.benchmark`` prints one table for the six tasks, static and dynamic:
+``python -m distracting_envs.speed`` prints one table for the six tasks, static and dynamic:
 
-- *bare*: the least that an agent step can take, which is one render, one texture upload (dynamic
-  only) and the physics of its simulator steps;
-- *ours* at both qualities, and what a reset takes;
+- *bare*: a lower bound, which is one render, one texture upload (dynamic only) and the physics of
+  the simulator steps;
+- *ours*: a step at both qualities, and a reset;
 - *original*: ``distracting_control``, patched to run, with the same action repeat.
 
-A second table gives agent steps per second of several environments in parallel processes. Variants
-take turns, and ratios are medians of ratios within a round: other work on the machine disturbs both
-sides alike.
+A second table has the agent steps per second of several environments in parallel processes.
+Variants take turns, and ratios are medians of ratios within a round, so that other work on the
+machine affects both sides equally.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ _TURN = {"bare": 3, "ours": 3, "fast": 3}  # steps in a row; the first one after
 
 
 class Timings:
-    """What each variant took, in seconds, in every round."""
+    """Seconds of each variant in every round."""
 
     def __init__(self, seconds: dict[str, list[float]]) -> None:
         self._seconds = {name: np.array(values) for name, values in seconds.items()}
 
     def ms(self, name: str) -> float:
-        """Return the median of a variant in milliseconds."""
+        """Median of a variant in milliseconds."""
         return 1e3 * float(np.median(self._seconds[name]))
 
     def ratio(self, name: str, other: str) -> float:
-        """Return the median over rounds of one variant's time over another's in the same round."""
+        """Median over rounds of one variant's time divided by another's in the same round."""
         return float(np.median(self._seconds[name] / self._seconds[other]))
 
 
 def write_clips(folder: Path) -> None:
-    """Write the clips that the benchmark plays as JPEG files, named and laid out as DAVIS's are."""
+    """Write built-in clips as JPEG files, with the names and folders of DAVIS."""
     for index in range(DIFFICULTIES[_DIFFICULTY].n_clips("train") or 0):
         scene = ClipScene("train", index)
         clip = folder / DAVIS_NAMES["train"][index]
@@ -63,12 +63,12 @@ def write_clips(folder: Path) -> None:
 
 
 def measure(task: str, *, dynamic: bool, frames_folder: Path, rounds: int) -> Timings:
-    """Return the timings of one setting.
+    """Timings of one setting.
 
     :param task: one of ``TASKS``
     :param dynamic: whether the distractions move
-    :param frames_folder: what :func:`write_clips` wrote
-    :param rounds: how often each variant takes its turn
+    :param frames_folder: folder written by :func:`write_clips`
+    :param rounds: turns of each variant
     """
     from distracting_envs.original import load_original, patched_original
 
@@ -125,7 +125,7 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def bare_step(env: Any, action: Any, *, upload: bool) -> None:
-    """Do what no agent step can do without: the physics, an upload if asked for, and a render."""
+    """One agent step's physics, upload (if ``upload``) and render, without anything else."""
     simulation = env._base
     for _ in range(env.action_repeat):
         simulation.step(action)
@@ -137,7 +137,7 @@ def bare_step(env: Any, action: Any, *, upload: bool) -> None:
 
 
 def parallel_rate(n_envs: int, quality: str, seconds: float) -> float:
-    """Return agent steps per second of ``n_envs`` environments, each in a process of its own."""
+    """Agent steps per second of ``n_envs`` environments, each in its own process."""
     envs = gymnasium.make_vec(
         f"distracting_envs:DCS-cheetah-run-{_DIFFICULTY}-dynamic",
         num_envs=n_envs,
@@ -160,8 +160,8 @@ def parallel_rate(n_envs: int, quality: str, seconds: float) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``python -m distracting_envs.benchmark``; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m distracting_envs.benchmark")
+    """Run ``python -m distracting_envs.speed``; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m distracting_envs.speed")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--rounds", type=int, default=8, help="turns of each variant")
     parser.add_argument("--envs", nargs="*", type=int, default=[1, 2, 4], help="parallel processes")

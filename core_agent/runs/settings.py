@@ -1,0 +1,66 @@
+"""Arguments from the command line and from YAML files in rl-zoo's format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from core_agent.validation import check
+
+ZOO_ONLY = ("n_envs", "normalize", "frame_stack", "env_wrapper", "callback")
+
+
+def parse_settings(settings: list[str] | None) -> dict[str, Any]:
+    """``["a=1", "b.c=x"]`` to ``{"a": 1, "b": {"c": "x"}}``, values read as YAML.
+
+    :raises ValueError: for an entry without ``=``
+    """
+    result: dict[str, Any] = {}
+    for setting in settings or []:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise ValueError(
+                f"--set must have the form key=value, got {setting!r}; for example "
+                "--set batch_size=16"
+            )
+        *parents, name = key.split(".")
+        target = result
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[name] = yaml.safe_load(value)
+    return result
+
+
+def read_config(path: Path | None, env_id: str) -> dict[str, Any]:
+    """Constructor arguments, and ``n_timesteps``, out of a YAML file in rl-zoo's format.
+
+    :param path: the file; ``None``: no arguments
+    :param env_id: whose entry is read
+    :raises ValueError: if there is no such file or entry, or an entry needs rl-zoo itself
+    """
+    if path is None:
+        return {}
+    check(path.is_file(), "--config", "be a YAML file", str(path))
+    entries = yaml.safe_load(path.read_text()) or {}
+    known = sorted(entries) if isinstance(entries, dict) else entries
+    check(
+        isinstance(entries, dict) and isinstance(entries.get(env_id), dict),
+        "--config",
+        f"have an entry for {env_id}",
+        str(path),
+        f"it has {known}",
+    )
+    arguments = {key: value for key, value in entries[env_id].items() if key != "policy"}
+    needs_zoo = sorted(set(arguments) & set(ZOO_ONLY))
+    check(
+        not needs_zoo,
+        "--config",
+        "hold constructor arguments and n_timesteps",
+        needs_zoo,
+        "python -m core_agent.zoo takes rl-zoo's other settings",
+    )
+    if isinstance(arguments.get("train_freq"), list):
+        arguments["train_freq"] = tuple(arguments["train_freq"])
+    return arguments

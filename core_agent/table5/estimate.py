@@ -1,0 +1,149 @@
+"""The time that runs take, estimated from some of their steps and updates on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.table import Table
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
+
+from core_agent.agents.base import (
+    PAPER_SIMULATOR_STEPS,
+    SequenceOffPolicyAlgorithm,
+    as_train_freq,
+)
+from core_agent.agents.presets import preset
+from core_agent.agents.registry import get_agent
+from core_agent.runs.training import Run, training_environment
+from core_agent.table5.grid import EPISODE_STEPS, Job, read_status
+
+N_TIMED_STEPS = 40
+SHORT_RUN = 2_000
+"""Agent steps of a run whose time is not worth an estimate, which takes half a minute."""
+
+
+class Estimate(NamedTuple):
+    """Of the time that a run takes on this machine, in seconds."""
+
+    step: float
+    """One agent step."""
+    update: float
+    run: float
+    """All steps, updates and evaluations."""
+    agent_steps: float = 0.0
+    per_step: float = 0.0
+    """One agent step with its share of updates."""
+
+
+def estimate_run(job: Job, n_updates: int = 2) -> Estimate:
+    """The time that a run takes, from some of its steps and updates on this machine.
+
+    :param n_updates: how many are timed, after one that is not
+    """
+    with closing(training_environment(job.run, "train")) as env:
+        arguments = preset(
+            job.run.preset, job.run.agent, env_id=job.run.env_id, **job.run.arguments
+        )
+        model = get_agent(job.run.agent)(policy="auto", env=env, seed=job.run.seed, **arguments)
+        n_updates_per_step = updates_per_step(model)
+        model.learning_starts, model.gradient_steps = 0, 0
+        model.train_freq = TrainFreq(N_TIMED_STEPS, TrainFrequencyUnit.STEP)  # type: ignore[assignment]
+        model.learn(N_TIMED_STEPS)
+        step = seconds(lambda: model.learn(N_TIMED_STEPS, reset_num_timesteps=False))
+        step /= N_TIMED_STEPS
+        model.train(1, model.batch_size)
+        update = seconds(lambda: model.train(n_updates, model.batch_size)) / n_updates
+        n_steps = job.simulator_steps / model.action_repeat
+        n_evaluations = -(-job.simulator_steps // job.evaluate_every)
+        n_played = n_evaluations * job.n_episodes * EPISODE_STEPS / model.action_repeat
+        run = (n_steps + n_played) * step + n_steps * n_updates_per_step * update
+    return Estimate(step, update, run, n_steps, step + n_updates_per_step * update)
+
+
+def updates_per_step(model: SequenceOffPolicyAlgorithm) -> float:
+    """Updates for each agent step of a Distracting Control task, on average."""
+    if model.gradient_steps is None:
+        return model.update_ratio
+    if model.gradient_steps < 0:
+        return 1.0
+    count, unit = as_train_freq(model.train_freq)
+    in_episodes = unit is TrainFrequencyUnit.EPISODE
+    steps = count * EPISODE_STEPS / model.action_repeat if in_episodes else count
+    return model.gradient_steps / steps
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """How long ``action`` takes."""
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def draw_estimate(jobs: Sequence[Job], root: Path, price: float = 0.0) -> Table:
+    """A table of the time that the unfinished runs take, from trying one of each agent here.
+
+    :param price: of an hour of one run; 0 leaves the cost out
+    """
+    left = [job for job in jobs if read_status(job.folder(root))["state"] != "finished"]
+    table = Table(title=f"{len(left)} of {len(jobs)} runs to do, one at a time, on this machine")
+    for column in ("agent", "runs", "simulator steps", "ms a step", "ms an update", "hours a run"):
+        table.add_column(column, justify="right" if column != "agent" else "left")
+    table.add_column("hours", justify="right")
+    table.add_column("cost", justify="right")
+    total = 0.0
+    for agent, group in groupby(sorted(left, key=lambda j: j.run.agent), lambda j: j.run.agent):
+        runs = list(group)
+        estimates = [estimate_run(job) for job in one_of_each_task(runs)]
+        estimate = Estimate(*np.mean(estimates, axis=0).tolist())
+        hours = estimate.run / 3600
+        total += hours * len(runs)
+        table.add_row(
+            agent,
+            str(len(runs)),
+            f"{sum(job.simulator_steps for job in runs):,}",
+            f"{1e3 * estimate.step:.0f}",
+            f"{1e3 * estimate.update:.0f}",
+            f"{hours:.2f}",
+            f"{hours * len(runs):.1f}",
+            f"{hours * len(runs) * price:.2f}" if price else "–",
+        )
+    table.add_section()
+    cost = f"{total * price:.2f}" if price else "–"
+    table.add_row("all", str(len(left)), "", "", "", "", f"{total:.1f}", cost)
+    return table
+
+
+def one_of_each_task(jobs: Sequence[Job]) -> list[Job]:
+    """One run of each task: steps differ in cost, and tasks in steps."""
+    return list({job.run.env_id.rsplit("-", 2)[0]: job for job in jobs}.values())
+
+
+def announce(run: Run, agent_steps: int | None) -> str:
+    """How long a run at the paper's sizes takes on a CPU; empty for any other run.
+
+    :param agent_steps: its length; ``None``: the paper's
+    """
+    names = run.preset.split("+")
+    device = str(run.arguments.get("device", "auto"))
+    on_gpu = torch.cuda.is_available() and device != "cpu"
+    if on_gpu or {"small", "debug"} & set(names) or (agent_steps or SHORT_RUN) < SHORT_RUN:
+        return ""
+    small = "+".join(["small", *(name for name in names if name != "paper")])
+    paper, smaller = (
+        estimate_run(Job(replace(run, preset=each), PAPER_SIMULATOR_STEPS, 10**9, 1, 1), 1)
+        for each in (run.preset, small)
+    )
+    hours, fewer = ((agent_steps or e.agent_steps) * e.per_step / 3600 for e in (paper, smaller))
+    return (
+        f"This run will take about {hours:.1f} hours on this CPU ({paper.update:.1f} s an update); "
+        f"with --preset {small}, {fewer:.1f} hours. Ctrl-C stops it with a checkpoint, and the "
+        "same command with --resume auto continues it."
+    )
