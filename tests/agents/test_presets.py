@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -116,7 +117,11 @@ def test_a_task_has_one_learning_rate_in_presets_runs_and_rl_zoo(agent, monkeypa
     """The papers of SAC + RAD and CURL learn the cheetah at 2e-4, all else at 1e-3."""
     config = yaml.safe_load((CONFIGS / f"{agent}.yml").read_text())
     made: list[dict] = []
-    monkeypatch.setattr(training, "get_agent", lambda name: lambda **kw: made.append(kw))
+    monkeypatch.setattr(
+        training,
+        "get_agent",
+        lambda name: lambda **kw: made.append(kw) or SimpleNamespace(origin={}),
+    )
     for env_id, entry in config.items():
         if not env_id.startswith("DCS-"):
             continue
