@@ -117,13 +117,6 @@ def stack_rollout(
     return Rollout(torch.stack(deters), posterior, torch.stack(stochs))
 
 
-def use_whole_frames(model: CoRe) -> None:
-    """Gather complete channels-first frames, then crop."""
-    assert model.replay_buffer is not None
-    replay = PlainReplay(model.replay_buffer)
-    model.replay_buffer.sample = lambda batch_size, env=None: replay.sample(batch_size)  # type: ignore[method-assign]
-
-
 def use_no_graph(model: CoRe) -> None:
     """Launch every kernel separately."""
     model._update = model.update  # type: ignore[method-assign]
@@ -144,7 +137,6 @@ VARIANTS: dict[str, Variant] = {
     "ours, precision float32": Variant(arguments=dict(precision="float32")),
     "ours, precision bfloat16": Variant(arguments=dict(precision="bfloat16")),
     "ours, recurrence by autograd": Variant(use_autograd_loop),
-    "ours, whole frames gathered": Variant(use_whole_frames),
 }
 OTHER_AGENTS = {name: Variant(agent=name) for name in AGENTS if name != "core"}
 
@@ -163,7 +155,9 @@ def make_runner(name: str, settings: Settings) -> Runner:
 def yardstick_runner(settings: Settings) -> Runner:
     model = made_up_model(settings.size, settings.device, precision="float32")
     assert model.replay_buffer is not None
-    yardstick, replay = Yardstick.of(model.policy), PlainReplay(model.replay_buffer)
+    yardstick = Yardstick.of(model.policy)
+    (crop,) = model.policy.world_model.encoder.crop_sizes.values()
+    replay = PlainReplay(model.replay_buffer, crop)
     batch_size = model.batch_size
 
     def run(n_updates: int) -> None:

@@ -25,7 +25,7 @@ from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
-from core_agent.agents.policies import RecurrentPolicy
+from core_agent.agents.latent import RecurrentPolicy
 from core_agent.networks.types import SequenceBatch
 from core_agent.replay.buffer import SequenceReplayBuffer
 
@@ -491,9 +491,9 @@ class PlainReplay:
     :raises ValueError: if an episode is shorter than a window
     """
 
-    def __init__(self, buffer: SequenceReplayBuffer) -> None:
+    def __init__(self, buffer: SequenceReplayBuffer, crop: tuple[int, int]) -> None:
         self.sequence_length, self.device = buffer.sequence_length, buffer.device
-        (self.crop,) = buffer.crop_sizes.values()
+        self.crop = crop
         self.generator = np.random.default_rng(0)
         self.episodes = []
         for episode in buffer.episodes:

@@ -38,7 +38,8 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
-from core_agent.agents.policies import RecurrentPolicy, StatefulPolicy
+from core_agent.agents.latent import RecurrentPolicy
+from core_agent.agents.policies import StatefulPolicy
 from core_agent.networks.encoders import SINGLE_KEY, as_dict_space
 from core_agent.networks.layers import set_compute_dtype
 from core_agent.validation import check, check_path
@@ -76,9 +77,7 @@ class StepFunction(nn.Module):
         entries = dict(zip(self.names, inputs))
         state, episode_start = inputs[n_entries:-1], inputs[-1]
         observation = entries if self.is_dict else inputs[0]
-        actions, following = self.policy.carry(
-            observation, state, episode_start, deterministic=True
-        )
+        actions, following = self.policy.step(observation, state, episode_start, deterministic=True)
         scaled = actions.reshape(-1, *self.low.shape)
         action = self.low + 0.5 * (scaled + 1.0) * (self.high - self.low)
         return torch.clamp(action, self.low, self.high).to(self.low.dtype), *following

@@ -31,6 +31,20 @@ class NonFiniteError(ValueError):
     """Something that learning rests on has become NaN or infinite."""
 
 
+def rules_of(*classes: type) -> dict[str, Check]:
+    """The rules of the arguments of classes and of their bases, from their tables ``rules``."""
+    tables = [vars(base).get("rules", {}) for one in classes for base in reversed(one.__mro__)]
+    return {name: rule for table in tables for name, rule in table.items()}
+
+
+def handed_down(arguments: Mapping[str, Any], *own: str) -> dict[str, Any]:
+    """The arguments that a constructor hands to another one: all but its ``own``.
+
+    :param arguments: the constructor's ``locals()``
+    """
+    return {k: v for k, v in arguments.items() if k not in ("self", "__class__", *own)}
+
+
 def check(condition: bool, name: str, rule: str, value: Any, way_out: str = "") -> None:
     """Make sure that an argument follows its rule.
 

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 
 from core_agent import SACRAD, RecurrentSAC
-from core_agent.agents.policies import RecurrentPolicy
+from core_agent.agents.latent import RecurrentPolicy
 from core_agent.networks.types import SequenceBatch
 
 TINY_ENCODER: dict[str, Any] = dict(

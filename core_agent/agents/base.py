@@ -41,7 +41,7 @@ from core_agent.networks.hardware import (
 from core_agent.networks.layers import set_compute_dtype
 from core_agent.networks.optimization import FiniteGuard, descend
 from core_agent.replay.buffer import SequenceReplayBuffer
-from core_agent.validation import Check, as_seed, check, check_each
+from core_agent.validation import Check, as_seed, check, check_each, rules_of
 
 POLICY_ALIASES = ("CnnPolicy", "MlpPolicy", "MultiInputPolicy")
 SB3_ARGUMENTS = inspect.signature(OffPolicyAlgorithm.__init__).parameters
@@ -50,9 +50,9 @@ SB3_ARGUMENTS = inspect.signature(OffPolicyAlgorithm.__init__).parameters
 class SequenceOffPolicyAlgorithm(LearningLoop):
     """Off-policy learning from windows of episodes: the common part of every agent here.
 
-    A subclass makes its optimisers (:meth:`_make_optimizers`), acts (:meth:`_explore`), draws a
-    batch (:meth:`_sample_batch`) and learns from it (:meth:`update`). The arguments are those of
-    :class:`~core_agent.agents.recurrent_sac.RecurrentSAC`.
+    A subclass makes its optimisers (:meth:`_make_optimizers`), draws a batch
+    (:meth:`_sample_batch`) and learns from it (:meth:`update`). The arguments are those of
+    :class:`~core_agent.agents.core.RecurrentSAC`.
 
     :param arguments: those of SB3's ``OffPolicyAlgorithm``; others become attributes
     """
@@ -85,7 +85,7 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
         _init_setup_model: bool = True,
         **arguments: Any,
     ) -> None:
-        check_each({**locals(), **arguments}, self.rules)
+        check_each({**locals(), **arguments}, rules_of(type(self)))
         check_buffer(replay_buffer_class, replay_buffer_kwargs)
         if env is None and isinstance(policy, str) and policy not in self.policy_aliases:
             policy, env = "auto", policy
@@ -132,6 +132,8 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
         self._awaiting, self._endings, self._stopping = [], [], False
         if self.env is not None:
             COLLECTORS[collect].check_environments(self.env)
+        if _init_setup_model:
+            self._setup_model()
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -298,15 +300,24 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
             scaled = self._explore(random_actions, action_noise)
         return self.policy.to_env_actions(scaled), scaled
 
-    @abstractmethod
     def _explore(
         self, random_actions: np.ndarray | None, action_noise: ActionNoise | None
     ) -> np.ndarray:
-        """Actions ``(n_envs, A)`` in [-1, 1] for ``self._last_obs``.
+        """Actions ``(n_envs, A)`` in [-1, 1] for ``self._last_obs``; the state remembers them.
 
-        :param random_actions: take these instead (warm-up)
+        :param random_actions: take these instead of the policy's (warm-up)
         :param action_noise: noise to add
         """
+        policy: StatefulPolicy = self.acting_policy
+        state, features = policy.carry(*self._acting_inputs(), deterministic=False)
+        if random_actions is None:
+            scaled = policy.act(features, deterministic=False).cpu().numpy()
+        else:
+            scaled = random_actions.astype(np.float32)
+        scaled = self._with_noise(scaled, action_noise)
+        state = policy.remember(state, torch.as_tensor(scaled, device=self.device))
+        self._last_states = tuple(part.cpu().numpy() for part in state)
+        return scaled
 
     def _acting_inputs(self) -> tuple[PyTorchObs, tuple[torch.Tensor, ...], torch.Tensor]:
         """The last observation, the carried state and which environments begin an episode."""

@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.type_aliases import (
-    PyTorchObs,
-    Schedule,
-)
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from core_agent.agents.base import SequenceOffPolicyAlgorithm
 from core_agent.agents.policies import StatefulPolicy
 from core_agent.networks.augmentations import random_crop
-from core_agent.networks.encoders import ENCODER_CHECKS, SINGLE_KEY, ObservationEncoder, as_dict
+from core_agent.networks.encoders import (
+    SINGLE_KEY,
+    ObservationEncoder,
+    as_dict,
+    stack_frames,
+    stacked_space,
+)
 from core_agent.networks.layers import Activation
 from core_agent.networks.optimization import move_towards
-from core_agent.networks.stacking import stack_frames, stacked_space
 from core_agent.networks.types import Observation, TransitionBatch
-from core_agent.validation import Check, check_fraction, check_integer, check_size
-
-
-def passed_on(arguments: dict[str, Any], *own: str) -> dict[str, Any]:
-    """What a constructor hands to its parent's by keyword: all of its arguments but its ``own``.
-
-    :param arguments: the constructor's ``locals()``
-    :param own: names of arguments that the parent does not know
-    """
-    kept = {"self", "__class__", "_init_setup_model", *own}
-    return {name: value for name, value in arguments.items() if name not in kept}
+from core_agent.validation import Check, check_fraction, check_size
 
 
 class FrameStackPolicy(StatefulPolicy):
@@ -54,11 +44,7 @@ class FrameStackPolicy(StatefulPolicy):
     :raises ValueError: for a bad argument
     """
 
-    checks: ClassVar[dict[str, Check]] = {
-        **StatefulPolicy.checks,
-        **ENCODER_CHECKS,
-        "n_stack": check_size,
-    }
+    rules: ClassVar[dict[str, Check]] = {"n_stack": check_size}
     parts: ClassVar[tuple[type, ...]] = (ObservationEncoder,)
 
     def __init__(
@@ -120,10 +106,6 @@ class FrameStackPolicy(StatefulPolicy):
             following.append(torch.where(starts, filled, moved))
         return tuple(following)
 
-    def features(self, stacks: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Features ``(n, D)`` of stacks that are not cropped yet."""
-        return self.encoder(self._centered(stacks))
-
     def _centered(self, stacks: tuple[torch.Tensor, ...]) -> Observation:
         is_dict = isinstance(self.observation_space, spaces.Dict)
         entries = dict(zip(self.encoder.spaces, stacks))
@@ -140,58 +122,27 @@ class FrameStackPolicy(StatefulPolicy):
         state: tuple[torch.Tensor, ...],
         episode_start: torch.Tensor,
         deterministic: bool,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         stacks = self.stack(observation, state, episode_start)
-        return self.choose_actions(self.features(stacks), deterministic), stacks
-
-    @abstractmethod
-    def choose_actions(self, features: torch.Tensor, deterministic: bool) -> torch.Tensor:
-        """Actions ``(n, A)`` in [-1, 1] at features ``(n, D)``.
-
-        :param deterministic: draw no random number, do not explore
-        """
+        return stacks, self.encoder(self._centered(stacks))
 
 
 class FrameStackAlgorithm(SequenceOffPolicyAlgorithm):
-    """Off-policy learning from single transitions between stacks of frames.
+    """Off-policy learning from single transitions between stacks of frames."""
 
-    :param n_stack: frames in a stack
-    :param encoder_tau: rate of the target encoder's moving average
-    :param target_update_freq: updates between two of the moving averages
-    :param arguments: those of :class:`~core_agent.agents.base.SequenceOffPolicyAlgorithm`
-    :raises ValueError: for a bad argument, naming it and its rule
-    """
-
+    rules: ClassVar[dict[str, Check]] = {
+        "n_stack": check_size,
+        "encoder_tau": check_fraction,
+        "target_update_freq": check_size,
+    }
     memory_settings: ClassVar[tuple[str, ...]] = ("batch_size", "n_stack")
     policy: FrameStackPolicy
-
-    def __init__(
-        self, *, n_stack: int, encoder_tau: float, target_update_freq: int, **arguments: Any
-    ) -> None:
-        check_integer("n_stack", n_stack, 1)
-        check_fraction("encoder_tau", encoder_tau)
-        check_integer("target_update_freq", target_update_freq, 1)
-        super().__init__(**arguments)
-        self.n_stack = n_stack
-        self.encoder_tau = encoder_tau
-        self.target_update_freq = target_update_freq
+    n_stack: int
+    encoder_tau: float
+    target_update_freq: int
 
     def _policy_arguments(self) -> dict[str, Any]:
         return {**super()._policy_arguments(), "n_stack": self.n_stack}
-
-    def _explore(
-        self, random_actions: np.ndarray | None, action_noise: ActionNoise | None
-    ) -> np.ndarray:
-        """Put the last observation onto the stacks and choose actions."""
-        policy: FrameStackPolicy = self.acting_policy
-        stacks = policy.stack(*self._acting_inputs())
-        self._last_states = tuple(stack.cpu().numpy() for stack in stacks)
-        if random_actions is None:
-            features = policy.features(stacks)
-            scaled = policy.choose_actions(features, deterministic=False).cpu().numpy()
-        else:
-            scaled = random_actions.astype(np.float32)
-        return self._with_noise(scaled, action_noise)
 
     def _sample_batch(self, batch_size: int) -> TransitionBatch:
         assert self.replay_buffer is not None

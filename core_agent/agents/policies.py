@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import get_device
 from torch import nn
 
-from core_agent.networks.distributions import SquashedGaussian
+from core_agent.networks.actor_critic import Critic
 from core_agent.networks.encoders import (
     SINGLE_KEY,
     ObservationEncoder,
@@ -25,11 +25,10 @@ from core_agent.networks.encoders import (
     as_dict_space,
     check_box,
     check_space,
-    is_image,
+    fits_space,
 )
-from core_agent.networks.layers import ACTIVATIONS, MLP, Activation, TwinMLP
-from core_agent.networks.types import ActingState, Latent, Observation
-from core_agent.networks.world_model import MODEL_CHECKS, WorldModel
+from core_agent.networks.layers import ACTIVATIONS, Activation
+from core_agent.networks.types import Observation
 from core_agent.saving.integrity import check_state_dict
 from core_agent.saving.safe_loading import RESTRICTED_PICKLE, check_archive, opened, reading
 from core_agent.validation import (
@@ -45,29 +44,18 @@ from core_agent.validation import (
     check_number,
     check_sizes,
     finite_array,
+    rules_of,
 )
 
+ACTOR_RULES: dict[str, Check] = {
+    "actor_dims": check_sizes,
+    "initial_log_ent_coef": check_number,
+}
+"""Rules of policies with an actor and an entropy temperature."""
 SelfPolicy = TypeVar("SelfPolicy", bound="StatefulPolicy")
 
-MEAN_SCALE = 5.0
-LOG_STD_RANGE = (-10.0, 2.0)
 STATELESS_CALLS = 10
 """Calls of ``predict`` in a row without a state after which a warning is due."""
-
-
-def fits_space(value: Any, space: spaces.Space) -> bool:
-    """Whether ``value`` is one observation of ``space`` or several; images either way round.
-
-    They must be finite numbers, as networks make nothing of others.
-    """
-    try:
-        array = np.asarray(value)
-    except ValueError:
-        return False
-    shape = tuple(space.shape or ())
-    shapes = [shape, (*shape[1:], shape[0])] if is_image(space) else [shape]
-    finite = array.dtype.kind in "biu" or (array.dtype.kind == "f" and np.isfinite(array).all())
-    return bool(finite) and any(one in (array.shape, array.shape[1:]) for one in shapes)
 
 
 def check_starts(name: str, value: Any, n_envs: int) -> None:
@@ -77,80 +65,12 @@ def check_starts(name: str, value: Any, n_envs: int) -> None:
     check(fits, name, f"be {n_envs} times True or False", value)
 
 
-class Actor(nn.Module):
-    """Policy over actions in (-1, 1) from a state vector.
-
-    The mean passes ``5 tanh(mean / 5)``; the log standard deviation is squashed into [-10, 2].
-
-    :param in_dim: size of the state vector
-    :param action_dim: number of actions
-    :param hidden_dims: sizes of the hidden layers
-    :param activation: ``"elu"`` or ``"relu"``
-    """
-
-    def __init__(
-        self,
-        in_dim: int,
-        action_dim: int,
-        hidden_dims: Sequence[int] = (1024, 1024, 1024),
-        activation: Activation = "elu",
-    ) -> None:
-        super().__init__()
-        self.net = MLP(in_dim, hidden_dims, 2 * action_dim, activation)
-
-    def forward(self, states: torch.Tensor) -> SquashedGaussian:
-        """The policy at ``states`` ``(..., in_dim)``."""
-        mean, log_std = self.net(states).chunk(2, dim=-1)
-        low, high = LOG_STD_RANGE
-        return SquashedGaussian(
-            MEAN_SCALE * torch.tanh(mean / MEAN_SCALE),
-            low + (high - low) * torch.sigmoid(log_std),
-        )
-
-    def choose(self, states: torch.Tensor, deterministic: bool) -> torch.Tensor:
-        """Actions ``(..., A)``: the policy's mode, or a sample."""
-        policy = self(states)
-        if deterministic:
-            return policy.mode
-        action, _ = policy.sample(torch.randn_like(policy.mean))
-        return action
-
-
-class Critic(nn.Module):
-    """Two action values from a state vector and an action.
-
-    :param in_dim: size of the state vector
-    :param action_dim: number of actions
-    :param hidden_dims: sizes of the hidden layers of each
-    :param activation: ``"elu"`` or ``"relu"``
-    """
-
-    def __init__(
-        self,
-        in_dim: int,
-        action_dim: int,
-        hidden_dims: Sequence[int] = (1024, 1024, 1024),
-        activation: Activation = "elu",
-    ) -> None:
-        super().__init__()
-        self.net = TwinMLP(in_dim + action_dim, hidden_dims, activation)
-
-    def forward(self, states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Both values ``(2, ...)`` of states ``(..., in_dim)`` and actions ``(..., A)``."""
-        x = torch.cat([states, actions], dim=-1)
-        return self.net(x.flatten(0, -2)).unflatten(1, x.shape[:-1])
-
-    def first(self, states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """The first of both values alone, ``(...)``; arguments as in :meth:`forward`."""
-        x = torch.cat([states, actions], dim=-1)
-        return self.net(x.flatten(0, -2), n_members=1).reshape(x.shape[:-1])
-
-
 class StatefulPolicy(BasePolicy):
     """A policy that carries a state from one call of ``predict`` to the next.
 
-    A subclass says what the state is at first (:meth:`initial_state`) and what becomes of it
-    (:meth:`carry`), and has an encoder and two critics.
+    A subclass has an encoder and two critics. It says what the state is before the first
+    observation (:meth:`initial_state`), takes an observation into it (:meth:`carry`) and chooses
+    actions (:meth:`act`); :meth:`step` is all of it.
 
     :param observation_space: images (channels first), vectors or a ``Dict`` of both
     :param action_space: Box with finite bounds
@@ -159,15 +79,15 @@ class StatefulPolicy(BasePolicy):
     :raises ValueError: for a bad argument
     """
 
-    checks: ClassVar[dict[str, Check]] = {
+    rules: ClassVar[dict[str, Check]] = {
         "observation_space": check_space,
         "action_space": check_box,
         "critic_dims": check_sizes,
         "activation": partial(check_choice, choices=tuple(ACTIVATIONS)),
     }
-    """What each argument must be."""
+    """Rules of the arguments; those of bases and ``parts`` hold too."""
     parts: ClassVar[tuple[type, ...]] = ()
-    """Classes whose arguments are taken as well."""
+    """Classes of networks whose arguments are taken as well."""
     critic_optimizer: torch.optim.Optimizer
     critic: Critic
     critic_target: Critic
@@ -229,14 +149,39 @@ class StatefulPolicy(BasePolicy):
         state: tuple[torch.Tensor, ...],
         episode_start: torch.Tensor,
         deterministic: bool,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Actions ``(n, A)`` in [-1, 1] and the next state.
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        """The state once an observation is in it, and the features ``(n, D)`` that actions need.
 
         :param observation: ``(n, ...)``, images not cropped yet
-        :param state: what the last step left
-        :param episode_start: ``(n,)`` bool: environments that begin anew
+        :param state: the state after the last step
+        :param episode_start: ``(n,)`` bool: environments whose episode starts
         :param deterministic: draw no random number
         """
+
+    @abstractmethod
+    def act(self, features: torch.Tensor, deterministic: bool) -> torch.Tensor:
+        """Actions ``(n, A)`` in [-1, 1] at features ``(n, D)``.
+
+        :param deterministic: draw no random number, do not explore
+        """
+
+    def remember(
+        self, state: tuple[torch.Tensor, ...], actions: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """The state once ``actions`` ``(n, A)`` in [-1, 1] are executed."""
+        return state
+
+    def step(
+        self,
+        observation: PyTorchObs,
+        state: tuple[torch.Tensor, ...],
+        episode_start: torch.Tensor,
+        deterministic: bool,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Actions ``(n, A)`` in [-1, 1] and the next state; arguments as in :meth:`carry`."""
+        state, features = self.carry(observation, state, episode_start, deterministic)
+        actions = self.act(features, deterministic)
+        return actions, self.remember(state, actions)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return dict(
@@ -256,7 +201,7 @@ class StatefulPolicy(BasePolicy):
         way_out = f"they are {sorted(known)}"
         rule = f"hold arguments of {cls.__name__}"
         check(not unknown, "policy_kwargs", rule, unknown, way_out)
-        check_each(arguments, cls.checks)
+        check_each(arguments, rules_of(cls, *cls.parts))
 
     @classmethod
     def load(
@@ -294,7 +239,7 @@ class StatefulPolicy(BasePolicy):
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
         n_envs = len(any_entry(observation))
         starts = torch.ones(n_envs, dtype=torch.bool, device=self.device)
-        return self.carry(observation, self.initial_state(n_envs), starts, deterministic)[0]
+        return self.step(observation, self.initial_state(n_envs), starts, deterministic)[0]
 
     def predict(
         self,
@@ -324,7 +269,7 @@ class StatefulPolicy(BasePolicy):
         n_envs = len(any_entry(observations))
         with torch.no_grad():
             acting_state, starts = self._unpack_state(state, episode_start, n_envs)
-            scaled, next_state = self.carry(observations, acting_state, starts, deterministic)
+            scaled, next_state = self.step(observations, acting_state, starts, deterministic)
         arrays = tuple(part.cpu().numpy() for part in next_state)
         actions = self.to_env_actions(scaled.cpu().numpy())
         return actions if vectorized else actions[0], arrays
@@ -402,142 +347,3 @@ class StatefulPolicy(BasePolicy):
         unscaled = self.unscale_action(actions)
         low, high = self.action_space.low, self.action_space.high
         return np.clip(unscaled, low, high).astype(self.action_space.dtype)
-
-
-class ActorPolicy(StatefulPolicy):
-    """A policy with an actor and an entropy temperature."""
-
-    checks: ClassVar[dict[str, Check]] = {
-        **StatefulPolicy.checks,
-        "actor_dims": check_sizes,
-        "initial_log_ent_coef": check_number,
-    }
-    actor: Actor
-    log_ent_coef: nn.Parameter
-    actor_optimizer: torch.optim.Optimizer
-    ent_coef_optimizer: torch.optim.Optimizer
-
-
-class RecurrentPolicy(ActorPolicy):
-    """World model, actor and critics in one module; acts with a latent state carried along.
-
-    ``predict`` takes and returns the state as a tuple of three numpy arrays: deterministic part,
-    stochastic part and the action executed last (in [-1, 1]).
-
-    :param observation_space: images (channels first), vectors or a ``Dict`` of both
-    :param action_space: Box with finite bounds
-    :param lr_schedule: for SB3's interface; the algorithm makes the optimisers
-    :param actor_dims: hidden layers of the actor
-    :param critic_dims: hidden layers of each critic
-    :param activation: of actor and critics
-    :param initial_log_ent_coef: initial log of the entropy temperature
-    :param sample_when_deterministic: carry a sample of the stochastic state, not its mean, under
-        ``deterministic=True`` too, as the authors did in their evaluation
-    :param model_kwargs: further keywords go to :class:`~core_agent.networks.world_model.WorldModel`
-    :raises ValueError: for a bad argument
-    """
-
-    checks: ClassVar[dict[str, Check]] = {
-        **ActorPolicy.checks,
-        **MODEL_CHECKS,
-        "sample_when_deterministic": check_boolean,
-    }
-    parts: ClassVar[tuple[type, ...]] = (WorldModel,)
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
-        lr_schedule: Schedule | None = None,
-        actor_dims: Sequence[int] = (1024, 1024, 1024),
-        critic_dims: Sequence[int] = (1024, 1024, 1024),
-        activation: Activation = "elu",
-        initial_log_ent_coef: float = -2.3,
-        sample_when_deterministic: bool = False,
-        **model_kwargs: Any,
-    ) -> None:
-        own = dict(
-            actor_dims=actor_dims,
-            critic_dims=critic_dims,
-            activation=activation,
-            initial_log_ent_coef=initial_log_ent_coef,
-            sample_when_deterministic=sample_when_deterministic,
-        )
-        super().__init__(observation_space, action_space, lr_schedule, {**own, **model_kwargs})
-        self.sample_when_deterministic = sample_when_deterministic
-        self.world_model = WorldModel(observation_space, self.action_dim, **model_kwargs)
-        latent_dim = self.world_model.latent_dim
-        self.actor = Actor(latent_dim, self.action_dim, actor_dims, activation)
-        self._make_critics(latent_dim, critic_dims, activation)
-        self.log_ent_coef = nn.Parameter(torch.tensor(initial_log_ent_coef))
-
-    @property
-    def observation_encoder(self) -> ObservationEncoder:
-        return self.world_model.encoder
-
-    @property
-    def state_names(self) -> tuple[str, ...]:
-        return ("deter", "stoch", "previous_action")
-
-    def first_look(self, observation: PyTorchObs) -> Observation:
-        return self.world_model.encoder.center_crop(observation)
-
-    def initial_state(self, n_envs: int) -> ActingState:
-        """The state before the first observation: zeros."""
-        deter, stoch = self.world_model.rssm.initial(n_envs)
-        return ActingState(deter, stoch, deter.new_zeros(n_envs, self.action_dim))
-
-    def step(
-        self,
-        observation: PyTorchObs,
-        state: ActingState,
-        episode_start: torch.Tensor,
-        sample_state: bool,
-    ) -> tuple[Latent, torch.Tensor]:
-        """Take one observation of each environment into the latent state.
-
-        :param observation: ``(n, ...)``, images not cropped yet
-        :param state: what the last step left
-        :param episode_start: ``(n,)`` bool: environments that begin anew
-        :param sample_state: carry a sample of the stochastic state, else its mean
-        :return: the latent to carry, and the state vector ``(n, latent_dim)`` that the actor
-            reads, made of the mean
-        """
-        model = self.world_model
-        embed = model.embed(model.encoder(model.encoder.center_crop(observation)))
-        deter = model.rssm.advance(Latent(state.deter, state.stoch), state.action)
-        # The first frame of an episode is filtered from h = 0, as that of a training window is.
-        deter = deter.masked_fill(episode_start.unsqueeze(-1), 0.0)
-        posterior = model.rssm.posterior(deter, embed)
-        stoch = posterior.mean
-        if sample_state:
-            stoch = posterior.sample(torch.randn_like(posterior.mean))
-        return Latent(deter, stoch), Latent(deter, posterior.mean).flatten()
-
-    def act(
-        self,
-        observation: PyTorchObs,
-        state: ActingState,
-        episode_start: torch.Tensor,
-        deterministic: bool = False,
-    ) -> ActingState:
-        """The next state, its ``action`` being the one to execute; arguments as in :meth:`step`.
-
-        :param deterministic: the actor's mode and the mean of the latent state, without drawing
-            random numbers. A deviation: the authors sample the latent state in evaluation too
-            (``sample_when_deterministic=True``).
-        """
-        sample_state = not deterministic or self.sample_when_deterministic
-        latent, actor_input = self.step(observation, state, episode_start, sample_state)
-        action = self.actor.choose(actor_input, deterministic)
-        return ActingState(latent.deter, latent.stoch, action)
-
-    def carry(
-        self,
-        observation: PyTorchObs,
-        state: tuple[torch.Tensor, ...],
-        episode_start: torch.Tensor,
-        deterministic: bool,
-    ) -> tuple[torch.Tensor, ActingState]:
-        acting_state = self.act(observation, ActingState(*state), episode_start, deterministic)
-        return acting_state.action, acting_state

@@ -3,6 +3,7 @@
     model = CoRe("CnnPolicy", env, **preset("small"))
     model = CoRe("CnnPolicy", env, **preset("small+core-gating"))
     model = CURL("CnnPolicy", env, **preset("small", "curl"))
+    model = CURL("auto", env_id, **preset("paper", "curl", env_id="DCS-cheetah-run-easy-dynamic"))
 
 The defaults of each agent are its paper's; a preset holds what differs. Several are combined with
 ``+``, the later ones winning.
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
-from core_agent.validation import check, check_choice, check_options, check_text
+from core_agent.validation import check, check_choice, check_options, check_text, optional
 
 RECURRENT = ("core", "recurrent_sac")
 WITH_ACTOR = ("sacrad", "curl")
@@ -88,9 +89,12 @@ DEBUG: dict[str, Any] = dict(batch_size=2, learning_starts=20, buffer_size=1_000
 SIZES: dict[str, Preset] = {
     "paper": Preset("the text of the papers: the defaults", {name: {} for name in AGENT_NAMES}),
     "release": for_core(
-        "the authors' experiments where they differ from the text",
+        "the authors' experiments where they differ from the text: smooth-L1 for rewards, ReLU in "
+        "actor and critics, sampled actions clamped before the log-density, the first frame "
+        "contrasted with core-posterior, a sampled state in evaluation",
         smooth_reward_loss=True,
-        policy_kwargs=dict(activation="relu", sample_when_deterministic=True),
+        contrast_first_frame=True,
+        policy_kwargs=dict(activation="relu", sample_when_deterministic=True, clamp_samples=True),
     ),
     "small": Preset(
         "for CPUs: 16 sequences of 16 steps or 128 transitions, 64 pixels, a shallower encoder",
@@ -136,6 +140,19 @@ ABLATIONS: dict[str, Preset] = {
 
 PRESETS: dict[str, Preset] = {**SIZES, **ABLATIONS}
 
+# Both papers lower the rate on the cheetah: arXiv:2004.14990 and arXiv:2004.04136, appendices.
+CHEETAH: dict[str, Any] = dict(learning_rate=2e-4, actor_learning_rate=2e-4)
+TASKS: dict[str, Mapping[str, dict[str, Any]]] = {
+    "DCS-cheetah-run-": dict.fromkeys(WITH_ACTOR, CHEETAH),
+}
+"""Constructor arguments of some agents by the start of an environment's id."""
+
+
+def task_arguments(env_id: str, agent: str) -> dict[str, Any]:
+    """The arguments that an agent's paper uses for an environment alone."""
+    known = (by_agent for start, by_agent in TASKS.items() if env_id.startswith(start))
+    return {name: value for by_agent in known for name, value in by_agent.get(agent, {}).items()}
+
 
 def get_preset(names: str) -> Preset:
     """The preset of that name; several are joined with ``+``, as in ``"small+core-gating"``.
@@ -149,17 +166,22 @@ def get_preset(names: str) -> Preset:
     return reduce(combine, (PRESETS[name] for name in chosen))
 
 
-def preset(names: str, agent: str = "core", **overrides: Any) -> dict[str, Any]:
+def preset(
+    names: str, agent: str = "core", *, env_id: str | None = None, **overrides: Any
+) -> dict[str, Any]:
     """Constructor arguments of a preset, with ``overrides`` on top; ``policy_kwargs`` are merged.
 
     :param names: see :func:`get_preset`
     :param agent: name of the agent that they are for, see :data:`core_agent.agents.registry.AGENTS`
+    :param env_id: environment that they are for: some papers learn some tasks at another rate
     :param overrides: further constructor arguments
     :raises ValueError: for an unknown name, a preset that is not for that agent, or
         ``policy_kwargs`` that are no dict
     """
     known = get_preset(names).arguments
     check_choice("agent", agent, AGENT_NAMES)
+    optional(check_text)("env_id", env_id)
     check_options("policy_kwargs", overrides.get("policy_kwargs"))
     check(agent in known, "preset", f"be one for {agent!r}", names, f"it is for {tuple(known)}")
-    return merge(known[agent], overrides)
+    for_task = task_arguments(env_id, agent) if env_id is not None else {}
+    return merge({**known[agent], **for_task}, overrides)

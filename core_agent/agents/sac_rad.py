@@ -15,17 +15,24 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import nn
 
 from core_agent.agents.base import POLICY_ALIASES, Collect, Metrics
-from core_agent.agents.frame_stack import FrameStackAlgorithm, FrameStackPolicy, passed_on
-from core_agent.agents.policies import Actor, ActorPolicy
-from core_agent.agents.soft_actor_critic import SoftActorCritic
+from core_agent.agents.frame_stack import FrameStackAlgorithm, FrameStackPolicy
+from core_agent.agents.policies import ACTOR_RULES
+from core_agent.agents.soft_actor_critic import (
+    SAC_RULES,
+    make_optimizers,
+    soft_targets,
+    update_actor,
+    update_temperature,
+)
+from core_agent.networks.actor_critic import Actor
 from core_agent.networks.hardware import Precision
 from core_agent.networks.layers import Activation
 from core_agent.networks.losses import twin_critic_loss
 from core_agent.networks.types import TransitionBatch
-from core_agent.validation import Check, check_integer
+from core_agent.validation import Check, check_size, handed_down
 
 
-class SACRADPolicy(FrameStackPolicy, ActorPolicy):
+class SACRADPolicy(FrameStackPolicy):
     """Encoder, critics and an actor that reads the same features.
 
     The arguments are those of :class:`~core_agent.agents.frame_stack.FrameStackPolicy`, and
@@ -34,7 +41,9 @@ class SACRADPolicy(FrameStackPolicy, ActorPolicy):
     :param initial_log_ent_coef: initial log of the entropy temperature
     """
 
-    checks: ClassVar[dict[str, Check]] = {**FrameStackPolicy.checks, **ActorPolicy.checks}
+    rules: ClassVar[dict[str, Check]] = ACTOR_RULES
+    actor_optimizer: torch.optim.Optimizer
+    ent_coef_optimizer: torch.optim.Optimizer
 
     def __init__(
         self,
@@ -55,11 +64,11 @@ class SACRADPolicy(FrameStackPolicy, ActorPolicy):
         self.actor = Actor(self.encoder.out_dim, self.action_dim, actor_dims, activation)
         self.log_ent_coef = nn.Parameter(torch.tensor(initial_log_ent_coef))
 
-    def choose_actions(self, features: torch.Tensor, deterministic: bool) -> torch.Tensor:
+    def act(self, features: torch.Tensor, deterministic: bool) -> torch.Tensor:
         return self.actor.choose(features, deterministic)
 
 
-class SACRAD(FrameStackAlgorithm, SoftActorCritic):
+class SACRAD(FrameStackAlgorithm):
     """Soft actor-critic on stacks of frames, with random crops as data augmentation.
 
     Paper: Laskin et al. 2020, Reinforcement Learning with Augmented Data,
@@ -68,8 +77,8 @@ class SACRAD(FrameStackAlgorithm, SoftActorCritic):
 
     Deviations from the paper: the encoder is CoRe's, with nothing learned in its layer norm, and
     one for actor and critics, while the paper's actor has a last layer of its own; the actor is
-    CoRe's, its mean softly bounded. ``configs/sacrad.yml`` has the paper's learning rate for the
-    cheetah.
+    CoRe's, its mean softly bounded. For the cheetah the paper's learning rates
+    are 2e-4: ``preset("paper", "sacrad", env_id="DCS-cheetah-run-easy-dynamic")``.
 
     :param policy: ``"CnnPolicy"``, ``"MlpPolicy"`` or ``"MultiInputPolicy"``, or a policy class;
         with ``env=None`` it may be the id of an environment instead
@@ -121,7 +130,21 @@ class SACRAD(FrameStackAlgorithm, SoftActorCritic):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(
         POLICY_ALIASES, SACRADPolicy
     )
+    rules: ClassVar[dict[str, Check]] = {**SAC_RULES, "actor_update_freq": check_size}
+    optimizer_names: ClassVar[tuple[str, ...]] = (
+        "critic_optimizer",
+        "actor_optimizer",
+        "ent_coef_optimizer",
+    )
+    max_actor_grad_norm: ClassVar[float] = math.inf
+    max_ent_coef_grad_norm: ClassVar[float] = math.inf
     policy: SACRADPolicy
+    actor_update_freq: int
+    actor_learning_rate: float
+    ent_coef: float | str
+    ent_coef_learning_rate: float
+    target_entropy: float | str
+    max_log_ent_coef: float
 
     def __init__(
         self,
@@ -160,11 +183,10 @@ class SACRAD(FrameStackAlgorithm, SoftActorCritic):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        check_integer("actor_update_freq", actor_update_freq, 1)
-        super().__init__(**passed_on(locals(), "actor_update_freq"))
-        self.actor_update_freq = actor_update_freq
-        if _init_setup_model:
-            self._setup_model()
+        super().__init__(**handed_down(locals()))
+
+    def _make_optimizers(self) -> None:
+        make_optimizers(self, self._critic_groups())
 
     def update(self, batch: TransitionBatch) -> Metrics:
         """One step of the critics and, every so often, of actor, temperature and targets."""
@@ -176,8 +198,8 @@ class SACRAD(FrameStackAlgorithm, SoftActorCritic):
         if self._actor_is_due:
             with torch.no_grad():
                 features = self.policy.encoder(views.observations)
-            actor_metrics, log_prob = self.update_actor(views, features)
-            metrics |= {**actor_metrics, **self.update_ent_coef(views, log_prob)}
+            actor, log_prob = update_actor(self, views, features)
+            metrics |= {**actor, **update_temperature(self, views, log_prob)}
         if self._targets_are_due:
             self.update_targets()
         return metrics
@@ -201,6 +223,6 @@ class SACRAD(FrameStackAlgorithm, SoftActorCritic):
         with torch.no_grad():
             next_features = policy.encoder(batch.next_observations)
             target_features = policy.encoder_target(batch.next_observations)
-        targets = self.target_values(batch, next_features, noise, target_features)
+        targets = soft_targets(self, batch, next_features, noise, target_features)
         values = policy.critic(policy.encoder(batch.observations), batch.actions)
         return twin_critic_loss(values, targets, batch.transition_mask)

@@ -13,12 +13,19 @@ def center_crop(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def random_crop(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """A random part ``(N, C, h, w)`` of each image ``(N, C, H, W)``, each at a place of its own."""
-    (height, width), device = images.shape[-2:], images.device
-    top = torch.randint(height - size[0] + 1, (len(images), 1), device=device)
-    left = torch.randint(width - size[1] + 1, (len(images), 1), device=device)
-    rows, columns = (torch.arange(side, device=device) for side in size)
-    return pick_pixels(images, top + rows, left + columns)
+    """A random part ``(..., N, C, h, w)`` of images ``(..., N, C, H, W)``, as RAD crops them.
+
+    Each of the ``N`` is cropped at a place of its own, which the axes before it share: a sequence
+    ``(T, N, ...)`` keeps its place. Source: arXiv:2004.14990. The result's axes lie in memory in
+    the images' order.
+    """
+    (n_images, _, height, width), device = images.shape[-4:], images.device
+    top = torch.randint(height - size[0] + 1, (n_images,), device=device)
+    left = torch.randint(width - size[1] + 1, (n_images,), device=device)
+    # (..., N, tops, lefts, h, w, C): every crop of every image, as a view.
+    crops = images.movedim(-3, -1).unfold(-3, size[0], 1).unfold(-3, size[1], 1).movedim(-3, -1)
+    image = torch.arange(n_images, device=device)
+    return crops[..., image, top, left, :, :, :].movedim(-1, -3)
 
 
 def random_shift(images: torch.Tensor, size: tuple[int, int], pad: int = 4) -> torch.Tensor:

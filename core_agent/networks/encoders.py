@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -95,6 +95,21 @@ def crop_sizes(
     return sizes
 
 
+def fits_space(value: Any, space: spaces.Space) -> bool:
+    """Whether ``value`` is one observation of ``space`` or several; images either way round.
+
+    They must be finite numbers, as networks make nothing of others.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        return False
+    shape = tuple(space.shape or ())
+    shapes = [shape, (*shape[1:], shape[0])] if is_image(space) else [shape]
+    finite = array.dtype.kind in "biu" or (array.dtype.kind == "f" and np.isfinite(array).all())
+    return bool(finite) and any(one in (array.shape, array.shape[1:]) for one in shapes)
+
+
 def check_observations(name: str, value: Any, space: spaces.Space, n_envs: int) -> None:
     """Make sure that ``value`` holds one observation of ``space`` for each environment."""
     entries = value if isinstance(value, dict) else {SINGLE_KEY: value}
@@ -103,16 +118,35 @@ def check_observations(name: str, value: Any, space: spaces.Space, n_envs: int) 
     check(found == shapes, name, f"have the shapes {shapes}", found)
 
 
-ENCODER_CHECKS: dict[str, Check] = {
-    "observation_space": check_space,
-    "crop_size": check_crop_size,
-    "feature_dim": check_size,
-    "vector_dims": check_sizes,
-    "cnn_channels": check_sizes,
-    "cnn_strides": check_sizes,
-    "gating": check_boolean,
-}
-"""What each argument of :class:`ObservationEncoder` must be."""
+def stacked_space(space: spaces.Space, n_frames: int) -> spaces.Space:
+    """The space of ``n_frames`` consecutive observations side by side on their first axis.
+
+    Images, channels first, get ``n_frames`` times the channels; a ``Dict`` is stacked key by key.
+
+    :raises ValueError: for a space that cannot be stacked
+    """
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({key: stacked_space(sub, n_frames) for key, sub in space.items()})
+    if isinstance(space, spaces.Discrete):
+        return spaces.MultiDiscrete([int(space.n)] * n_frames)
+    if isinstance(space, spaces.MultiDiscrete):
+        return spaces.MultiDiscrete(np.tile(space.nvec, n_frames))
+    if isinstance(space, spaces.MultiBinary):
+        return spaces.MultiBinary([n_frames * space.shape[0], *space.shape[1:]])
+    check(
+        isinstance(space, spaces.Box) and bool(space.shape),
+        "observation_space",
+        "be a Box with an axis, Discrete, MultiDiscrete, MultiBinary or a Dict of these",
+        space,
+    )
+    assert isinstance(space, spaces.Box)
+    low, high = (np.concatenate([bound] * n_frames) for bound in (space.low, space.high))
+    return spaces.Box(low, high, dtype=space.dtype)
+
+
+def stack_frames(frames: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Frames ``(N, C, ...)``, oldest first, as ``(N, n_frames * C, ...)``; ``(N,)``: ``C = 1``."""
+    return torch.cat([frame.unsqueeze(1) if frame.ndim == 1 else frame for frame in frames], dim=1)
 
 
 class ObservationEncoder(nn.Module):
@@ -127,6 +161,16 @@ class ObservationEncoder(nn.Module):
     :param cnn_strides: see :class:`~core_agent.networks.layers.ImageEncoder`
     :param gating: see :class:`~core_agent.networks.layers.ImageEncoder`
     """
+
+    rules: ClassVar[dict[str, Check]] = {
+        "observation_space": check_space,
+        "crop_size": check_crop_size,
+        "feature_dim": check_size,
+        "vector_dims": check_sizes,
+        "cnn_channels": check_sizes,
+        "cnn_strides": check_sizes,
+        "gating": check_boolean,
+    }
 
     def __init__(
         self,

@@ -42,7 +42,7 @@ class TransitionBatch(NamedTuple):
     """``B`` transitions, each with the stack of the last frames before and after it."""
 
     observations: Observation
-    """``(B, ...)``: see :func:`~core_agent.networks.stacking.stack_frames`; images as uint8."""
+    """``(B, ...)``: see :func:`~core_agent.networks.encoders.stack_frames`; images as uint8."""
     actions: torch.Tensor
     """``(B, A)``, float32 in [-1, 1]."""
     next_observations: Observation

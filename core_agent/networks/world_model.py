@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from gymnasium import spaces
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from core_agent.networks import losses
-from core_agent.networks.encoders import ENCODER_CHECKS, ObservationEncoder, any_entry
+from core_agent.networks.encoders import ObservationEncoder, any_entry
 from core_agent.networks.layers import MLP
 from core_agent.networks.rssm import RSSM
 from core_agent.networks.types import Gaussian, Observation, Rollout, SequenceBatch
@@ -22,6 +22,8 @@ from core_agent.validation import (
     check_size,
     check_sizes,
 )
+
+CONTRASTIVE_SOURCES = ("prior", "posterior")
 
 
 class ModelLossOptions(NamedTuple):
@@ -35,6 +37,7 @@ class ModelLossOptions(NamedTuple):
     contrastive_from: str = "prior"
     negatives: losses.Negatives = "all"
     smooth_reward_loss: bool = False
+    contrast_first_frame: bool = False
 
 
 class ModelNoise(NamedTuple):
@@ -64,21 +67,6 @@ def flatten_time(observation: Observation) -> Observation:
     return observation.flatten(0, 1)
 
 
-MODEL_CHECKS: dict[str, Check] = {
-    **ENCODER_CHECKS,
-    "action_dim": check_size,
-    "deter_dim": check_size,
-    "stoch_dim": check_size,
-    "embed_dims": partial(check_sizes, fewest=2),
-    "gru_dims": check_sizes,
-    "prior_dims": check_sizes,
-    "posterior_dims": check_sizes,
-    "decoder_dims": check_sizes,
-    "head_dims": check_sizes,
-}
-"""What each argument of :class:`WorldModel` must be."""
-
-
 class WorldModel(nn.Module):
     """CoRe's model of the world (Section 3, arXiv:2112.01163).
 
@@ -101,6 +89,19 @@ class WorldModel(nn.Module):
     :raises ValueError: for a bad argument
     """
 
+    rules: ClassVar[dict[str, Check]] = {
+        **ObservationEncoder.rules,
+        "action_dim": check_size,
+        "deter_dim": check_size,
+        "stoch_dim": check_size,
+        "embed_dims": partial(check_sizes, fewest=2),
+        "gru_dims": check_sizes,
+        "prior_dims": check_sizes,
+        "posterior_dims": check_sizes,
+        "decoder_dims": check_sizes,
+        "head_dims": check_sizes,
+    }
+
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -120,7 +121,7 @@ class WorldModel(nn.Module):
         crop_size: int | tuple[int, int] | None = None,
         gating: bool = False,
     ) -> None:
-        check_each(locals(), MODEL_CHECKS)
+        check_each(locals(), self.rules)
         super().__init__()
         self.encoder = ObservationEncoder(
             observation_space,
@@ -187,7 +188,7 @@ class WorldModel(nn.Module):
         """J_M and its terms (Eq. 5, arXiv:2112.01163).
 
         The prior knows nothing at the first frame: every term that uses it starts at ``t = 1``.
-        A head whose coefficient is 0 is not computed; its loss reads 0.
+        A head whose coefficient is 0 is not computed; its loss is 0.
         """
         features = self.encode(batch.observations)
         rollout = self.observe(features, batch.actions, noise.posterior)
@@ -198,14 +199,9 @@ class WorldModel(nn.Module):
         if options.contrastive_from == "prior":
             predicted_from = torch.cat([rollout.deter[1:], prior.sample(noise.prior)], dim=-1)
         else:
-            predicted_from = latents[1:]
-        contrastive = losses.info_nce(
-            features[1:],
-            self.decoder(predicted_from),
-            F.softplus(self.contrastive_scale),
-            mask,
-            options.negatives,
-        )
+            # The posterior knows the first frame too; the experiments contrast it.
+            predicted_from = latents[0 if options.contrast_first_frame else 1 :]
+        contrastive = self._contrastive(features, predicted_from, batch.mask, options)
         kl = losses.balanced_kl(posterior, prior, mask, options.free_nats, options.kl_balance)
         reward = inverse = kl.new_zeros(())
         if options.reward_coef > 0:
@@ -232,4 +228,24 @@ class WorldModel(nn.Module):
             contrastive_accuracy=contrastive.accuracy,
             prior_entropy=prior_entropy,
             posterior_entropy=posterior_entropy,
+        )
+
+    def _contrastive(
+        self,
+        features: torch.Tensor,
+        predicted_from: torch.Tensor,
+        mask: torch.Tensor,
+        options: ModelLossOptions,
+    ) -> losses.InfoNCE:
+        """L_c between features ``(T, B, F)`` and what is decoded from latents of the last frames.
+
+        :param predicted_from: ``(T - 1, B, latent_dim)``, or ``(T, B, latent_dim)``
+        """
+        n_frames = len(predicted_from)
+        return losses.info_nce(
+            features[-n_frames:],
+            self.decoder(predicted_from),
+            F.softplus(self.contrastive_scale),
+            mask[-n_frames:],
+            options.negatives,
         )

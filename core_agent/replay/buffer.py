@@ -20,18 +20,17 @@ from core_agent.networks.encoders import (
     check_box,
     check_observations,
     check_space,
-    crop_sizes,
     frame_bytes,
     is_image,
+    stack_frames,
 )
-from core_agent.networks.stacking import stack_frames
 from core_agent.networks.types import Observation, SequenceBatch, TransitionBatch
+from core_agent.replay.episode import Episode
 from core_agent.validation import (
     Check,
     as_array,
     check,
     check_boolean,
-    check_crop_size,
     check_device,
     check_each,
     check_integer,
@@ -41,8 +40,6 @@ from core_agent.validation import (
 
 GPU_MEMORY_SHARE = 0.5
 """Frames are kept on the GPU if the full buffer takes at most this share of its free memory."""
-FIRST_ALLOCATION = 64
-
 
 BUFFER_CHECKS: dict[str, Check] = {
     "buffer_size": check_size,
@@ -53,134 +50,21 @@ BUFFER_CHECKS: dict[str, Check] = {
     "optimize_memory_usage": check_boolean,
     "handle_timeout_termination": check_boolean,
     "sequence_length": partial(check_integer, low=2),
-    "crop_size": check_crop_size,
     "seed": check_seed,
     "storage_device": check_device,
 }
-"""What each argument of :class:`SequenceReplayBuffer` must be."""
-
-
-class Episode:
-    """One episode, or the part of it collected so far: ``n`` steps and ``n + 1`` frames.
-
-    :param first: first observation by key; images as ``(H, W, C)``
-    :param action_dim: number of actions
-    :param device: where frames are kept; everything else lies in main memory
-    :param serial: number of the episode within its buffer
-    """
-
-    def __init__(
-        self,
-        first: dict[str, torch.Tensor],
-        action_dim: int,
-        device: torch.device,
-        serial: int = 0,
-    ) -> None:
-        self.serial = serial
-        self._frames = {
-            key: torch.empty((FIRST_ALLOCATION, *frame.shape), dtype=frame.dtype, device=device)
-            for key, frame in first.items()
-        }
-        self._actions = np.empty((FIRST_ALLOCATION, action_dim), dtype=np.float32)
-        self._rewards = np.empty(FIRST_ALLOCATION, dtype=np.float32)
-        self.n_steps = 0
-        self.terminated = False
-        self._put_frame(first)
-
-    @classmethod
-    def from_arrays(
-        cls,
-        frames: dict[str, np.ndarray],
-        actions: np.ndarray,
-        rewards: np.ndarray,
-        terminated: bool,
-        device: torch.device,
-        serial: int,
-    ) -> Episode:
-        """An episode of ``n`` steps.
-
-        :param frames: ``(n + 1, ...)`` by key
-        :param actions: ``(n, A)``
-        :param rewards: ``(n,)``
-        """
-        tensors = {key: torch.from_numpy(value).to(device) for key, value in frames.items()}
-        first = {key: value[0] for key, value in tensors.items()}
-        episode = cls(first, actions.shape[1], device, serial)
-        n_frames = len(rewards) + 1
-        episode._frames = tensors
-        episode._actions = np.resize(actions, (n_frames, actions.shape[1]))
-        episode._rewards = np.resize(rewards, n_frames)
-        episode.n_steps, episode.terminated = len(rewards), terminated
-        return episode
-
-    def _put_frame(self, frame: dict[str, torch.Tensor]) -> None:
-        for key, value in frame.items():
-            self._frames[key][self.n_steps].copy_(value)
-
-    def append(self, frame: dict[str, torch.Tensor], action: np.ndarray, reward: float) -> None:
-        """Add one step: the action taken at the last frame, its reward and the next frame."""
-        if self.n_steps + 1 == len(self._rewards):
-            self._resize(2 * len(self._rewards))
-        self._actions[self.n_steps] = action
-        self._rewards[self.n_steps] = reward
-        self.n_steps += 1
-        self._put_frame(frame)
-
-    def _resize(self, n_frames: int) -> None:
-        keep = min(n_frames, self.n_steps + 1)
-        for key, frames in self._frames.items():
-            resized = frames.new_empty((n_frames, *frames.shape[1:]))
-            resized[:keep] = frames[:keep]
-            self._frames[key] = resized
-        self._actions = np.resize(self._actions, (n_frames, self._actions.shape[1]))
-        self._rewards = np.resize(self._rewards, n_frames)
-
-    def finish(self, terminated: bool) -> None:
-        """End the episode: give back the memory that it does not need."""
-        self.terminated = terminated
-        self._resize(self.n_steps + 1)
-
-    @property
-    def frames(self) -> dict[str, torch.Tensor]:
-        """``(n + 1, ...)`` by key."""
-        return {key: frames[: self.n_steps + 1] for key, frames in self._frames.items()}
-
-    @property
-    def actions(self) -> np.ndarray:
-        """``(n, A)`` in [-1, 1]."""
-        return self._actions[: self.n_steps]
-
-    @property
-    def rewards(self) -> np.ndarray:
-        """``(n,)``"""
-        return self._rewards[: self.n_steps]
-
-    @property
-    def last_frame(self) -> dict[str, torch.Tensor]:
-        return {key: frames[self.n_steps] for key, frames in self._frames.items()}
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        # As arrays in main memory: they unpickle without torch's help, and without a GPU.
-        state["_frames"] = {
-            key: frames.clone().cpu().numpy() for key, frames in self.frames.items()
-        }
-        state["_actions"] = np.resize(self._actions, (self.n_steps + 1, self._actions.shape[1]))
-        state["_rewards"] = np.resize(self._rewards, self.n_steps + 1)
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._frames = {key: torch.from_numpy(frames) for key, frames in state["_frames"].items()}
+"""The rule of each argument of :class:`SequenceReplayBuffer`."""
 
 
 class SequenceReplayBuffer(ReplayBuffer):
     """Stores each frame once and samples windows that never leave their episode.
 
-    A window is drawn by choosing an episode uniformly, then a start uniformly. Windows of
-    episodes shorter than ``sequence_length`` frames are padded with zeros and masked. Memory is
-    taken as episodes come. An episode that is still running can be sampled from; one that grows
-    beyond an eighth of the buffer goes on as a new episode from the same frame.
+    A window is drawn by choosing an episode, then a start uniformly. Episodes are drawn uniformly,
+    and without replacement once there are as many as windows in a batch: a frame that occurs twice
+    would be a false negative of the contrastive loss. An episode shorter than ``sequence_length``
+    frames is drawn the less often the shorter it is; its windows are padded with zeros and masked.
+    Memory is taken as episodes come. A running episode can be sampled from; one that grows beyond
+    an eighth of the buffer continues as a new episode from the same frame.
 
     :param buffer_size: number of steps kept, over all environments; the oldest episodes go first
     :param observation_space: images channels first
@@ -190,8 +74,6 @@ class SequenceReplayBuffer(ReplayBuffer):
     :param optimize_memory_usage: for SB3's interface; each frame is stored once in any case
     :param handle_timeout_termination: treat ``info["TimeLimit.truncated"]`` as no termination
     :param sequence_length: frames in a window, ``T``
-    :param crop_size: side of the random crop of images, see
-        :func:`~core_agent.networks.encoders.crop_sizes`; one position for a whole window
     :param seed: of the buffer's own generator
     :param storage_device: where frames are kept; ``"auto"``: on the GPU if they fit there
     :raises ValueError: for a bad argument
@@ -207,7 +89,6 @@ class SequenceReplayBuffer(ReplayBuffer):
         optimize_memory_usage: bool = False,
         handle_timeout_termination: bool = True,
         sequence_length: int = 32,
-        crop_size: int | tuple[int, int] | None = None,
         seed: int | None = None,
         storage_device: torch.device | str = "auto",
     ) -> None:
@@ -225,7 +106,6 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.sequence_length = sequence_length
         self.spaces = as_dict_space(observation_space)
         self.is_dict = isinstance(observation_space, spaces.Dict)
-        self.crop_sizes = crop_sizes(observation_space, crop_size)
         self.generator = np.random.default_rng(seed)
         self.storage_device = self._choose_storage(storage_device)
         self.n_episodes_begun = 0
@@ -250,7 +130,6 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     @property
     def pos(self) -> int:  # type: ignore[override]
-        """Number of steps stored."""
         return self.n_steps
 
     def size(self) -> int:
@@ -372,7 +251,7 @@ class SequenceReplayBuffer(ReplayBuffer):
     def sample(  # type: ignore[override]
         self, batch_size: int, env: VecNormalize | None = None
     ) -> SequenceBatch:
-        """Draw ``batch_size`` windows, images cropped at random.
+        """Draw ``batch_size`` windows.
 
         :param batch_size: number of windows, ``B``
         :param env: normalises observations and rewards, which are stored raw
@@ -382,13 +261,11 @@ class SequenceReplayBuffer(ReplayBuffer):
         check_size("batch_size", batch_size)
         check(env is None or isinstance(env, VecNormalize), "env", "be a VecNormalize or None", env)
         episodes = self._stored_episodes()
-        chosen = [episodes[i] for i in self.generator.integers(len(episodes), size=batch_size)]
+        chosen = self._draw_episodes(episodes, batch_size)
         lengths = np.array([min(self.sequence_length, ep.n_steps + 1) for ep in chosen])
         n_frames = np.array([episode.n_steps + 1 for episode in chosen])
         starts = self.generator.integers(n_frames - lengths + 1)
-        observations = {
-            key: self._gather_frames(key, chosen, starts, lengths) for key in self.spaces
-        }
+        frames = {key: self._gather_frames(key, chosen, starts, lengths) for key in self.spaces}
         n_transitions = self.sequence_length - 1
         actions = np.zeros((n_transitions, batch_size, self.action_dim), dtype=np.float32)
         rewards = np.zeros((n_transitions, batch_size), dtype=np.float32)
@@ -402,20 +279,35 @@ class SequenceReplayBuffer(ReplayBuffer):
                 terminated[length - 2, b] = 1.0
             mask[:length, b] = 1.0
         if env is not None:
-            observations = self._normalize_frames(observations, env)
+            frames = self._normalize_frames(frames, env)
             rewards = env.normalize_reward(rewards).astype(np.float32)
-        result: Observation = observations if self.is_dict else observations[SINGLE_KEY]
+        observations: Observation = frames if self.is_dict else frames[SINGLE_KEY]
         return SequenceBatch(
-            result, *(self._to_device(array) for array in (actions, rewards, terminated, mask))
+            observations,
+            *(self._to_device(array) for array in (actions, rewards, terminated, mask)),
         )
+
+    def _draw_episodes(self, episodes: list[Episode], batch_size: int) -> list[Episode]:
+        """Episodes for a batch: each at most once, as soon as there are enough of them.
+
+        All weigh the same, but for those shorter than a window, as one that has just started is:
+        they weigh by the share of a window's transitions that they have.
+        """
+        n_steps = np.array([episode.n_steps for episode in episodes])
+        weights = np.minimum(n_steps / (self.sequence_length - 1), 1.0)
+        several, share = len(episodes) < batch_size, weights / weights.sum()
+        drawn = self.generator.choice(len(episodes), batch_size, replace=several, p=share)
+        return [episodes[index] for index in drawn]
 
     def sample_stacks(
         self, batch_size: int, n_frames: int, env: VecNormalize | None = None
     ) -> TransitionBatch:
-        """Draw ``batch_size`` transitions uniformly, with stacks of the last ``n_frames`` frames.
+        """Draw ``batch_size`` transitions, with stacks of the last ``n_frames`` frames.
+
+        They are drawn uniformly, each at most once as soon as there are enough of them.
 
         A stack never reaches into another episode: at a start, also where a long episode was cut,
-        the first frame stands in for those that are missing. Images are not cropped.
+        the first frame stands in for those that are missing.
 
         :param batch_size: number of transitions, ``B``
         :param n_frames: frames in a stack
@@ -424,7 +316,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         """
         episodes = self._stored_episodes()
         ends = np.cumsum([episode.n_steps for episode in episodes])
-        drawn = self.generator.integers(ends[-1], size=batch_size)
+        drawn = self.generator.choice(ends[-1], batch_size, replace=ends[-1] < batch_size)
         indices = np.searchsorted(ends, drawn, side="right")
         chosen = [episodes[index] for index in indices]
         steps = [int(n) for n in drawn - ends[indices] + [episode.n_steps for episode in chosen]]
@@ -464,31 +356,24 @@ class SequenceReplayBuffer(ReplayBuffer):
             n_missing = max(0, -start)
             windows[:n_missing, b] = window[0]
             windows[n_missing:, b] = window
-        windows = windows.to(self.device, non_blocking=True)
-        return windows.permute(0, 1, 4, 2, 3) if is_image(self.spaces[key]) else windows
+        return self._delivered(key, windows)
 
     def _gather_frames(
         self, key: str, episodes: list[Episode], starts: np.ndarray, lengths: np.ndarray
     ) -> torch.Tensor:
-        """Windows ``(T, B, ...)`` of one key, zero where padded; images cropped, channels first."""
-        crop = self.crop_sizes.get(key)
+        """Windows ``(T, B, ...)`` of one key, zero where padded; images channels first."""
         first = episodes[0].frames[key]
-        shape = list(first.shape[1:])
-        if crop is not None:
-            positions = self.generator.integers(
-                [shape[0] - crop[0] + 1, shape[1] - crop[1] + 1], size=(len(episodes), 2)
-            )
-            shape[:2] = crop
-        frames = self._staging_area((self.sequence_length, len(episodes), *shape), first)
+        shape = (self.sequence_length, len(episodes), *first.shape[1:])
+        frames = self._staging_area(shape, first)
         for b, (episode, start, length) in enumerate(zip(episodes, starts, lengths)):
-            window = episode.frames[key][start : start + length]
-            if crop is not None:
-                top, left = positions[b]
-                window = window[:, top : top + crop[0], left : left + crop[1]]
-            frames[:length, b] = window
+            frames[:length, b] = episode.frames[key][start : start + length]
             frames[length:, b] = 0
+        return self._delivered(key, frames)
+
+    def _delivered(self, key: str, frames: torch.Tensor) -> torch.Tensor:
+        """Frames on the buffer's device; images, stored channels last, as channels first."""
         frames = frames.to(self.device, non_blocking=True)
-        return frames.permute(0, 1, 4, 2, 3) if crop is not None else frames
+        return frames.permute(0, 1, 4, 2, 3) if is_image(self.spaces[key]) else frames
 
     def _staging_area(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         """Room for a batch of frames such as ``like``, where they are stored."""

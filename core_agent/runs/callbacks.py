@@ -174,7 +174,7 @@ class ValidationCallback(BaseCallback):
     :param env: environment with ``render_mode="rgb_array"``
     :param every: agent steps between two validations
     :param n_episodes: episodes each time
-    :param deterministic: see :meth:`~core_agent.agents.policies.RecurrentPolicy.act`
+    :param deterministic: see :meth:`~core_agent.agents.latent.RecurrentPolicy.carry`
     :param video: log the first episode as a video
     :param seed: of the run; its episodes are the same each time and never those of training
     """

@@ -257,7 +257,7 @@ def training_environment(run: Run, split: str) -> gym.Env:
 
 def new_model(run: Run, env: VecEnv, folder: Path) -> SequenceOffPolicyAlgorithm:
     """The model at the start of a run."""
-    arguments = preset_arguments(run.preset, run.agent, **run.arguments)
+    arguments = preset_arguments(run.preset, run.agent, env_id=run.env_id, **run.arguments)
     log = str(folder / "tensorboard")
     model = get_agent(run.agent)(
         policy="auto", env=env, seed=run.seed, tensorboard_log=log, **arguments

@@ -32,7 +32,8 @@ import numpy as np
 import stable_baselines3
 import torch
 
-from core_agent.replay.buffer import Episode, SequenceReplayBuffer
+from core_agent.replay.buffer import SequenceReplayBuffer
+from core_agent.replay.episode import Episode
 from core_agent.saving.archive import DamagedFileError, Tree, read_archive, write_archive
 from core_agent.saving.replay import as_episode, fill_buffer, get_episode, get_layout
 from core_agent.saving.resumable import get_env_state, set_env_state

@@ -12,7 +12,8 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.save_util import open_path
 
 from core_agent.networks.encoders import is_image
-from core_agent.replay.buffer import Episode, SequenceReplayBuffer
+from core_agent.replay.buffer import SequenceReplayBuffer
+from core_agent.replay.episode import Episode
 from core_agent.saving.archive import Tree, read_archive, write_archive
 from core_agent.saving.safe_loading import opened, reading
 from core_agent.validation import check, check_boolean, check_integer

@@ -32,7 +32,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import open_path
 
-from core_agent.replay.buffer import Episode
+from core_agent.replay.episode import Episode
 
 ALLOWED: dict[str, set[str]] = {
     "collections": {"OrderedDict", "deque"},

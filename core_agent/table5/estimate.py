@@ -47,7 +47,9 @@ def estimate_run(job: Job, n_updates: int = 2) -> Estimate:
     :param n_updates: how many are timed, after one that is not
     """
     with closing(training_environment(job.run, "train")) as env:
-        arguments = preset(job.run.preset, job.run.agent, **job.run.arguments)
+        arguments = preset(
+            job.run.preset, job.run.agent, env_id=job.run.env_id, **job.run.arguments
+        )
         model = get_agent(job.run.agent)(policy="auto", env=env, seed=job.run.seed, **arguments)
         n_updates_per_step = updates_per_step(model)
         model.learning_starts, model.gradient_steps = 0, 0

@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import core_agent
 from core_agent import CoRe, load_agent, preset
-from core_agent.agents.policies import RecurrentPolicy
+from core_agent.agents.latent import RecurrentPolicy
 from core_agent.environments.make import make_vec_env
 from core_agent.environments.workers import SupervisedSubprocVecEnv
 from core_agent.export import OnnxAgent, export_onnx
@@ -142,7 +142,7 @@ LEARNING: dict[str, Values] = {
     "negatives": word("all", "other_sequences", "same_sequence"),
     "free_nats": number(0.0),
     "kl_balance": FRACTION,
-    "smooth_reward_loss": BOOLEAN,
+    **dict.fromkeys(("smooth_reward_loss", "contrast_first_frame"), BOOLEAN),
     "contrastive_scale_learning_rate": POSITIVE,
     "critic_learning_rate": POSITIVE,
     "actor_learning_rate": POSITIVE,
@@ -169,7 +169,7 @@ NETWORKS: dict[str, Values] = {
     "lr_schedule": st.one_of(WORDS, CONTAINERS, st.integers()),
     "activation": word("elu", "relu"),
     "initial_log_ent_coef": st.one_of(NO_NUMBERS, NONE),
-    "sample_when_deterministic": BOOLEAN,
+    **dict.fromkeys(("sample_when_deterministic", "clamp_samples"), BOOLEAN),
     "gating": BOOLEAN,
     "crop_size": CROP,
     "embed_dims": st.one_of(SIZES, st.just([64])),
@@ -181,7 +181,7 @@ NETWORKS: dict[str, Values] = {
     "exploration_noise": st.one_of(number(0.0), NONE),
 }
 REPLAY: dict[str, Values] = {
-    **{name: LEARNING[name] for name in ("buffer_size", "sequence_length", "crop_size", "seed")},
+    **{name: LEARNING[name] for name in ("buffer_size", "sequence_length", "seed")},
     **{name: NETWORKS[name] for name in ("observation_space", "action_space")},
     "device": DEVICE,
     "storage_device": DEVICE,

@@ -44,9 +44,9 @@ def test_everything_exported_is_tried():
 
 
 PARTS_OF_TRAINING = {
-    *("train", "collect_rollouts", "dump_logs", "filter", "target_values", "actor_loss"),
-    *("critic_loss", "update", "update_model", "update_critic", "update_actor", "update_ent_coef"),
-    *("update_target", "at_next_safe_point", "when_learning_ends"),
+    *("train", "collect_rollouts", "dump_logs", "augment", "filter", "critic_loss", "update"),
+    *("update_model", "update_critic", "update_actor", "update_temperature", "update_target"),
+    *("at_next_safe_point", "when_learning_ends"),
 }
 
 

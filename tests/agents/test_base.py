@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from core_agent import CoRe, RecurrentSAC
 from core_agent.agents.registry import AGENTS
+from core_agent.agents.soft_actor_critic import soft_targets
 from tests.fakes import TINY, FakeEnv, random_batch, tiny
 
 ALGORITHMS = list(AGENTS.values())
@@ -292,8 +293,8 @@ def test_termination_stops_the_bootstrap_and_a_time_limit_does_not():
     model = RecurrentSAC("CnnPolicy", FakeEnv(), **TINY)
     batch = random_batch()
     latents, noise = model.filter(batch).detach(), torch.zeros(3, 3, 2)
-    going_on = model.target_values(batch, latents[1:], noise)
-    ended = model.target_values(batch._replace(terminated=torch.ones(3, 3)), latents[1:], noise)
+    going_on = soft_targets(model, batch, latents[1:], noise)
+    ended = soft_targets(model, batch._replace(terminated=torch.ones(3, 3)), latents[1:], noise)
     assert torch.equal(ended, batch.rewards)
     distribution = model.policy.actor(latents[1:])
     action, log_prob = distribution.sample(noise)
@@ -306,7 +307,7 @@ def test_critic_loss_sums_both_errors():
     model = RecurrentSAC("CnnPolicy", FakeEnv(), **TINY)
     batch = random_batch()
     latents, noise = model.filter(batch).detach(), torch.zeros(3, 3, 2)
-    targets = model.target_values(batch, latents[1:], noise)
+    targets = soft_targets(model, batch, latents[1:], noise)
     q1, q2 = model.policy.critic(latents[:-1], batch.actions)
     expected = (q1 - targets).square().mean() + (q2 - targets).square().mean()
     assert model.critic_loss(batch, latents, noise).item() == pytest.approx(
@@ -329,10 +330,10 @@ def test_the_temperature_moves_towards_the_target_entropy_and_is_bounded():
     model = RecurrentSAC("CnnPolicy", FakeEnv(), **TINY)
     batch = random_batch()
     start = model.policy.log_ent_coef.item()
-    model.update_ent_coef(batch, torch.full((3, 3), 5.0))  # entropy -5 < target -2: rise
+    model.update_temperature(batch, torch.full((3, 3), 5.0))  # entropy -5 < target -2: rise
     assert model.policy.log_ent_coef.item() > start
     model.policy.log_ent_coef.data.fill_(10.0)
-    model.update_ent_coef(batch, torch.full((3, 3), 5.0))
+    model.update_temperature(batch, torch.full((3, 3), 5.0))
     assert model.policy.log_ent_coef.item() == 3.0
 
 

@@ -44,7 +44,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from core_agent import SACRAD, CoRe, QTOptRAD, RecurrentSAC
-from core_agent.agents.policies import RecurrentPolicy
+from core_agent.agents.latent import RecurrentPolicy
 from core_agent.agents.registry import AGENTS
 from core_agent.replay.buffer import SequenceReplayBuffer
 from tests.fakes import BOTH, IMAGE, VECTOR, FakeEnv, policy_name, tiny

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from core_agent import CURL, SACRAD, QTOptDrQ, QTOptRAD
-from core_agent.agents.cross_entropy import best_actions
+from core_agent.agents.qt_opt import best_actions
+from core_agent.agents.soft_actor_critic import actor_loss, update_actor
 from core_agent.networks.losses import bilinear_info_nce
 from core_agent.networks.types import TransitionBatch
 from tests.fakes import VECTOR, FakeEnv, tiny
@@ -67,7 +68,7 @@ def test_sacrads_actor_loss_by_hand():
     make_constant(model, (1.0, 2.0), (3.0, 5.0))
     for parameter in model.policy.actor.parameters():
         nn.init.zeros_(parameter)
-    loss, log_prob = model.actor_loss(two_transitions(), torch.randn(2, 8), torch.zeros(2, 2))
+    loss, log_prob = actor_loss(model, two_transitions(), torch.randn(2, 8), torch.zeros(2, 2))
     expected = 2.0 * (4.0 - 0.5 * math.log(2.0 * math.pi))
     assert log_prob.tolist() == pytest.approx([expected] * 2, rel=1e-5)
     assert loss.item() == pytest.approx(0.1 * expected - 1.0, rel=1e-5)
@@ -82,7 +83,7 @@ def test_the_critics_loss_trains_the_encoder_and_the_actors_does_not():
     batch = two_transitions()
     with torch.no_grad():
         features = model.policy.encoder(batch.observations)
-    model.update_actor(batch, features)
+    update_actor(model, batch, features)
     touched = {n for n, p in model.policy.named_parameters() if p.grad is not None and p.grad.any()}
     assert touched
     assert all(name.startswith("actor.") for name in touched)
@@ -242,10 +243,10 @@ def test_deterministic_actions_draw_no_random_number_and_others_do():
     model = make_model(QTOptRAD)
     features = torch.randn(4, model.policy.encoder.out_dim)
     before = torch.get_rng_state()
-    actions = model.policy.choose_actions(features, deterministic=True)
+    actions = model.policy.act(features, deterministic=True)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(actions, model.policy.choose_actions(features, deterministic=True))
-    explored = model.policy.choose_actions(features, deterministic=False)
+    assert torch.equal(actions, model.policy.act(features, deterministic=True))
+    explored = model.policy.act(features, deterministic=False)
     assert not torch.equal(torch.get_rng_state(), before)
     assert not torch.equal(actions, explored)
     assert explored.abs().max() <= 1.0
@@ -256,7 +257,7 @@ def test_exploration_is_the_best_action_and_noise():
     policy = make_model(QTOptRAD, policy_kwargs=quiet).policy
     features = torch.randn(3, policy.encoder.out_dim)
     torch.manual_seed(0)
-    explored = policy.choose_actions(features, deterministic=False)
+    explored = policy.act(features, deterministic=False)
     torch.manual_seed(0)
     best = policy.best_actions(policy.critic, features, policy.draw_noise(3))
     assert torch.equal(explored, best)

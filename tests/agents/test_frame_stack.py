@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 
 from core_agent import SACRAD
 from core_agent.networks.augmentations import pick_pixels, random_crop, random_shift
-from core_agent.networks.stacking import stack_frames, stacked_space
+from core_agent.networks.encoders import stack_frames, stacked_space
 from core_agent.replay.buffer import SequenceReplayBuffer
 from tests.fakes import BOTH, IMAGE, TINY_ACTOR_STACKS, VECTOR, FakeEnv, policy_name
 from tests.replay.test_buffers import ACTION, FRAME, add_episode, make_buffer
@@ -50,6 +50,16 @@ def test_every_transition_is_drawn_equally_often():
     counts = torch.unique(frames, return_counts=True)[1]
     assert len(counts) == 10
     assert ((counts > 1_800) & (counts < 2_200)).all()  # 2,000 each, standard deviation 42
+
+
+def test_no_transition_is_drawn_twice_once_there_are_enough():
+    buffer = make_buffer()
+    add_episode(buffer, 0, 4)
+    add_episode(buffer, 1, 8)
+    for batch_size in (7, 12):
+        for _ in range(20):
+            frames = buffer.sample_stacks(batch_size, 3).observations[:, -1, 0, 0]
+            assert len(frames.unique()) == batch_size
 
 
 def test_sampling_stacks_stores_nothing_more():
@@ -233,6 +243,16 @@ def test_crops_are_whole_parts_of_their_own_image_at_every_place():
     assert torch.equal(crops[:, 0].long(), corners.view(-1, 1, 1) + rows)
     assert torch.equal(crops[:, 1, 0, 0], torch.arange(200, dtype=torch.uint8))
     assert sorted(corners.unique().tolist()) == [0, 1, 5, 6, 10, 11]  # 3 × 2 places
+
+
+def test_a_sequence_is_cropped_at_one_place():
+    windows = numbered(100, 5).repeat(7, 1, 1, 1, 1).permute(0, 1, 3, 4, 2).contiguous()
+    windows = windows.permute(0, 1, 4, 2, 3)  # channels last in memory, as the buffer has them
+    crops = random_crop(windows, (3, 4))
+    assert crops.shape == (7, 100, 2, 3, 4)
+    assert torch.equal(crops, crops[:1].expand_as(crops))
+    assert len(crops[0, :, 0, 0, 0].unique()) == 6
+    assert crops.permute(0, 1, 3, 4, 2).is_contiguous()
 
 
 def test_shifts_repeat_the_border_and_have_all_offsets():

@@ -7,9 +7,10 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from core_agent.agents.policies import RecurrentPolicy
-from core_agent.networks.distributions import SquashedGaussian
-from tests.fakes import BOTH, TINY_POLICY, VECTOR
+from core_agent import CoRe
+from core_agent.agents.latent import RecurrentPolicy
+from core_agent.networks.actor_critic import CLAMP, SquashedGaussian
+from tests.fakes import BOTH, TINY, TINY_POLICY, VECTOR, FakeEnv
 
 IMAGE_FIRST = spaces.Box(0, 255, (3, 8, 8), np.uint8)
 ACTION = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
@@ -177,6 +178,20 @@ def test_squashed_gaussian_is_finite_far_out():
     assert torch.isfinite(log_prob).all()
 
 
+def test_clamped_samples_have_the_density_of_the_clamped_action():
+    mean, log_std = torch.tensor([[4.0, 0.1]], dtype=torch.float64), torch.zeros(1, 2).double()
+    noise = torch.tensor([[9.0, 0.5]], dtype=torch.float64)  # 13 before tanh: beyond 1 - 1e-7
+    action, log_prob = SquashedGaussian(mean, log_std, CLAMP).sample(noise)
+    assert action[0, 0].item() == pytest.approx(1.0 - 1e-7, abs=1e-12)
+    raw = torch.atanh(action)
+    normal = torch.distributions.Normal(mean, log_std.exp())
+    expected = (normal.log_prob(raw) - torch.log(1 - action**2)).sum(-1)
+    assert log_prob.item() == pytest.approx(expected.item(), rel=1e-6)
+    free, _ = SquashedGaussian(mean, log_std).sample(noise)
+    assert free[0, 0] > action[0, 0]
+    assert torch.equal(free[0, 1], action[0, 1])
+
+
 def test_actor_squashes_mean_and_log_std():
     policy = make_policy()
     states = 1e4 * torch.randn(64, 10)
@@ -184,3 +199,15 @@ def test_actor_squashes_mean_and_log_std():
     assert distribution.mean.abs().max() <= 5.0
     assert distribution.log_std.min() >= -10.0
     assert distribution.log_std.max() <= 2.0
+
+
+def test_the_updates_of_a_batch_share_one_crop():
+    model = CoRe("CnnPolicy", FakeEnv(), **TINY).learn(14)
+    seen = []
+    model.policy.world_model.encoder.register_forward_hook(lambda _, args, __: seen.append(args[0]))
+    batch = model.replay_buffer.sample(3)
+    model.update(batch)
+    model_frames, critic_frames = seen
+    assert batch.observations.shape == (4, 3, 3, 8, 8)
+    assert model_frames.shape == (12, 3, 7, 7)
+    assert torch.equal(model_frames, critic_frames)

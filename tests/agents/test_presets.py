@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
+import yaml
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 
@@ -10,6 +15,9 @@ from core_agent import CoRe
 from core_agent.agents.loop import PAPER_SIMULATOR_STEPS
 from core_agent.agents.presets import ABLATIONS, AGENT_NAMES, PRESETS, SIZES, get_preset, preset
 from core_agent.agents.registry import AGENTS
+from core_agent.networks.actor_critic import CLAMP
+from core_agent.runs import training
+from core_agent.zoo import CONFIGS
 from tests.fakes import TINY, FakeEnv
 
 BUILDS = [(name, agent) for name in SIZES for agent in SIZES[name].arguments]
@@ -99,6 +107,40 @@ def test_release_follows_the_experiments():
     assert model.smooth_reward_loss
     assert model.policy.sample_when_deterministic
     assert model.policy.actor.net.activation.__name__ == "relu"
+    assert model.policy.actor.bound == CLAMP
+    assert model.model_loss_options.contrast_first_frame
+    assert preset("release+core-posterior")["contrastive_from"] == "posterior"
+
+
+@pytest.mark.parametrize("agent", AGENT_NAMES)
+def test_a_task_has_one_learning_rate_in_presets_runs_and_rl_zoo(agent, monkeypatch):
+    """The papers of SAC + RAD and CURL learn the cheetah at 2e-4, all else at 1e-3."""
+    config = yaml.safe_load((CONFIGS / f"{agent}.yml").read_text())
+    made: list[dict] = []
+    monkeypatch.setattr(
+        training,
+        "get_agent",
+        lambda name: lambda **kw: made.append(kw) or SimpleNamespace(origin={}),
+    )
+    for env_id, entry in config.items():
+        if not env_id.startswith("DCS-"):
+            continue
+        lower = agent in ("sacrad", "curl") and "cheetah" in env_id
+        training.new_model(training.Run(env_id, agent), None, Path())
+        rates = {"learning_rate", "actor_learning_rate"} & made[-1].keys()
+        assert len(rates) == 2 * lower
+        defaults = inspect.signature(AGENTS[agent]).parameters
+        for name in ("learning_rate", "actor_learning_rate"):
+            if name in defaults:
+                used = made[-1].get(name, defaults[name].default)
+                assert entry[name] == used
+                assert not lower or used == 2e-4
+
+
+def test_overrides_win_over_a_tasks_arguments():
+    env_id = "DCS-cheetah-run-easy-dynamic"
+    assert preset("paper", "curl", env_id=env_id, learning_rate=0.1)["learning_rate"] == 0.1
+    assert preset("paper", "qtopt_rad", env_id=env_id) == {}
 
 
 def test_an_action_repeat_gives_the_papers_length():

@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from yardstick import Noise, PlainReplay, Yardstick, to_plain
 
 from core_agent import CoRe
+from core_agent.agents.soft_actor_critic import actor_loss
 from core_agent.networks.types import SequenceBatch
 from core_agent.networks.world_model import ModelNoise
 
@@ -63,11 +64,11 @@ class CoReWithNoise(CoRe):
     def filter(self, batch, noise=None):
         return super().filter(batch, self.noise.critic_posterior)
 
-    def target_values(self, batch, next_latents, noise=None):
-        return super().target_values(batch, next_latents, self.noise.target_action)
+    def critic_loss(self, batch, latents, noise=None):
+        return super().critic_loss(batch, latents, self.noise.target_action)
 
-    def actor_loss(self, batch, latents, noise=None):
-        return super().actor_loss(batch, latents, self.noise.action)
+    def update_actor(self, batch, latents, noise=None):
+        return super().update_actor(batch, latents, self.noise.action)
 
 
 def make(
@@ -97,11 +98,10 @@ def make(
             parameter += 0.03 * torch.randn_like(parameter)
     model.policy.to(dtype)
     torch.manual_seed(2)
-    buffer = model.replay_buffer
     images = torch.randint(
         256, (sequence_length, batch_size, *size, 3), dtype=torch.uint8
     )  # channels last, as the buffer's memory lies
-    (height, width), *_ = buffer.crop_sizes.values()
+    (height, width), *_ = model.policy.world_model.encoder.crop_sizes.values()
     steps = (sequence_length - 1, batch_size)
     mask = torch.ones(sequence_length, batch_size, dtype=dtype)
     terminated = torch.zeros(steps, dtype=dtype)
@@ -178,7 +178,7 @@ def compare_all(model: CoReWithNoise, yardstick: Yardstick, batch, tolerance, gr
     model.policy.zero_grad()
     yardstick.zero_grad()
     detached, plain_latents = latents.detach()[:-1], plain_latents.detach()[:-1]
-    loss, _ = model.actor_loss(batch, detached)
+    loss, _ = actor_loss(model, batch, detached, noise.action)
     plain, _ = yardstick.actor_loss(batch, plain_latents, noise)
     assert loss.item() == pytest.approx(plain.item(), rel=tolerance)
     loss.backward()
@@ -233,7 +233,7 @@ def test_plain_replay_gives_crops_of_the_stored_frames():
         )
         observation = following
     (frames,) = buffer.episodes[0].frames.values()
-    batch = PlainReplay(buffer).sample(6)
+    batch = PlainReplay(buffer, (13, 12)).sample(6)
     assert batch.observations.shape == (5, 6, 3, 13, 12)
     assert batch.observations.is_contiguous()
     for b in range(6):

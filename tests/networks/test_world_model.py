@@ -89,6 +89,25 @@ def test_contrastive_prediction_from_the_posterior_leaves_the_prior_sample_out()
         assert torch.equal(a, b) == same
 
 
+def test_the_posterior_contrasts_the_first_frame_too_if_asked():
+    model, batch = make_model(), random_batch()
+    noise = model.draw_noise(4, 3)
+    rollout = model.observe(model.encode(batch.observations), batch.actions, noise.posterior)
+    scale = F.softplus(model.contrastive_scale)
+    for first in (0, 1):
+        options = ModelLossOptions(contrastive_from="posterior", contrast_first_frame=not first)
+        features = model.encode(batch.observations)[first:]
+        predictions = model.decoder(rollout.sampled()[first:])
+        expected = losses.info_nce(features, predictions, scale, batch.mask[first:]).loss
+        result = model.compute_losses(batch, noise, options)
+        assert result.contrastive.item() == pytest.approx(expected.item(), rel=1e-5)
+    prior = [
+        model.compute_losses(batch, noise, ModelLossOptions(contrast_first_frame=asked)).total
+        for asked in (False, True)
+    ]
+    assert torch.equal(*prior)  # which knows nothing there
+
+
 def test_every_parameter_is_trained():
     model = make_model(gating=True)
     model.compute_losses(

@@ -42,7 +42,7 @@ def add_episode(
 
 
 def make_buffer(**kwargs) -> SequenceReplayBuffer:
-    defaults = dict(buffer_size=100, sequence_length=4, crop_size=6, seed=0, device="cpu")
+    defaults = dict(buffer_size=100, sequence_length=4, seed=0, device="cpu")
     return SequenceReplayBuffer(
         observation_space=FRAME, action_space=ACTION, **{**defaults, **kwargs}
     )
@@ -218,23 +218,47 @@ def test_an_episode_lost_before_its_first_step_leaves_nothing():
     assert not buffer.episodes
 
 
-def test_one_crop_position_for_a_whole_window():
-    buffer = make_buffer(crop_size=3)
+def test_frames_come_complete():
+    buffer = make_buffer()
     image = np.arange(36, dtype=np.uint8).reshape(1, 1, 6, 6)
     for step in range(8):
         buffer.add(image, image, np.zeros((1, 1)), np.zeros(1), np.array([step == 7]), [{}])
-    corners = buffer.sample(300).observations[:, :, 0, 0, 0]
-    assert (corners == corners[:1]).all()
-    # 6 - 3 + 1 positions each way, row 0 to 3 and column 0 to 3.
-    assert sorted(corners[0].unique().tolist()) == [6 * r + c for r in range(4) for c in range(4)]
-    crop = buffer.sample(1).observations[0, 0, 0]
-    assert torch.equal(crop - crop[0, 0], torch.tensor([[0, 1, 2], [6, 7, 8], [12, 13, 14]]))
+    observations = buffer.sample(3).observations
+    assert torch.equal(observations, torch.from_numpy(image).expand(4, 3, 1, 6, 6))
+
+
+def test_no_episode_is_drawn_twice_once_there_are_enough():
+    buffer = make_buffer(buffer_size=1000)
+    for episode in range(12):
+        add_episode(buffer, episode, 6)
+    for batch_size in (5, 12):
+        for _ in range(30):
+            episodes = buffer.sample(batch_size).observations[0, :, 0, 0, 0] // 20
+            assert len(episodes.unique()) == batch_size
+    assert buffer.sample(13).mask.all()  # more than there are: some come twice
+
+
+def test_an_episode_shorter_than_a_window_weighs_by_its_steps():
+    buffer = make_buffer(sequence_length=6, buffer_size=1000)
+    add_episode(buffer, 0, 10)
+    add_episode(buffer, 1, 1, finish=False)  # a fifth of a window's five transitions
+    episodes = buffer.sample(3000).observations[0, :, 0, 0, 0] // 20
+    assert 0.14 < (episodes == 1).float().mean() < 0.20  # 0.2 / 1.2
+
+
+def test_many_running_environments_hardly_show_their_first_steps():
+    buffer = make_buffer(sequence_length=6, buffer_size=1000)
+    for episode in range(9):
+        add_episode(buffer, episode, 10)
+    add_episode(buffer, 9, 1, finish=False)
+    masks = torch.cat([buffer.sample(4).mask for _ in range(300)], dim=1)
+    assert (masks.sum(dim=0) == 2).float().mean() < 0.04  # 0.2 / 9.2; 0.1 with equal weights
 
 
 def test_the_same_seed_draws_the_same_windows():
     batches = []
     for _ in range(2):
-        buffer = make_buffer(crop_size=3)
+        buffer = make_buffer()
         add_episode(buffer, 0, 12)
         batches.append(buffer.sample(8).observations)
     assert torch.equal(*batches)
@@ -254,7 +278,7 @@ def test_dict_observations_keep_their_keys():
         buffer.add(obs, next_obs, np.zeros((1, 1)), np.zeros(1), np.array([step == 4]), [{}])
         last = next_obs
     batch = buffer.sample(2)
-    assert batch.observations["image"].shape == (3, 2, 3, 7, 7)
+    assert batch.observations["image"].shape == (3, 2, 3, 8, 8)
     assert batch.observations["vector"].shape == (3, 2, 3)
     assert batch.observations["image"].dtype == torch.uint8
 
@@ -293,7 +317,6 @@ def test_sampling_from_nothing_says_what_to_do():
     [
         (dict(buffer_size=0), "buffer_size must be a whole number >= 1, got 0"),
         (dict(sequence_length=1), "sequence_length must be a whole number >= 2, got 1"),
-        (dict(crop_size=7), "crop_size must lie between 1 and the image's size 6x6, got 7"),
     ],
 )
 def test_bad_arguments_are_named(kwargs, message):

@@ -30,7 +30,7 @@ from gymnasium import spaces
 from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 
 from core_agent import CoRe
-from core_agent.agents.policies import RecurrentPolicy
+from core_agent.agents.latent import RecurrentPolicy
 from core_agent.replay.buffer import SequenceReplayBuffer
 from core_agent.saving.archive import read_archive, write_archive
 from core_agent.saving.safe_loading import UnsafeFileError

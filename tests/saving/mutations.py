@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from core_agent import CoRe
-from core_agent.agents.policies import RecurrentPolicy
+from core_agent.agents.latent import RecurrentPolicy
 from core_agent.saving.safe_loading import UnsafeFileError
 from tests.fakes import TINY, FakeEnv
 from tests.saving.attacks import read_zip, save_sound_files, write_zip

@@ -15,7 +15,7 @@ from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNo
 from stable_baselines3.common.utils import LinearSchedule
 
 from core_agent import CoRe, RecurrentSAC, load_agent
-from core_agent.agents.policies import RecurrentPolicy
+from core_agent.agents.latent import RecurrentPolicy
 from core_agent.agents.registry import AGENTS
 from core_agent.saving.safe_loading import UnsafeFileError
 from tests.fakes import BOTH, TINY, VECTOR, FakeEnv, tiny

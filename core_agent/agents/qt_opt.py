@@ -1,7 +1,11 @@
-"""QT-Opt + RAD: Q-learning without an actor, on randomly cropped stacks of frames."""
+"""QT-Opt: Q-learning without an actor, on stacks of frames augmented as RAD or DrQ does.
+
+Actions come from the cross-entropy method (:func:`best_actions`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -13,13 +17,36 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from core_agent.agents.base import POLICY_ALIASES, Collect, Metrics
-from core_agent.agents.cross_entropy import best_actions
-from core_agent.agents.frame_stack import FrameStackAlgorithm, FrameStackPolicy, passed_on
-from core_agent.agents.policies import Critic
+from core_agent.agents.frame_stack import FrameStackAlgorithm, FrameStackPolicy
+from core_agent.networks.actor_critic import Critic
+from core_agent.networks.augmentations import random_shift
 from core_agent.networks.hardware import Precision
 from core_agent.networks.losses import twin_critic_loss
-from core_agent.networks.types import TransitionBatch
-from core_agent.validation import Check, check, check_at_least, check_size
+from core_agent.networks.types import Observation, TransitionBatch
+from core_agent.validation import Check, check, check_at_least, check_size, handed_down
+
+
+def best_actions(
+    value: Callable[[torch.Tensor], torch.Tensor], noise: torch.Tensor, n_elites: int
+) -> torch.Tensor:
+    """Actions ``(N, A)`` in [-1, 1] of (nearly) the highest value, one for each of ``N`` states.
+
+    Each iteration draws ``S`` candidates from each state's own Gaussian, clipped to the bounds, and
+    fits that Gaussian to the best of them; the best candidate of the last iteration wins. The
+    first Gaussian is standard normal, which the paper leaves open: a third of the draws lie on the
+    bounds, as the best torques often do. Source: QT-Opt, arXiv:1806.10293.
+
+    :param value: gives values ``(N, S)`` of candidates ``(N, S, A)``
+    :param noise: standard normal ``(I, N, S, A)`` for ``I`` iterations
+    :param n_elites: candidates that a Gaussian is fitted to, ``1 <= n_elites <= S``
+    """
+    mean, std = torch.zeros_like(noise[0, :, :1]), torch.ones_like(noise[0, :, :1])
+    for draws in noise:
+        candidates = (mean + std * draws).clamp(-1.0, 1.0)
+        best = value(candidates).topk(n_elites, dim=1).indices
+        elites = candidates.gather(1, best.unsqueeze(-1).expand(-1, -1, candidates.shape[-1]))
+        mean, std = elites.mean(dim=1, keepdim=True), elites.std(dim=1, keepdim=True, correction=0)
+    return elites[:, 0]
 
 
 class QTOptPolicy(FrameStackPolicy):
@@ -35,8 +62,7 @@ class QTOptPolicy(FrameStackPolicy):
     :raises ValueError: for a bad argument
     """
 
-    checks: ClassVar[dict[str, Check]] = {
-        **FrameStackPolicy.checks,
+    rules: ClassVar[dict[str, Check]] = {
         "n_samples": check_size,
         "n_elites": check_size,
         "n_iterations": check_size,
@@ -87,7 +113,7 @@ class QTOptPolicy(FrameStackPolicy):
 
         return best_actions(value, noise, self.n_elites)
 
-    def choose_actions(self, features: torch.Tensor, deterministic: bool) -> torch.Tensor:
+    def act(self, features: torch.Tensor, deterministic: bool) -> torch.Tensor:
         if deterministic:
             noise = self.fixed_noise.expand(-1, features.shape[0], -1, -1)
             return self.best_actions(self.critic, features, noise)
@@ -155,9 +181,7 @@ class QTOptRAD(FrameStackAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        super().__init__(**passed_on(locals()))
-        if _init_setup_model:
-            self._setup_model()
+        super().__init__(**handed_down(locals()))
 
     def _make_optimizers(self) -> None:
         self.policy.critic_optimizer = self._adam(self._critic_groups())
@@ -191,3 +215,26 @@ class QTOptRAD(FrameStackAlgorithm):
             values = self.policy.critic(features, batch.actions)
             losses.append(twin_critic_loss(values, targets, batch.transition_mask))
         return torch.stack(losses).mean()
+
+
+class QTOptDrQ(QTOptRAD):
+    """QT-Opt with the augmentation of DrQ.
+
+    Paper: Yarats, Kostrikov and Fergus 2021, DrQ, https://arxiv.org/abs/2004.13649: shifts by up to
+    4 pixels, targets averaged over K = 2 and losses over M = 2 of them. The 'QT-Opt + DrQ' of
+    Table 5, arXiv:2112.01163.
+
+    Deviations: those of :class:`~core_agent.agents.qt_opt.QTOptRAD`; images are shifted after the
+    central crop (84 of 100 pixels), as DrQ renders 84 pixels; the target encoder moves at
+    ``encoder_tau=0.05``, DrQ's at 0.01; and no tanh follows the encoder's layer norm, as it does in
+    DrQ. The last two are those of ``QTOptRAD``, so that the two rows of Table 5 differ in the
+    augmentation alone; pass ``encoder_tau=0.01`` for DrQ's.
+
+    The arguments are those of ``QTOptRAD``.
+    """
+
+    n_views: ClassVar[int] = 2
+
+    def augment(self, observation: Observation) -> Observation:
+        """The stacks ``(B, ...)`` with each image shifted by a random offset of its own."""
+        return self.policy.encoder.map_images(random_shift, observation)
