@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from core_agent.environments.suite import find_videos
-from core_agent.networks.hardware import has_fast_bfloat16
+from core_agent.networks.hardware import auto_precision
 
 PACKAGES = (
     "torch",
@@ -92,10 +92,10 @@ def check_gpu() -> Finding:
 
 
 def check_precision() -> Finding:
-    """The precision that ``"auto"`` means here."""
+    """The number format that ``precision="auto"`` chooses, and why."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = "bfloat16" if has_fast_bfloat16(device) else "float32"
-    return Finding("precision", True, f'"auto" computes in {dtype} on {device.type}')
+    precision, reason = auto_precision(device)
+    return Finding("precision", True, f'"auto" is {precision} on {device.type}: {reason}')
 
 
 def check_videos() -> Finding:
