@@ -122,9 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     ends = time.perf_counter() + 60 * options.minutes
     on_gpu = torch.cuda.is_available()
-    device = "cuda" if on_gpu else "cpu"
-    name = torch.cuda.get_device_name() if on_gpu else "no GPU"
-    tests = training = NOT_MEASURED
+    device, name = ("cuda", torch.cuda.get_device_name()) if on_gpu else ("cpu", "no GPU")
+    tests, training = NOT_MEASURED, NOT_MEASURED
     difference = compare_losses(options.size, device)
     print(f"largest relative difference: {difference:.1e}")
     if on_gpu:
