@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distracting_envs import env_seed
 from distracting_envs.seeding import MAX_SEED
+
+from distracting_envs import env_seed
 
 
 def is_in_suite(env_id: str) -> bool:
