@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from core_agent.environments.suite import find_videos
-from core_agent.networks.hardware import has_fast_bfloat16
+from core_agent.networks.hardware import auto_precision
 
 PACKAGES = (
     "torch",
@@ -27,6 +27,7 @@ PACKAGES = (
 )
 RENDER = """
 import mujoco
+from OpenGL import GL
 model = mujoco.MjModel.from_xml_string(
     "<mujoco><worldbody><light pos='0 0 3'/><geom size='1'/></worldbody></mujoco>"
 )
@@ -35,7 +36,10 @@ mujoco.mj_forward(model, data)
 with mujoco.Renderer(model, 32, 32) as renderer:
     renderer.update_scene(data)
     assert renderer.render().any()
+    print(GL.glGetString(GL.GL_RENDERER).decode())
 """
+SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast")
+"""How the names of Mesa's renderers that use no GPU begin."""
 GL_REMEDY = (
     "sudo apt-get update && sudo apt-get install -y libegl1 libgl1 libgl1-mesa-dri libosmesa6"
 )
@@ -68,7 +72,7 @@ def check_packages() -> Iterator[Finding]:
 
 
 def check_rendering(backend: str) -> Finding:
-    """Whether MuJoCo renders with ``MUJOCO_GL=backend``; in a process of its own."""
+    """Whether MuJoCo renders with ``MUJOCO_GL=backend``, and on what; in a process of its own."""
     result = subprocess.run(
         [sys.executable, "-c", RENDER],
         env={**os.environ, "MUJOCO_GL": backend},
@@ -76,12 +80,29 @@ def check_rendering(backend: str) -> Finding:
         text=True,
         timeout=120,
     )
-    works = result.returncode == 0
-    last_line = (result.stderr.strip().splitlines() or ["crashed"])[-1]
     chosen = " (in use)" if os.environ.get("MUJOCO_GL") == backend else ""
-    return Finding(
-        f"OpenGL, {backend}{chosen}", works, "renders" if works else last_line, GL_REMEDY
-    )
+    subject = f"OpenGL, {backend}{chosen}"
+    if result.returncode != 0:
+        last_line = (result.stderr.strip().splitlines() or ["crashed"])[-1]
+        return Finding(subject, False, last_line, GL_REMEDY)
+    renderer = (result.stdout.strip().splitlines() or ["unknown"])[-1]
+    kind = "software, no GPU" if renderer.startswith(SOFTWARE_RENDERERS) else "hardware"
+    detail = f"renders on {renderer} ({kind})"
+    if backend == "egl":
+        device = os.environ.get("MUJOCO_EGL_DEVICE_ID")
+        detail += ", device " + (
+            "the first that works" if device is None else f"MUJOCO_EGL_DEVICE_ID={device}"
+        )
+    return Finding(subject, True, detail)
+
+
+def check_backends() -> Iterator[Finding]:
+    """EGL and OSMesa; a missing OSMesa is no failure where EGL works."""
+    egl, osmesa = check_rendering("egl"), check_rendering("osmesa")
+    yield egl
+    if egl.works and not osmesa.works and os.environ.get("MUJOCO_GL") != "osmesa":
+        osmesa = Finding(osmesa.subject, True, "not installed, and not needed: egl works")
+    yield osmesa
 
 
 def check_gpu() -> Finding:
@@ -92,10 +113,10 @@ def check_gpu() -> Finding:
 
 
 def check_precision() -> Finding:
-    """The precision that ``"auto"`` means here."""
+    """The number format that ``precision="auto"`` chooses, and why."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = "bfloat16" if has_fast_bfloat16(device) else "float32"
-    return Finding("precision", True, f'"auto" computes in {dtype} on {device.type}')
+    precision, reason = auto_precision(device)
+    return Finding("precision", True, f'"auto" is {precision} on {device.type}: {reason}')
 
 
 def check_videos() -> Finding:
@@ -114,8 +135,7 @@ def examine() -> Iterator[Finding]:
     """Check everything, one finding after the other."""
     yield check_python()
     yield from check_packages()
-    for backend in ("egl", "osmesa"):
-        yield check_rendering(backend)
+    yield from check_backends()
     others: tuple[Callable[[], Finding], ...] = (check_gpu, check_precision, check_videos)
     for check_one in others:
         yield check_one()

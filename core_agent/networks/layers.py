@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from core_agent.networks.convolutions import convolve
 from core_agent.validation import check
 
 Activation = Literal["elu", "relu"]
@@ -198,10 +197,11 @@ class Gate(nn.Module):
         return torch.sigmoid(cast_conv(x, self.convs[-1]))
 
 
-def cast_conv(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
-    """``conv(x)`` computed in the type of ``x``."""
+def cast_conv(x: torch.Tensor, conv: nn.Conv2d, scale: float = 1.0) -> torch.Tensor:
+    """``conv(x / scale)`` computed in the type of ``x``."""
     bias = None if conv.bias is None else conv.bias.to(x.dtype)
-    return F.conv2d(x, conv.weight.to(x.dtype), bias, conv.stride, conv.padding)
+    weight = conv.weight if scale == 1.0 else conv.weight / scale
+    return F.conv2d(x, weight.to(x.dtype), bias, conv.stride, conv.padding)
 
 
 def conv_output_side(side: int, strides: Sequence[int]) -> int:
@@ -273,15 +273,10 @@ class ImageEncoder(nn.Module):
         x = self.prepare(images)
         if self.gate is not None:
             x = x * self.gate(x / self.max_value)
-        weights = [conv.weight for conv in self.convs]
-        # Weights are fewer than pixels.
-        weights[0] = weights[0] / self.max_value
-        x = convolve(
-            x,
-            [weight.to(x.dtype) for weight in weights],
-            [conv.bias.to(x.dtype) for conv in self.convs],  # type: ignore[union-attr]
-            [conv.stride[0] for conv in self.convs],
-        )
+        for index, conv in enumerate(self.convs):
+            # The first weights are scaled in place of the images: weights are fewer than pixels.
+            scale = self.max_value if index == 0 else 1.0
+            x = F.relu_(cast_conv(x, conv, scale))
         # Flattened channels-last, as the memory lies.
         x = x.permute(0, 2, 3, 1).flatten(start_dim=1)
         features = cast_linear(x, self.linear, self.compute_dtype)

@@ -94,8 +94,8 @@ class DistractingControlEnv(DmControlCompatibilityV0):
     :param vector_observations: observations are a dict of the image, "pixels", and the task's
         observations as float32 vectors
     :param render_mode: "rgb_array" (``render()`` returns the 240x320x3 frame) or None
-    :param render_quality: "paper", or "fast" without shadows, multisampling and large textures, for
-        software OpenGL
+    :param render_quality: "paper", or "fast" without shadows, multisampling, reflections and large
+        textures, for software OpenGL
     :param memory_cache_gb: decoded clips kept in this process, in 10^9 bytes; shared by its
         environments
     :param disk_cache_gb: decoded clips kept in ``DCS_CACHE`` or the user's cache folder, in 10^9

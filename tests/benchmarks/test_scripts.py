@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import clip_statistics
+import gpu
 import learning_curves
 import measuring
 import memory
@@ -189,3 +190,13 @@ def test_the_built_in_clips_resemble_natural_video():
     assert 0.12 < saturation < 0.42
     assert 0.035 < gradient < 0.06
     assert 0.005 < change < 0.035
+
+
+def test_gpu_compares_the_losses_and_measures_nothing_on_a_cpu(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main(["--size", "debug", "--folder", str(tmp_path)]) == 0
+    figures = json.loads((tmp_path / "gpu.json").read_text())
+    assert figures["difference"] == 0
+    assert figures["tests"] == figures["training"] == gpu.NOT_MEASURED
+    assert all(cell == gpu.NOT_MEASURED for row in figures["table"][1:] for cell in row[1:])
+    assert gpu.NOT_MEASURED in capsys.readouterr().out

@@ -196,6 +196,13 @@ def test_the_strength_of_distractions_is_a_number():
     assert 0.1 < spread[0.15] <= 0.15 + 1e-6
 
 
+@pytest.mark.parametrize(("quality", "reflects"), [("fast", False), ("paper", True)])
+def test_the_floor_reflects_in_paper_quality_alone(quality, reflects):
+    env = gymnasium.make("DCS-cheetah-run-easy-static", render_quality=quality)
+    assert bool(env.unwrapped.physics.model.mat_reflectance.any()) == reflects
+    env.close()
+
+
 @pytest.mark.parametrize(
     ("domain", "task"),
     [("hopper", "hop"), ("fish", "swim"), ("quadruped", "walk"), ("lqr", "lqr_2_1")],

@@ -10,18 +10,44 @@ import torch
 
 from core_agent.networks import hardware
 
+CPU = torch.device("cpu")
 
-def test_auto_precision_follows_the_hardware(monkeypatch):
-    cpu = torch.device("cpu")
-    for fast, dtype in ((True, torch.bfloat16), (False, None)):
-        monkeypatch.setattr(hardware, "has_fast_bfloat16", lambda device, fast=fast: fast)
-        assert hardware.compute_dtype("auto", cpu) == dtype
+
+@pytest.mark.parametrize(
+    ("flags", "machine", "speedup", "precision", "reason"),
+    [
+        ("amx_tile", "x86_64", None, "bfloat16", "AMX"),
+        ("avx512_bf16", "x86_64", None, "bfloat16", "AVX512_BF16"),
+        ("", "AMD64", None, "float32", "neither"),
+        ("", "aarch64", 1.7, "bfloat16", "measured: bfloat16 is 1.7 times"),
+        ("", "aarch64", 1.1, "float32", "measured: bfloat16 is 1.1 times"),
+    ],
+)
+def test_auto_precision_follows_the_processor(
+    monkeypatch, flags, machine, speedup, precision, reason
+):
+    for flag in ("amx_tile", "avx512_bf16"):
+        monkeypatch.setattr(torch.cpu, f"_is_{flag}_supported", lambda flag=flag: flag == flags)
+    monkeypatch.setattr(hardware.platform, "machine", lambda: machine)
+    monkeypatch.setattr(hardware, "measure_bfloat16_speedup", lambda: speedup)
+    hardware.auto_precision.cache_clear()
+    try:
+        chosen = hardware.auto_precision(CPU)
+        assert chosen.precision == precision
+        assert reason in chosen.reason
+        expected = torch.bfloat16 if precision == "bfloat16" else None
+        assert hardware.compute_dtype("auto", CPU) == expected
+    finally:
+        hardware.auto_precision.cache_clear()
+
+
+def test_the_measurement_gives_a_ratio():
+    assert hardware.measure_bfloat16_speedup() > 0
 
 
 def test_precision_can_be_forced():
-    cpu = torch.device("cpu")
-    assert hardware.compute_dtype("float32", cpu) is None
-    assert hardware.compute_dtype("bfloat16", cpu) == torch.bfloat16
+    assert hardware.compute_dtype("float32", CPU) is None
+    assert hardware.compute_dtype("bfloat16", CPU) == torch.bfloat16
 
 
 PAGE_FAULTS = """

@@ -1,0 +1,34 @@
+"""The findings on OpenGL."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from core_agent import doctor
+from core_agent.doctor import Finding
+
+
+@pytest.mark.parametrize(
+    ("renderer", "kind"),
+    [("llvmpipe (LLVM 15.0.6, 256 bits)", "software"), ("NVIDIA H100/PCIe/SSE2", "hardware")],
+)
+def test_rendering_names_the_renderer_and_the_device(monkeypatch, renderer, kind):
+    monkeypatch.setattr(
+        subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, f"{renderer}\n", "")
+    )
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "1")
+    detail = doctor.check_rendering("egl").detail
+    assert f"renders on {renderer} ({kind}" in detail
+    assert "MUJOCO_EGL_DEVICE_ID=1" in detail
+
+
+@pytest.mark.parametrize(
+    ("working", "in_use", "fails"),
+    [("egl", "egl", set()), ("egl", "osmesa", {"osmesa"}), ("", "egl", {"egl", "osmesa"})],
+)
+def test_a_missing_osmesa_is_no_failure_where_egl_works(monkeypatch, working, in_use, fails):
+    monkeypatch.setenv("MUJOCO_GL", in_use)
+    monkeypatch.setattr(doctor, "check_rendering", lambda name: Finding(name, name == working, ""))
+    assert {finding.subject for finding in doctor.check_backends() if not finding.works} == fails
