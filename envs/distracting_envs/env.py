@@ -13,14 +13,7 @@ from gymnasium import spaces
 from gymnasium.utils import EzPickle
 from PIL import Image as PillowImage
 
-from distracting_envs.checks import (
-    check_boolean,
-    check_choice,
-    check_number,
-    check_path,
-    check_subset,
-    check_whole,
-)
+from distracting_envs.checks import check_whole
 from distracting_envs.rendering import (
     FAST_TEXTURE_SIZE,
     FrameRenderer,
@@ -31,8 +24,6 @@ from distracting_envs.settings import (
     DIFFICULTIES,
     DISTRACTIONS,
     EPISODE_STEPS,
-    RENDER_QUALITIES,
-    SPLITS,
     default_action_repeat,
     default_camera,
     ground_plane_alpha,
@@ -56,8 +47,8 @@ from distracting_envs.state import (  # noqa: E402
     set_physics,
 )
 from distracting_envs.tasks import (  # noqa: E402
+    check_arguments,
     check_camera_mode,
-    check_task,
     finite_bounds,
     load_task,
     vector_spaces,
@@ -129,42 +120,25 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         arguments = {
             name: value for name, value in locals().items() if name not in {"self", "__class__"}
         }
-        check_task(domain, task)
-        check_choice("difficulty", difficulty, (None, *DIFFICULTIES))
-        check_boolean("dynamic", dynamic)
-        check_path("video_path", video_path)
-        check_boolean("vector_observations", vector_observations)
-        check_choice("split", split, SPLITS)
-        check_choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
-        check_choice("render_quality", render_quality, RENDER_QUALITIES)
-        check_subset("distractions", distractions, DISTRACTIONS)
-        check_whole("image_size", image_size)
+        check_arguments(**arguments)
         if action_repeat is None:
             action_repeat = default_action_repeat(domain, task)
-        check_whole("action_repeat", action_repeat)
-        check_number("memory_cache_gb", memory_cache_gb)
-        check_number("disk_cache_gb", disk_cache_gb)
-        if scale is not None:
-            check_number("scale", scale, high=1.0)
-        if n_clips is not None:
-            check_whole("n_clips", n_clips)
-        distracted = difficulty is not None or scale is not None
-        if dynamic and not distracted:
-            raise ValueError("dynamic=True must come with a difficulty or a scale, got neither")
 
         self._base = load_task(domain, task)
         apply_quality(self._base.physics, render_quality)
         self._camera_id = default_camera(domain)
         self._distractors: dict[str, Any] = {}
         self._video_folder = ""
-        env = self._base
-        if distracted and "background" in distractions:
-            if difficulty is not None and n_clips is None:
-                n_clips = DIFFICULTIES[difficulty].n_clips(split)
-            self._video_folder = str(resolve_video_path(video_path) or BUILTIN)
+        if difficulty is not None and n_clips is None:
+            n_clips = DIFFICULTIES[difficulty].n_clips(split)
+        if difficulty is not None and scale is None:
+            scale = DIFFICULTIES[difficulty].scale
+        present = set(distractions) if scale is not None else set()
+        if "background" in present:
             paper = render_quality == "paper"
-            env = self._distractors["background"] = VideoBackground(
-                env,
+            self._video_folder = str(resolve_video_path(video_path) or BUILTIN)
+            self._distractors["background"] = VideoBackground(
+                self._outermost,
                 open_clips(video_path, split, n_clips),
                 shared_cache(memory_cache_gb, disk_cache_gb),
                 dynamic=dynamic,
@@ -172,18 +146,17 @@ class DistractingControlEnv(DmControlCompatibilityV0):
                 texture_size=PAPER_TEXTURE_SIZE if paper else FAST_TEXTURE_SIZE,
                 mipmapped=paper,
             )
-        if difficulty is not None and scale is None:
-            scale = DIFFICULTIES[difficulty].scale
-        if distracted and "camera" in distractions:
+        if "camera" in present:
             check_camera_mode(self._base.physics, f"{domain}-{task}")
             settings = upstream.get_camera_kwargs(domain, scale, dynamic)
-            env = upstream.DistractingCameraEnv(env, self._camera_id, **settings)
-            self._distractors["camera"] = env
-        if distracted and "color" in distractions:
+            self._distractors["camera"] = upstream.DistractingCameraEnv(
+                self._outermost, self._camera_id, **settings
+            )
+        if "color" in present:
             settings = upstream.get_color_kwargs(scale, dynamic)
-            env = self._distractors["color"] = upstream.DistractingColorEnv(env, **settings)
+            self._distractors["color"] = upstream.DistractingColorEnv(self._outermost, **settings)
 
-        super().__init__(env)
+        super().__init__(self._outermost)
         # Shimmy keeps the live dm_control environment for pickling and copying, which cannot be
         # pickled; a copy is made from the arguments instead.
         EzPickle.__init__(self, **arguments)
@@ -193,11 +166,9 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         self.domain_name = domain
         self.task_name = task
         self.render_quality = render_quality
-        self._name = f"{domain}-{task}" + (
-            f" with {'+'.join(self._distractors)}, scale={scale}, dynamic={dynamic}"
-            if self._distractors
-            else ""
-        )
+        self._name = f"{domain}-{task}"
+        if self._distractors:
+            self._name += f" with {'+'.join(self._distractors)}, scale={scale}, dynamic={dynamic}"
         self._action_repeat = action_repeat
         self._image_size = image_size
         self._vector_observations = vector_observations
@@ -206,15 +177,24 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         self._model_fields = ModelFields(self._base.physics.model.ptr)
         self._renderer: FrameRenderer | None = FrameRenderer(self._base.physics, self._camera_id)
         self._frame: npt.NDArray[np.uint8] | None = None
-        pixels = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        self.observation_space = (
-            spaces.Dict({"pixels": pixels} | vector_spaces(self._base.observation_spec()))
-            if vector_observations
-            else pixels
-        )
+        self.observation_space, self.action_space = self._make_spaces()
+
+    def _make_spaces(self) -> tuple[spaces.Space[Any], spaces.Box]:
+        """The spaces of observations and of actions; the latter are scaled to the task's bounds."""
+        size = (self._image_size, self._image_size, 3)
+        pixels = spaces.Box(0, 255, size, np.uint8)
         spec = self._base.action_spec()
         self._action_low, self._action_high = finite_bounds(spec)
-        self.action_space = spaces.Box(-1.0, 1.0, spec.shape, np.float32)
+        actions = spaces.Box(-1.0, 1.0, spec.shape, np.float32)
+        if not self._vector_observations:
+            return pixels, actions
+        vectors = vector_spaces(self._base.observation_spec())
+        return spaces.Dict({"pixels": pixels} | vectors), actions
+
+    @property
+    def _outermost(self) -> Any:
+        """The dm_control environment inside all distractors so far."""
+        return next(reversed(self._distractors.values()), self._base)
 
     @property
     def action_repeat(self) -> int:

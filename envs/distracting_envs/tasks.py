@@ -9,8 +9,22 @@ import numpy as np
 from gymnasium import spaces
 
 from distracting_envs import upstream
+from distracting_envs.checks import (
+    check_boolean,
+    check_choice,
+    check_number,
+    check_path,
+    check_subset,
+    check_whole,
+)
 from distracting_envs.quiet import quiet_model_compiler
 from distracting_envs.rendering import prepare_rendering
+from distracting_envs.settings import (
+    DIFFICULTIES,
+    DISTRACTIONS,
+    RENDER_QUALITIES,
+    SPLITS,
+)
 
 prepare_rendering()  # before dm_control, which selects its backend when imported
 
@@ -37,6 +51,50 @@ def check_task(domain: str, task: str) -> None:
             f"{task!r}; "
             + (f"tasks of {domain}: {', '.join(known)}" if known else "see dm_control.suite")
         )
+
+
+def check_arguments(
+    domain: Any,
+    task: Any,
+    difficulty: Any,
+    dynamic: Any,
+    split: Any,
+    video_path: Any,
+    distractions: Any,
+    scale: Any,
+    n_clips: Any,
+    action_repeat: Any,
+    image_size: Any,
+    vector_observations: Any,
+    render_mode: Any,
+    render_quality: Any,
+    memory_cache_gb: Any,
+    disk_cache_gb: Any,
+) -> None:
+    """Check the arguments of :class:`~distracting_envs.env.DistractingControlEnv`.
+
+    :raises ValueError: naming the first one that breaks its rule
+    """
+    check_task(domain, task)
+    check_choice("difficulty", difficulty, (None, *DIFFICULTIES))
+    check_boolean("dynamic", dynamic)
+    check_path("video_path", video_path)
+    check_boolean("vector_observations", vector_observations)
+    check_choice("split", split, SPLITS)
+    check_choice("render_mode", render_mode, (None, "rgb_array"))
+    check_choice("render_quality", render_quality, RENDER_QUALITIES)
+    check_subset("distractions", distractions, DISTRACTIONS)
+    check_whole("image_size", image_size)
+    check_number("memory_cache_gb", memory_cache_gb)
+    check_number("disk_cache_gb", disk_cache_gb)
+    if action_repeat is not None:
+        check_whole("action_repeat", action_repeat)
+    if scale is not None:
+        check_number("scale", scale, high=1.0)
+    if n_clips is not None:
+        check_whole("n_clips", n_clips)
+    if dynamic and difficulty is None and scale is None:
+        raise ValueError("dynamic=True must come with a difficulty or a scale, got neither")
 
 
 def check_camera_mode(physics: Any, task: str) -> None:
