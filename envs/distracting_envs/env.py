@@ -163,8 +163,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         self.render_mode = render_mode
         agent_seconds = self._base.control_timestep() * action_repeat
         self.metadata = {**type(self).metadata, "render_fps": max(1, round(1 / agent_seconds))}
-        self.domain_name = domain
-        self.task_name = task
+        self.domain_name, self.task_name = domain, task
         self.render_quality = render_quality
         self._name = f"{domain}-{task}"
         if self._distractors:
