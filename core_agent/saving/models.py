@@ -163,7 +163,7 @@ def warn_of_own_schedule(learning_rate: Any) -> None:
     if callable(learning_rate) and not loads_safely(learning_rate):
         warnings.warn(
             "learning_rate is a function of your own: load() will refuse it unless given "
-            "custom_objects={'learning_rate': ..., 'lr_schedule': ...} or trusted=True. "
+            "custom_objects={'learning_rate': ...} or trusted=True. "
             "Stable-Baselines3's LinearSchedule loads as it is.",
             stacklevel=3,
         )

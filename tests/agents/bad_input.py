@@ -385,7 +385,7 @@ SUBJECTS: dict[str, Subject] = {
     "preset": Subject(
         preset,
         lambda: {"names": "small"},
-        {**PLAYING, "agent": st.one_of(TEXT, NONE, st.just("sac"))},
+        {**PLAYING, "agent": st.one_of(TEXT, NONE, st.just("sac")), "env_id": TEXT},
         {"names": "preset"},
         further=("policy_kwargs",),
     ),
@@ -400,6 +400,7 @@ SUBJECTS: dict[str, Subject] = {
     "learn": of_agent("learn", total_timesteps=1),
     "set_random_seed": of_agent("set_random_seed", {"seed": SEED}),
     "save": of_agent("save", path="model"),
+    "save_replay_buffer": of_agent("save_replay_buffer", path="replay"),
     "load_replay_buffer": of_agent("load_replay_buffer", **NO_FILE),
     "set_parameters": of_agent("set_parameters", load_path_or_dict="no_such_file"),
     "predict": of_agent("predict", observation=OBSERVATION),

@@ -239,7 +239,7 @@ def test_a_lambda_warns_when_saved_and_needs_trust(tmp_path):
     with pytest.raises(UnsafeFileError, match="entry 'learning_rate'"):
         CoRe.load(tmp_path / "model")
     assert CoRe.load(tmp_path / "model", trusted=True).learning_rate(0.5) == 5e-4
-    replaced = {"learning_rate": 1e-3, "lr_schedule": None}
+    replaced = {"learning_rate": 1e-3}
     assert CoRe.load(tmp_path / "model", custom_objects=replaced).learning_rate == 1e-3
 
 
