@@ -175,8 +175,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         return model
 
     def _excluded_save_params(self) -> list[str]:
-        # The schedule is made of learning_rate again when the model is set up.
-        return [*super()._excluded_save_params(), "lr_schedule", *self.not_saved]
+        return [*super()._excluded_save_params(), *self.not_saved]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *(f"policy.{name}" for name in self.optimizer_names)], []

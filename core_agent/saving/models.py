@@ -64,6 +64,8 @@ def checked_file(
         # The bytes that are checked are those that are loaded, whoever writes the file meanwhile.
         content = io.BytesIO(file.read())
     replaced = dict(custom_objects or {})
+    if "learning_rate" in replaced:
+        replaced.setdefault("lr_schedule", None)  # made of learning_rate at set-up
     with reading(path, WHAT):
         saved = read_model(content, replaced)
         data = {**saved.data, **replaced}

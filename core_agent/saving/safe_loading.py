@@ -237,7 +237,7 @@ def read_model(file: Any, replaced: dict[str, Any]) -> SavedModel:
     """
     data = {key: item for key, item in _read_json(file).items() if key not in replaced}
     pickled = {k for k, item in data.items() if isinstance(item, dict) and ":serialized:" in item}
-    data.update({key: _unpickle(key, data[key][":serialized:"]) for key in pickled})
+    data.update({key: _unpickle(key, data[key][":serialized:"]) for key in sorted(pickled)})
     return SavedModel(data, frozenset(pickled), read_parameters(file))
 
 
