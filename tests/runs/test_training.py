@@ -149,10 +149,10 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.* is passed over")
-def test_a_run_without_a_whole_checkpoint_begins_anew(tmp_path):
+def test_a_run_without_a_complete_checkpoint_starts_again(tmp_path):
     train(tmp_path, 12)
-    for path in tmp_path.rglob("manifest.json"):
-        path.write_text("{}")
+    for path in tmp_path.rglob("checkpoint-*.npz"):
+        path.write_bytes(b"{}")
     with pytest.warns(UserWarning, match="no checkpoint in .* is complete: the run starts again"):
         outcome = train(tmp_path, 18, resume=True)
     assert outcome.resumed_at is None and outcome.agent_steps == 18
