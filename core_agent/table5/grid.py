@@ -13,6 +13,7 @@ continued at any time, by this process or another; a finished run is left alone.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -176,15 +177,13 @@ def take_shard(jobs: Sequence[Job], shard: str) -> list[Job]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The entries of a ``.jsonl`` file; one that was cut short by a crash is left out."""
-    if not path.is_file():
-        return []
+    """The entries of a ``.jsonl`` file; lines that a crash cut short are left out."""
     entries = []
-    for line in path.read_text().splitlines():
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and "agent_steps" in entry:
+                entries.append(entry)
     return entries
 
 
@@ -196,9 +195,9 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """The content of ``status.json``; ``{"state": "not begun"}`` without one."""
+    """The content of ``status.json``; ``{"state": "not started"}`` without one."""
     path = folder / "status.json"
-    return json.loads(path.read_text()) if path.is_file() else {"state": "not begun"}
+    return json.loads(path.read_text()) if path.is_file() else {"state": "not started"}
 
 
 class Recorder(BaseCallback):
@@ -347,7 +346,7 @@ def update_status(folder: Path, **changes: Any) -> None:
 
 # ---- the state of all runs ----
 
-STATES = ("finished", "running", "failed", "not begun")
+STATES = ("finished", "running", "failed", "not started")
 
 
 def draw_table(jobs: Sequence[Job], root: Path) -> Table:

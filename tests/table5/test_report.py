@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from core_agent import cli
 from core_agent.table5.report import page, write_report
-from core_agent.table5.report.charts import shortened, spread
+from core_agent.table5.report.figures import shortened, spread
 from core_agent.table5.report.notes import notes
 from core_agent.table5.report.results import (
     aggregates,
@@ -22,8 +22,7 @@ from core_agent.table5.report.results import (
     mean_rows,
     table_rows,
 )
-from core_agent.table5.report.runs import read_runs
-from core_agent.table5.report.study import make_study
+from core_agent.table5.report.runs import make_study, read_runs
 from core_agent.table5.statistics import (
     interquartile_mean,
     performance_profile,
@@ -198,8 +197,7 @@ def test_one_seed_has_no_standard_error(tmp_path):
 
 def test_other_conditions_than_the_papers_are_noted(tmp_path):
     write_run(tmp_path / "a", {16_000: 90.0}, n_episodes=5)
-    (run,) = read_runs([tmp_path])[0]
-    study = make_study([run])
+    study = study_of(tmp_path)
     words = " ".join(notes(study, table_rows(study)))
     for note in (
         "Other steps than the paper's (†): 1 of 1 results, at 16,000 simulator steps",
@@ -258,8 +256,8 @@ def test_failures_come_with_their_reasons(tmp_path):
     shown = report_on(tmp_path / "runs")
     text = " ".join(shown.text.split())
     assert "NonFiniteError: critic_loss is NaN" in text
-    assert "Not finished, of 3 runs: 1 running, 1 failed and 1 not begun" in text
-    assert "seed 3 not begun" in text
+    assert "Not finished, of 3 runs: 1 running, 1 failed and 1 not started" in text
+    assert "seed 3 not started" in text
     assert "1 more cannot be read" in text and "KeyError: 'returns'" in text
 
 
@@ -274,7 +272,7 @@ def test_training_without_a_record_is_no_run_that_has_not_started(tmp_path):
     (write_run(tmp_path / "runs" / "a", status=None) / "model.zip").touch()
     text = report_on(tmp_path / "runs").text
     assert "core-agent benchmark records what a report shows" in text
-    assert "not begun" not in text
+    assert "not started" not in text
 
 
 def test_runs_without_an_evaluation_make_a_page_that_says_so(tmp_path):
@@ -365,15 +363,15 @@ def test_videos_stop_where_the_page_would_become_too_large(tmp_path, monkeypatch
     size = next(tmp_path.rglob("validation.mp4")).stat().st_size
     monkeypatch.setattr(page, "VIDEO_BYTES", 2 * size)
     videos, n_left_out = page.choose_videos(study_of(tmp_path))
-    assert [video.agent for video in videos] == ["CoRe", "CURL"]
+    assert [run.name for run, _ in videos] == ["CoRe", "CURL"]
     assert n_left_out == 2
 
 
 def test_the_video_is_that_of_the_median_seed(tmp_path):
     for seed, score in enumerate((300.0, 100.0, 200.0)):
         write_run(tmp_path / str(seed), {1_000: score}, video=True, seed=seed)
-    ((video,), _) = page.choose_videos(study_of(tmp_path))
-    assert video.run.seed == 2
+    (((run, _),), _) = page.choose_videos(study_of(tmp_path))
+    assert run.seed == 2
 
 
 def test_agents_are_aggregated_over_the_settings_that_they_share(tmp_path):
@@ -426,7 +424,7 @@ def test_labels_are_cut_between_words_where_that_goes(name, expected):
 
 @pytest.mark.parametrize(("hours", "expected"), [(12.5, "12.5 h"), (0.08, "4.8 min")])
 def test_times_below_an_hour_are_in_minutes(hours, expected):
-    assert page.duration(hours) == expected
+    assert page.duration(3_600 * hours) == expected
 
 
 @pytest.mark.parametrize(
@@ -434,4 +432,4 @@ def test_times_below_an_hour_are_in_minutes(hours, expected):
     [(12.4, "+12"), (-12.4, "−12"), (0.3, "0"), (-0.3, "0"), (float("nan"), "–")],
 )
 def test_differences_have_a_sign(value, expected):
-    assert page.signed(value) == expected
+    assert page.number(value, plus=True) == expected

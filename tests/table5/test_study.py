@@ -9,8 +9,7 @@ import pytest
 
 from core_agent.table5.report.notes import notes
 from core_agent.table5.report.results import table_rows
-from core_agent.table5.report.runs import read_runs
-from core_agent.table5.report.study import Study, compared_steps, make_study
+from core_agent.table5.report.runs import Study, compared_steps, make_study, read_runs
 from tests.table5.run_folders import STATUS, write_run
 
 
@@ -54,7 +53,7 @@ def test_lines_written_again_after_a_kill_count_once(tmp_path):
     again = complete.splitlines()[1].replace("2000", "2000 ")
     (folder / "evaluations.jsonl").write_text(f'{complete}{{"agent_steps": 7\n{again}\n{{"agent_')
     (run,) = read_runs([tmp_path])[0]
-    assert [entry.simulator_steps for entry in run.evaluations] == [1_000, 2_000]
+    assert list(run.returns) == [1_000, 2_000]
 
 
 @pytest.mark.parametrize(
