@@ -1,4 +1,4 @@
-"""The report's charts, as dicts for Plotly.
+"""The report's charts, as dicts for Plotly. Their common layout is in the page's script.
 
 Colours are names of the page's CSS variables, such as ``var(--series-1)``, which the page's script
 resolves, so that charts follow the theme. Text is escaped, because Plotly reads a subset of HTML.
@@ -15,6 +15,7 @@ import numpy as np
 
 from core_agent.table5.paper import PAPER_STEPS, Setting, find_paper_result
 from core_agent.table5.report.results import (
+    CurvePoint,
     Estimate,
     binned_means,
     estimate,
@@ -23,7 +24,6 @@ from core_agent.table5.report.results import (
 from core_agent.table5.report.runs import Study
 from core_agent.table5.statistics import (
     MINIMUM_SEEDS,
-    Strata,
     interquartile_mean,
     performance_profile,
     probability_of_improvement,
@@ -77,23 +77,15 @@ def significant(values: Iterable[float]) -> list[float | None]:
 
 
 def axis(title: str, **options: Any) -> dict[str, Any]:
-    """An axis without zoom, so that a finger scrolls the page."""
-    rules = dict.fromkeys(("linecolor", "tickcolor", "gridcolor"), "var(--rule)")
-    fixed = {"fixedrange": True, "automargin": True, "zeroline": False}
-    return {"title": {"text": title, "standoff": 8}, **fixed, **rules, **options}
+    """An axis with a title."""
+    return {"title": {"text": title}, **options}
 
 
 def hovered_axis(title: str, heading: str, **options: Any) -> dict[str, Any]:
     """A horizontal axis for all values under the pointer, which appear under ``heading``."""
-    return axis(
-        title,
-        showgrid=False,
-        ticks="outside",
-        unifiedhovertitle={"text": heading},
-        spikecolor="var(--muted)",
-        spikethickness=1,
-        **options,
-    )
+    spike = {"spikecolor": "var(--muted)", "spikethickness": 1}
+    heading_options = {"unifiedhovertitle": {"text": heading}}
+    return axis(title, showgrid=False, **heading_options, **spike, **options)
 
 
 def steps_axis(title: str, **options: Any) -> dict[str, Any]:
@@ -102,29 +94,9 @@ def steps_axis(title: str, **options: Any) -> dict[str, Any]:
     return hovered_axis(title, heading, rangemode="tozero", tickformat="~s", nticks=5, **options)
 
 
-def figure(
-    traces: list[Trace], x: dict[str, Any], y: dict[str, Any], height: int, **options: Any
-) -> Figure:
-    """A chart in the common layout."""
-    layout = {
-        "height": height,
-        "margin": {"l": 52, "r": 92, "t": 12, "b": 46},
-        "paper_bgcolor": "var(--ground)",
-        "plot_bgcolor": "var(--ground)",
-        "font": {"size": 12, "color": "var(--muted)"},
-        "hoverlabel": {
-            "bgcolor": "var(--raised)",
-            "bordercolor": "var(--rule)",
-            "font": {"color": "var(--text)", "size": 12},
-        },
-        "showlegend": False,
-        "dragmode": False,
-        "hovermode": "x unified",
-        "xaxis": x,
-        "yaxis": y,
-        **options,
-    }
-    return {"data": traces, "layout": layout}
+def figure(traces: list[Trace], x: dict[str, Any], y: dict[str, Any], **options: Any) -> Figure:
+    """A chart; the page's script has the layout that is common to all."""
+    return {"data": traces, "layout": {"xaxis": x, "yaxis": y, **options}}
 
 
 def line(
@@ -163,14 +135,7 @@ def ruler(along: str, at: float, line: dict[str, Any]) -> dict[str, Any]:
     """A straight line across the chart, along its ``"x"`` or ``"y"`` axis."""
     across = "y" if along == "x" else "x"
     ends = {f"{along}ref": "paper", f"{along}0": 0, f"{along}1": 1}
-    return {
-        "type": "line",
-        **ends,
-        f"{across}0": at,
-        f"{across}1": at,
-        "line": line,
-        "layer": "below",
-    }
+    return {"type": "line", **ends, f"{across}0": at, f"{across}1": at, "line": line}
 
 
 def end_labels(labels: Sequence[Label], low: float, high: float) -> list[dict[str, Any]]:
@@ -181,16 +146,10 @@ def end_labels(labels: Sequence[Label], low: float, high: float) -> list[dict[st
     """
     ordered = sorted(labels, key=lambda label: label.height)
     heights = spread([label.height for label in ordered], LABEL_GAP * (high - low), high)
-    place = {"xref": "paper", "x": 1.0, "xanchor": "left", "xshift": 6, "yanchor": "middle"}
+    place = {"x": 1.0, "xanchor": "left", "xshift": 6, "yanchor": "middle"}
     return [
-        {
-            **place,
-            "y": height,
-            "text": html.escape(shortened(label.text)),
-            "font": {"color": label.colour, "size": 12},
-            "showarrow": False,
-        }
-        for height, label in zip(heights, ordered)
+        {"y": y, "text": html.escape(shortened(text)), "font": {"color": tone}, **place}
+        for y, (text, _, tone) in zip(heights, ordered)
     ]
 
 
@@ -228,37 +187,28 @@ def interval_figure(
     """
     traces: list[Trace] = []
     annotations = []
-    for position, (name, (value, low, high), tone) in enumerate(rows):
-        words = interval_text(Estimate(value, low, high), 2)
+    place = {"x": 0, "xanchor": "left", "yanchor": "bottom", "yshift": 9, "align": "left"}
+    for y, (name, row, tone) in enumerate(rows):
+        words, name = interval_text(row, 2), html.escape(name)
         trace = {
-            "x": [float(value)],
-            "y": [position],
+            "x": [float(row.value)],
+            "y": [y],
             "mode": "markers",
             "marker": {"size": 11, "color": tone},
             "cliponaxis": False,
-            "hovertemplate": f"{html.escape(name)}: {words}<extra></extra>",
+            "hovertemplate": f"{name}: {words}<extra></extra>",
         }
-        if low is not None and high is not None:
-            sides = {"array": [float(high - value)], "arrayminus": [float(value - low)]}
+        if row.low is not None and row.high is not None:
+            sides = {"array": [row.high - row.value], "arrayminus": [row.value - row.low]}
             trace["error_x"] = {**sides, "color": tone, "thickness": 3, "width": 0}
         traces.append(trace)
-        place = {"xref": "paper", "x": 0, "xanchor": "left", "yanchor": "bottom", "yshift": 9}
-        annotations.append(
-            {
-                **place,
-                "y": position,
-                "text": f"<b>{html.escape(name)}</b><br>{words}",
-                "align": "left",
-                "font": {"color": tone, "size": 12},
-                "bgcolor": "var(--ground)",
-                "showarrow": False,
-            }
-        )
+        text = {"text": f"<b>{name}</b><br>{words}", "font": {"color": tone}}
+        annotations.append({"y": y, **text, "bgcolor": "var(--ground)", **place})
     return figure(
         traces,
         axis(title, range=[0, 1], showgrid=True, nticks=6),
         axis("", range=[len(rows) - 0.7, -0.8], visible=False),
-        70 + 70 * len(rows),
+        height=70 + 70 * len(rows),
         margin={"l": 12, "r": 20, "t": 8, "b": 46},
         hovermode="closest",
         annotations=annotations,
@@ -272,57 +222,60 @@ def interval_figure(
 def learning_figure(study: Study, setting: Setting) -> Figure:
     """Return over simulator steps, with the paper's values as dashed lines.
 
-    With at least 3 seeds the band is the bootstrap interval of the mean; with two the seeds are
-    drawn one by one. Ablations share the paper's line with their agent.
-
     :param setting: one with evaluations
     """
     traces: list[Trace] = []
-    papers, labels, shapes = [], [], []
-    shown = set()
+    shapes, labels = [], []
+    papers: dict[tuple[str, int], str] = {}
     for agent in study.agents:
-        points, tone = learning_curve(study, agent, setting), colour(study, agent)
-        if not points:
-            continue
-        runs = study.select(setting, agent)
-        if 1 < len(runs) < MINIMUM_SEEDS:
-            thin = {"mode": "lines", "line": {"color": tone, "width": 1}, "opacity": 0.45}
-            for run in filter(lambda run: run.returns, runs):
-                y = significant(map(run.score, run.returns))
-                traces.append({"x": list(run.returns), "y": y, **thin, "hoverinfo": "skip"})
-        sure = [(at, mean.low, mean.high) for at, mean, _ in points if mean.low is not None]
-        if sure:
-            traces.append(band(study, agent, *zip(*sure)))
-        words = [
-            f"{interval_text(mean, 0)}, {n_seeds} seed{'s' * (n_seeds != 1)}"
-            for _, mean, n_seeds in points
-        ]
-        x, y = [point.steps for point in points], [float(point.mean.value) for point in points]
-        style = {"mode": "lines+markers", "marker": {"size": 5}}
-        traces.append(line(study, agent, x, y, "%{text}", text=words, **style))
-        labels.append(Label(agent, y[-1], tone))
-        name = study.paper_name(agent)
-        for steps in PAPER_STEPS:
-            paper = find_paper_result(name, setting, steps)
-            if paper is not None and (name, steps) not in shown:
-                shown.add((name, steps))
-                papers.append((steps, *paper, tone))
-    for steps, mean, error, tone in papers:
-        traces.append(paper_marker(steps, mean, error, tone))
-        shapes.append(ruler("x", mean, {"color": tone, "width": 1.25, "dash": "dash"}))
-        labels.append(Label(f"paper {SHORT_STEPS[steps]}", mean, tone))
+        points = learning_curve(study, agent, setting)
+        if points:
+            traces += curve_traces(study, agent, setting, points)
+            labels.append(Label(agent, float(points[-1].mean.value), colour(study, agent)))
+            for steps in PAPER_STEPS:
+                # Ablations share the line of their agent.
+                papers.setdefault((study.paper_name(agent), steps), colour(study, agent))
     heights = [y for trace in traces for y in trace["y"] if y is not None]
-    heights += [mean + error for _, mean, error, _ in papers]
+    for (name, steps), tone in papers.items():
+        paper = find_paper_result(name, setting, steps)
+        if paper is not None:
+            traces.append(paper_marker(steps, *paper, tone))
+            shapes.append(ruler("x", paper.mean, {"color": tone, "width": 1.25, "dash": "dash"}))
+            labels.append(Label(f"paper {SHORT_STEPS[steps]}", paper.mean, tone))
+            heights.append(paper.mean + paper.standard_error)
     low, high = min(0.0, *heights), 1.06 * max(1.0, *heights)
     last = max(run.last_steps for run in study.select(setting))
     return figure(
         traces,
         steps_axis("simulator steps", range=[0, 1.03 * last]),
         axis("return per episode", range=[low, high], nticks=6),
-        290,
+        height=290,
         shapes=shapes,
         annotations=end_labels(labels, low, high),
     )
+
+
+def curve_traces(
+    study: Study, agent: str, setting: Setting, points: Sequence[CurvePoint]
+) -> list[Trace]:
+    """The mean over seeds, and its bootstrap interval from 3 seeds on; of two, each seed."""
+    traces = []
+    runs = study.select(setting, agent)
+    if 1 < len(runs) < MINIMUM_SEEDS:
+        thin = {"line": {"color": colour(study, agent), "width": 1}, "opacity": 0.45}
+        for run in runs:
+            scores = significant(map(run.score, run.returns))
+            seed = {"x": list(run.returns), "y": scores, "mode": "lines", "hoverinfo": "skip"}
+            traces.append({**seed, **thin})
+    sure = [(steps, mean.low, mean.high) for steps, mean, _ in points if mean.low is not None]
+    if sure:
+        traces.append(band(study, agent, *zip(*sure)))
+    words = [
+        f"{interval_text(p.mean, 0)}, {p.n_seeds} seed{'s' * (p.n_seeds != 1)}" for p in points
+    ]
+    x, y = [point.steps for point in points], [float(point.mean.value) for point in points]
+    style = {"mode": "lines+markers", "marker": {"size": 5}, "text": words}
+    return [*traces, line(study, agent, x, y, "%{text}", **style)]
 
 
 def paper_marker(steps: int, mean: float, error: float, tone: str) -> Trace:
@@ -362,11 +315,11 @@ def loss_figures(study: Study, setting: Setting) -> dict[str, Figure]:
             heights = [y for trace in traces for y in trace["y"] if y is not None]
             ends = min(heights, default=0.0), max(heights, default=1.0)
             x, y = steps_axis("agent steps"), axis(unit, nticks=5)
-            figures[title] = figure(traces, x, y, 250, annotations=end_labels(labels, *ends))
+            figures[title] = figure(traces, x, y, height=250, annotations=end_labels(labels, *ends))
     return figures
 
 
-def iqm_figure(study: Study, scores: dict[str, Strata]) -> Figure:
+def iqm_figure(study: Study, scores: dict[str, list[np.ndarray]]) -> Figure:
     """Interquartile mean of each agent, with its interval."""
     rows = [
         (agent, estimate(interquartile_mean, strata), colour(study, agent))
@@ -375,7 +328,7 @@ def iqm_figure(study: Study, scores: dict[str, Strata]) -> Figure:
     return interval_figure(rows, "interquartile mean of return / 1,000")
 
 
-def improvement_figure(study: Study, scores: dict[str, Strata]) -> Figure:
+def improvement_figure(study: Study, scores: dict[str, list[np.ndarray]]) -> Figure:
     """Probability that the first agent improves on each other one; at 0.5 they are equal."""
     first, *others = scores
     rows = [
@@ -391,7 +344,7 @@ def improvement_figure(study: Study, scores: dict[str, Strata]) -> Figure:
     return interval_figure(rows, title, shapes=[half])
 
 
-def profile_figure(study: Study, scores: dict[str, Strata]) -> Figure:
+def profile_figure(study: Study, scores: dict[str, list[np.ndarray]]) -> Figure:
     """Share of runs that score more than each threshold."""
     traces, thresholds = [], THRESHOLDS.tolist()
     for agent, strata in scores.items():
@@ -404,6 +357,6 @@ def profile_figure(study: Study, scores: dict[str, Strata]) -> Figure:
         traces,
         hovered_axis("threshold for return / 1,000", "above %{x}", range=[0, 1]),
         axis("share of runs above it", range=[0, 1.02], tickformat=".0%", nticks=6),
-        290,
+        height=290,
         margin={"l": 58, "r": 20, "t": 12, "b": 46},
     )

@@ -82,7 +82,7 @@ class Aggregate(NamedTuple):
     settings: list[Setting]
     left_out: list[Setting]
     """Settings on which not every agent was evaluated."""
-    scores: dict[str, Strata]
+    scores: dict[str, list[np.ndarray]]
     """By agent: for each setting, returns / 1,000, ``(n_seeds,)``."""
 
     @property
