@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from core_agent import cli
+from core_agent.table5.paper import TASKS
 from core_agent.table5.report import page, write_report
 from core_agent.table5.report.figures import shortened, spread
 from core_agent.table5.report.notes import notes
@@ -22,14 +23,13 @@ from core_agent.table5.report.results import (
     mean_rows,
     table_rows,
 )
-from core_agent.table5.report.runs import make_study, read_runs
 from core_agent.table5.statistics import (
     interquartile_mean,
     performance_profile,
     probability_of_improvement,
     stratified_bootstrap,
 )
-from tests.table5.run_folders import STATUS, write_lines, write_run
+from tests.table5.run_folders import STATUS, study_of, write_lines, write_run
 
 CHEETAH, WALKER = "DCS-cheetah-run-easy-dynamic", "DCS-walker-walk-easy-dynamic"
 CORE = {CHEETAH: (400.0, 420.0, 500.0), WALKER: (700.0, 730.0, 790.0)}
@@ -88,10 +88,6 @@ def report_on(folder: Path) -> Page:
     return Page(output)
 
 
-def study_of(folder: Path):
-    return make_study(read_runs([folder])[0])
-
-
 @pytest.fixture(scope="module")
 def two_agents(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two") / "runs"
@@ -120,7 +116,7 @@ def test_the_table_has_our_mean_the_papers_and_the_difference(two_agents):
     ]
 
 
-def test_means_over_some_tasks_stand_beside_the_papers_over_the_same_tasks(two_agents):
+def test_means_over_some_tasks_stand_next_to_the_papers_over_the_same_tasks(two_agents):
     folder, _ = two_agents
     study = study_of(folder)
     ours, _ = mean_rows(study, table_rows(study))
@@ -128,10 +124,8 @@ def test_means_over_some_tasks_stand_beside_the_papers_over_the_same_tasks(two_a
     assert ours.paper == ((423 + 744) / 2, pytest.approx(np.hypot(22, 40) / 2))
 
 
-def test_means_over_all_tasks_stand_beside_the_tables_own(tmp_path):
-    tasks = ("ball_in_cup-catch", "cartpole-swingup", "cheetah-run", "finger-spin")
-    tasks = (*tasks, "reacher-easy", "walker-walk")
-    write_runs(tmp_path, {f"DCS-{task}-easy-dynamic": (600.0,) for task in tasks})
+def test_means_over_all_tasks_stand_next_to_the_tables_own(tmp_path):
+    write_runs(tmp_path, {f"DCS-{task}-easy-dynamic": (600.0,) for task in TASKS})
     study = study_of(tmp_path)
     (row,) = mean_rows(study, table_rows(study))
     assert (row.n_tasks, row.paper) == (6, (586, 30))
@@ -220,16 +214,17 @@ def test_runs_as_in_the_paper_need_no_warning(tmp_path):
 @pytest.mark.parametrize(
     ("videos", "said"),
     [
-        ("builtin", "Background videos: the built-in clips."),
-        ("", "Background videos: none."),
-        ("/data/mine", "Background videos: the folder mine."),
-        ("/data/mine/JPEGImages/480p", "Background videos: the folder mine."),
-        (None, "Background videos: not recorded"),
+        ("builtin", "the built-in clips."),
+        ("", "none."),
+        ("/data/mine", "the folder mine."),
+        ("/data/mine/JPEGImages/480p", "the folder mine."),
+        (None, "not recorded"),
     ],
 )
 def test_the_machine_s_videos_are_noted_if_the_arguments_do_not_name_them(tmp_path, videos, said):
     write_run(tmp_path / "run", {1_000: 5.0}, env_arguments={}, videos=videos)
     study = study_of(tmp_path)
+    said = f"Background videos: {said}"
     assert any(note.startswith(said) for note in notes(study, table_rows(study)))
 
 
@@ -261,29 +256,21 @@ def test_failures_come_with_their_reasons(tmp_path):
     assert "1 more cannot be read" in text and "KeyError: 'returns'" in text
 
 
-def test_a_run_that_failed_before_it_started_comes_with_its_reason(tmp_path):
+def test_folders_that_lack_a_file_come_with_the_reason(tmp_path):
     failed = {"state": "failed", "error": "ValueError: image_size must be >= 84"}
-    (write_run(tmp_path / "runs" / "a", status=failed) / "run.json").unlink()
+    (write_run(tmp_path / "runs" / "failed early", status=failed) / "run.json").unlink()
+    (write_run(tmp_path / "runs" / "trained", status=None) / "model.zip").touch()
     text = report_on(tmp_path / "runs").text
     assert "folder must hold run.json, got 'ValueError: image_size must be >= 84'" in text
-
-
-def test_training_without_a_record_is_no_run_that_has_not_started(tmp_path):
-    (write_run(tmp_path / "runs" / "a", status=None) / "model.zip").touch()
-    text = report_on(tmp_path / "runs").text
     assert "core-agent benchmark records what a report shows" in text
     assert "not started" not in text
 
 
-def test_runs_without_an_evaluation_make_a_page_that_says_so(tmp_path):
+def test_runs_without_an_evaluation_or_that_cannot_be_read_make_a_page_that_says_so(tmp_path):
     write_run(tmp_path / "runs" / "a", status=None)
     shown = report_on(tmp_path / "runs")
-    assert "No evaluation yet" in shown.text
-    assert shown.figures == {}
-
-
-def test_a_folder_that_only_holds_unreadable_runs_makes_a_page(tmp_path):
-    (write_run(tmp_path / "runs" / "a") / "run.json").write_text("{")
+    assert "No evaluation yet" in shown.text and shown.figures == {}
+    (tmp_path / "runs" / "a" / "run.json").write_text("{")
     assert "JSONDecodeError" in report_on(tmp_path / "runs").text
 
 
@@ -410,26 +397,9 @@ def test_labels_keep_apart_and_stay_within_the_chart():
     assert spread([1.0, 1.2, 9.9, 10.0], gap=1.0, high=10.0) == [1.0, 2.0, 9.0, 10.0]
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("QT-Opt+RAD", "QT-Opt+RAD"),
-        ("Recurrent SAC+RAD", "Recurrent…"),
-        ("a_very_long_name", "a_very_long…"),
-    ],
-)
-def test_labels_are_cut_between_words_where_that_goes(name, expected):
-    assert shortened(name) == expected
-
-
-@pytest.mark.parametrize(("hours", "expected"), [(12.5, "12.5 h"), (0.08, "4.8 min")])
-def test_times_below_an_hour_are_in_minutes(hours, expected):
-    assert page.duration(3_600 * hours) == expected
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [(12.4, "+12"), (-12.4, "−12"), (0.3, "0"), (-0.3, "0"), (float("nan"), "–")],
-)
-def test_differences_have_a_sign(value, expected):
-    assert page.number(value, plus=True) == expected
+def test_words_and_numbers_as_they_are_shown():
+    names = ["QT-Opt+RAD", "Recurrent SAC+RAD", "a_very_long_name"]
+    assert [shortened(name) for name in names] == ["QT-Opt+RAD", "Recurrent…", "a_very_long…"]
+    assert [page.duration(3_600 * hours) for hours in (12.5, 0.08)] == ["12.5 h", "4.8 min"]
+    values = (12.4, -12.4, 0.3, -0.3, float("nan"))
+    assert [page.number(v, plus=True) for v in values] == ["+12", "−12", "0", "0", "–"]

@@ -81,17 +81,10 @@ def axis(title: str, **options: Any) -> dict[str, Any]:
     return {"title": {"text": title}, **options}
 
 
-def hovered_axis(title: str, heading: str, **options: Any) -> dict[str, Any]:
-    """A horizontal axis for all values under the pointer, which appear under ``heading``."""
-    spike = {"spikecolor": "var(--muted)", "spikethickness": 1}
-    heading_options = {"unifiedhovertitle": {"text": heading}}
-    return axis(title, showgrid=False, **heading_options, **spike, **options)
-
-
 def steps_axis(title: str, **options: Any) -> dict[str, Any]:
     """Horizontal, in steps."""
-    heading = f"%{{x:,.0f}} {title}"
-    return hovered_axis(title, heading, rangemode="tozero", tickformat="~s", nticks=5, **options)
+    heading = {"unifiedhovertitle": {"text": f"%{{x:,.0f}} {title}"}}
+    return axis(title, rangemode="tozero", tickformat="~s", nticks=5, **heading, **options)
 
 
 def figure(traces: list[Trace], x: dict[str, Any], y: dict[str, Any], **options: Any) -> Figure:
@@ -355,7 +348,9 @@ def profile_figure(study: Study, scores: dict[str, list[np.ndarray]]) -> Figure:
         traces[-1]["line"]["shape"] = "hv"
     return figure(
         traces,
-        hovered_axis("threshold for return / 1,000", "above %{x}", range=[0, 1]),
+        axis(
+            "threshold for return / 1,000", range=[0, 1], unifiedhovertitle={"text": "above %{x}"}
+        ),
         axis("share of runs above it", range=[0, 1.02], tickformat=".0%", nticks=6),
         height=290,
         margin={"l": 58, "r": 20, "t": 12, "b": 46},

@@ -48,7 +48,7 @@ const commonLayout = {
   showlegend: false,
   dragmode: false,
   hovermode: "x unified",
-  xaxis: axis,
+  xaxis: { ...axis, showgrid: false, spikecolor: "var(--muted)", spikethickness: 1 },
   yaxis: axis,
   annotationdefaults: { xref: "paper", showarrow: false },
   shapedefaults: { layer: "below" },
