@@ -79,7 +79,7 @@ def updates_per_step(model: SequenceOffPolicyAlgorithm) -> float:
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """How long ``action`` takes."""
+    """Time that ``action`` takes."""
     started = time.perf_counter()
     action()
     return time.perf_counter() - started
@@ -122,7 +122,7 @@ def draw_estimate(jobs: Sequence[Job], root: Path, price: float = 0.0) -> Table:
 
 
 def announce(run: Run, agent_steps: int | None) -> str:
-    """How long a run at the paper's sizes takes on a CPU; empty for any other run.
+    """Words on the time that a run at the paper's sizes takes on a CPU; empty for any other run.
 
     :param agent_steps: its length; ``None``: the paper's
     """

@@ -272,21 +272,21 @@ class Recorder(BaseCallback):
 
     def _write_status(self) -> None:
         seconds = max(time.perf_counter() - self._started, 1e-9)
-        status = {
-            "state": "running",
-            "error": None,
-            "attempts": self.attempts,
-            "agent_steps": self.num_timesteps,
-            "simulator_steps": self._simulator_steps,
-            "action_repeat": self._action_repeat,
-            "updates": self.model._n_updates,
-            "wall_clock_seconds": self._clock,
-            "steps_per_second": (self.num_timesteps - self._first[0]) / seconds,
-            "updates_per_second": (self.model._n_updates - self._first[1]) / seconds,
-            "host": platform.node(),
-            "versions": library_versions(),
-        }
-        write_whole(self.folder / "status.json", json.dumps(status, indent=1))
+        update_status(
+            self.folder,
+            state="running",
+            error=None,
+            attempts=self.attempts,
+            agent_steps=self.num_timesteps,
+            simulator_steps=self._simulator_steps,
+            action_repeat=self._action_repeat,
+            updates=self.model._n_updates,
+            wall_clock_seconds=self._clock,
+            steps_per_second=(self.num_timesteps - self._first[0]) / seconds,
+            updates_per_second=(self.model._n_updates - self._first[1]) / seconds,
+            host=platform.node(),
+            versions=library_versions(),
+        )
 
 
 def run_job(job: Job, root: Path, progress: bool = False) -> str:

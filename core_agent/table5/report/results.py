@@ -159,29 +159,25 @@ def learning_curve(study: Study, agent: str, setting: Setting) -> list[CurvePoin
 
 
 def aggregates(study: Study) -> list[Aggregate]:
-    """Over the suite's settings: at each of the paper's steps, and at the others' last ones."""
+    """Over the suite's settings: at each of the paper's steps, and at the others' last ones.
+
+    Scores are those of the settings that all agents share.
+    """
     steps_of: dict[int | None, dict[Setting, int]] = {steps: {} for steps in (*PAPER_STEPS, None)}
     for setting in study.settings:
         if setting.is_of_suite:
             for steps in compared_steps(study.select(setting)):
                 steps_of[steps if steps in PAPER_STEPS else None][setting] = steps
-    return [aggregate(study, steps, at) for steps, at in steps_of.items() if at]
-
-
-def aggregate(study: Study, steps: int | None, steps_of: dict[Setting, int]) -> Aggregate:
-    """The scores of all agents on the settings that they share.
-
-    :param steps: as it is shown
-    :param steps_of: simulator steps at which each setting's scores are taken
-    """
-    found = {
-        agent: {setting: study.scores(agent, setting, at) for setting, at in steps_of.items()}
-        for agent in study.agents
-    }
-    evaluated = {a: scores for a, scores in found.items() if any(s.size for s in scores.values())}
-    shared = [s for s in steps_of if all(scores[s].size for scores in evaluated.values())]
-    scores = {a: [normalized(scores[s]) for s in shared] for a, scores in evaluated.items()}
-    return Aggregate(steps, shared, [s for s in steps_of if s not in shared], scores)
+    result = []
+    for at_steps, at in steps_of.items():
+        found = {agent: {s: study.scores(agent, s, at[s]) for s in at} for agent in study.agents}
+        evaluated = {agent: of for agent, of in found.items() if any(s.size for s in of.values())}
+        shared = [setting for setting in at if all(of[setting].size for of in evaluated.values())]
+        left_out = [setting for setting in at if setting not in shared]
+        scores = {agent: [normalized(of[s]) for s in shared] for agent, of in evaluated.items()}
+        if at:
+            result.append(Aggregate(at_steps, shared, left_out, scores))
+    return result
 
 
 def binned_means(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -81,17 +81,10 @@ class Study:
     def settings(self) -> list[Setting]:
         return sorted({run.setting for run in self.runs}, key=lambda setting: setting.order)
 
-    @functools.cached_property
-    def _groups(self) -> dict[Setting, dict[str, list[RecordedRun]]]:
-        groups: dict[Setting, dict[str, list[RecordedRun]]] = {}
-        for run in self.runs:
-            groups.setdefault(run.setting, defaultdict(list))[run.name].append(run)
-        return groups
-
     def select(self, setting: Setting, *agents: str) -> list[RecordedRun]:
         """The runs on a setting, by default those of all agents."""
-        group = self._groups[setting]
-        return [run for agent in agents or self.agents for run in group.get(agent, [])]
+        on_setting = (run for run in self.runs if run.setting == setting)
+        return [run for run in on_setting if not agents or run.name in agents]
 
     def scores(self, agent: str, setting: Setting, steps: int) -> np.ndarray:
         """Mean returns of an agent's seeds that were evaluated at a step, ``(n_seeds,)``."""
