@@ -314,24 +314,18 @@ def loss_figures(study: Study, setting: Setting) -> dict[str, Figure]:
 
 def iqm_figure(study: Study, scores: dict[str, list[np.ndarray]]) -> Figure:
     """Interquartile mean of each agent, with its interval."""
-    rows = [
-        (agent, estimate(interquartile_mean, strata), colour(study, agent))
-        for agent, strata in scores.items()
-    ]
+    means = {agent: estimate(interquartile_mean, strata) for agent, strata in scores.items()}
+    rows = [(agent, mean, colour(study, agent)) for agent, mean in means.items()]
     return interval_figure(rows, "interquartile mean of return / 1,000")
 
 
 def improvement_figure(study: Study, scores: dict[str, list[np.ndarray]]) -> Figure:
     """Probability that the first agent improves on each other one; at 0.5 they are equal."""
     first, *others = scores
-    rows = [
-        (
-            f"{first} over {other}",
-            estimate(probability_of_improvement, scores[first], scores[other]),
-            colour(study, other),
-        )
-        for other in others
-    ]
+    rows = []
+    for other in others:
+        share = estimate(probability_of_improvement, scores[first], scores[other])
+        rows.append((f"{first} over {other}", share, colour(study, other)))
     title = f"probability that a run of {html.escape(first)} scores higher"
     half = ruler("y", 0.5, {"color": "var(--muted)", "width": 1, "dash": "dot"})
     return interval_figure(rows, title, shapes=[half])

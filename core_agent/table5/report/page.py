@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import datetime
 import functools
-import importlib
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -47,7 +46,14 @@ def render(study: Study, unreadable: Sequence[tuple[Path, str]]) -> str:
     def asset(name: str) -> str:
         return (resources.files("core_agent.table5.report") / name).read_text(encoding="utf-8")
 
-    jinja2 = need("jinja2")
+    try:
+        import jinja2
+        from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"a report needs jinja2 and plotly ({error}); install them with: "
+            "pip install 'core-agent[report]'"
+        ) from error
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -61,22 +67,9 @@ def render(study: Study, unreadable: Sequence[tuple[Path, str]]) -> str:
     return environment.from_string(asset("page.html")).render(
         css=asset("page.css"),
         javascript=asset("page.js"),
-        plotly=need("plotly.offline").get_plotlyjs(),
+        plotly=get_plotlyjs(),
         **content(study, unreadable),
     )
-
-
-def need(module: str) -> Any:
-    """A module of the extra ``report``.
-
-    :raises ModuleNotFoundError: saying how to install it
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"a report needs {module} ({error}); install it with: pip install 'core-agent[report]'"
-        ) from error
 
 
 def content(study: Study, unreadable: Sequence[tuple[Path, str]]) -> dict[str, Any]:
@@ -147,8 +140,8 @@ def choose_videos(study: Study) -> tuple[list[tuple[RecordedRun, str]], int]:
     """
     candidates = []
     for agent in study.agents:
-        medians = [median_run(study.select(setting, agent)) for setting in study.settings]
-        candidates += list(enumerate(run for run in medians if run is not None))
+        medians = (median_run(study.select(setting, agent)) for setting in study.settings)
+        candidates += list(enumerate(filter(None, medians)))
     videos, room = [], VIDEO_BYTES
     for _, run in sorted(candidates, key=lambda candidate: candidate[0]):
         size = run.video.stat().st_size
