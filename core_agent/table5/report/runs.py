@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,18 @@ class Study:
     n_duplicates: int
     """Folders left out, because another one has the same run with more steps."""
 
+    @functools.cached_property
+    def _by_setting(self) -> dict[Setting, list[RecordedRun]]:
+        groups = groupby(self.runs, lambda run: run.setting)
+        return {setting: list(runs) for setting, runs in groups}
+
     @property
     def settings(self) -> list[Setting]:
-        return sorted({run.setting for run in self.runs}, key=lambda setting: setting.order)
+        return list(self._by_setting)
 
     def select(self, setting: Setting, *agents: str) -> list[RecordedRun]:
         """The runs on a setting, by default those of all agents."""
-        on_setting = (run for run in self.runs if run.setting == setting)
-        return [run for run in on_setting if not agents or run.name in agents]
+        return [r for r in self._by_setting[setting] if not agents or r.name in agents]
 
     def scores(self, agent: str, setting: Setting, steps: int) -> np.ndarray:
         """Mean returns of an agent's seeds that were evaluated at a step, ``(n_seeds,)``."""
