@@ -5,30 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from core_agent.table5.grid import Job, RunInterruptedError, run_job, update_status
-from core_agent.validation import at_least, check_arguments
+from core_agent.validation import at_least, check, check_arguments
 
 PASSED_ON = ("MUJOCO_GL", "DCS_VIDEOS", "PYTHONPATH")
 """Environment variables that runs on other machines see as this process does."""
 N_RETRIES = 10
 """Times that a run is started again after its machine or process was lost."""
-
-
-def require_ray() -> Any:
-    """The ``ray`` module.
-
-    :raises ValueError: if it is not installed
-    """
-    try:
-        import ray
-    except ModuleNotFoundError:
-        raise ValueError(
-            'ray must be installed to run several runs at once: pip install "core-agent[cluster]"; '
-            "or give --shard 1/1 to run them here, one after the other"
-        ) from None
-    return ray
 
 
 def run_on_ray(
@@ -55,7 +39,13 @@ def run_on_ray(
     :raises ValueError: if Ray is not installed or can never make room for one run
     """
     check_arguments({"cpus": at_least(0), "gpus": at_least(0)}, locals())
-    ray = require_ray()
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise ValueError(
+            'ray must be installed to run several runs at once: pip install "core-agent[cluster]"; '
+            "or give --shard 1/1 to run them here, one after the other"
+        ) from None
     variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     if not ray.is_initialized():
         ray.init(
@@ -65,12 +55,8 @@ def run_on_ray(
             runtime_env={"env_vars": variables},
         )
     check_room(ray.cluster_resources(), cpus, gpus)
-    task = ray.remote(run_job).options(
-        num_cpus=cpus,
-        num_gpus=gpus,
-        max_retries=N_RETRIES,
-        retry_exceptions=[RunInterruptedError],
-    )
+    retries = {"max_retries": N_RETRIES, "retry_exceptions": [RunInterruptedError]}
+    task = ray.remote(run_job).options(num_cpus=cpus, num_gpus=gpus, **retries)
     pending = {task.remote(job, root.absolute()): job for job in jobs}
     ended: dict[Path, str] = {}
     while pending:
@@ -92,8 +78,5 @@ def check_room(resources: dict[str, float], cpus: float, gpus: float) -> None:
     :raises ValueError: if it does not
     """
     for name, wanted, key in (("cpus", cpus, "CPU"), ("gpus", gpus, "GPU")):
-        available = resources.get(key, 0.0)
-        if wanted > available:
-            raise ValueError(
-                f"{name} must be at most what the cluster has, {available:g}, got {wanted:g}"
-            )
+        rule = f"be at most what the cluster has, {resources.get(key, 0.0):g}"
+        check(wanted <= resources.get(key, 0.0), name, rule, wanted)

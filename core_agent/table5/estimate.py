@@ -79,7 +79,7 @@ def updates_per_step(model: SequenceOffPolicyAlgorithm) -> float:
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """How long ``action`` takes."""
+    """Time that ``action`` takes."""
     started = time.perf_counter()
     action()
     return time.perf_counter() - started
@@ -92,14 +92,16 @@ def draw_estimate(jobs: Sequence[Job], root: Path, price: float = 0.0) -> Table:
     """
     left = [job for job in jobs if read_status(job.folder(root))["state"] != "finished"]
     table = Table(title=f"{len(left)} of {len(jobs)} runs to do, one at a time, on this machine")
-    for column in ("agent", "runs", "simulator steps", "ms a step", "ms an update", "hours a run"):
-        table.add_column(column, justify="right" if column != "agent" else "left")
-    table.add_column("hours", justify="right")
-    table.add_column("cost", justify="right")
+    table.add_column("agent")
+    columns = ("runs", "simulator steps", "ms a step", "ms an update", "hours a run")
+    for column in (*columns, "hours", "cost"):
+        table.add_column(column, justify="right")
     total = 0.0
     for agent, group in groupby(sorted(left, key=lambda j: j.run.agent), lambda j: j.run.agent):
         runs = list(group)
-        estimates = [estimate_run(job) for job in one_of_each_task(runs)]
+        # Steps differ in cost, and tasks in steps: one run of each task is tried.
+        tried = {job.run.env_id.rsplit("-", 2)[0]: job for job in runs}.values()
+        estimates = [estimate_run(job) for job in tried]
         estimate = Estimate(*np.mean(estimates, axis=0).tolist())
         hours = estimate.run / 3600
         total += hours * len(runs)
@@ -119,13 +121,8 @@ def draw_estimate(jobs: Sequence[Job], root: Path, price: float = 0.0) -> Table:
     return table
 
 
-def one_of_each_task(jobs: Sequence[Job]) -> list[Job]:
-    """One run of each task: steps differ in cost, and tasks in steps."""
-    return list({job.run.env_id.rsplit("-", 2)[0]: job for job in jobs}.values())
-
-
 def announce(run: Run, agent_steps: int | None) -> str:
-    """How long a run at the paper's sizes takes on a CPU; empty for any other run.
+    """Words on the time that a run at the paper's sizes takes on a CPU; empty for any other run.
 
     :param agent_steps: its length; ``None``: the paper's
     """

@@ -13,10 +13,12 @@ continued at any time, by this process or another; a finished run is left alone.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import platform
+import re
 import time
 import traceback
 from collections import Counter
@@ -51,11 +53,7 @@ LOCK_PATIENCE = 300.0
 
 
 class RunInterruptedError(RuntimeError):
-    """A run was stopped by a signal; it continues from its checkpoint when it is run again.
-
-    :param folder: of the run
-    :param signal: the one that stopped it
-    """
+    """A run was stopped by a signal; it continues from its checkpoint when it is run again."""
 
     def __init__(self, folder: Path, signal: Signals) -> None:
         super().__init__(folder, signal)
@@ -85,32 +83,27 @@ class Suite:
 
     def __post_init__(self) -> None:
         known = {"tasks": TASKS, "difficulties": DIFFICULTIES, "distractions": DISTRACTIONS}
-        for name, choices in known.items():
-            unknown = [value for value in getattr(self, name) if value not in choices]
-            check(not unknown, name, f"be among {choices}", unknown)
+        for name in ("agents", *known, "seeds"):
+            values = getattr(self, name)
+            check(bool(values), name, "hold at least one", values)
+            unknown = [value for value in values if value not in known.get(name, values)]
+            check(not unknown, name, f"be among {known.get(name)}", unknown)
         for agent in self.agents:
             get_agent(agent)
             preset(self.preset, agent)
-        counts = ("simulator_steps", "evaluate_every", "n_episodes", "checkpoint_every")
-        check_arguments(dict.fromkeys(counts, SIZE), vars(self))
         for seed in self.seeds:
             whole(0)("seeds", seed)
-        for name in ("agents", "tasks", "difficulties", "distractions", "seeds"):
-            check(bool(getattr(self, name)), name, "hold at least one", getattr(self, name))
+        counts = ("simulator_steps", "evaluate_every", "n_episodes", "checkpoint_every")
+        check_arguments(dict.fromkeys(counts, SIZE), vars(self))
 
     def jobs(self) -> list[Job]:
         """One for each run, seeds last, so that an unfinished grid has all settings."""
         grid = itertools.product(
             self.seeds, self.agents, self.tasks, self.difficulties, self.distractions
         )
+        plan = (self.simulator_steps, self.evaluate_every, self.n_episodes, self.checkpoint_every)
         return [
-            Job(
-                Run(f"DCS-{task}-{difficulty}-{distraction}", agent, self.preset, seed),
-                self.simulator_steps,
-                self.evaluate_every,
-                self.n_episodes,
-                self.checkpoint_every,
-            )
+            Job(Run(f"DCS-{task}-{difficulty}-{distraction}", agent, self.preset, seed), *plan)
             for seed, agent, task, difficulty, distraction in grid
         ]
 
@@ -164,27 +157,26 @@ def take_shard(jobs: Sequence[Job], shard: str) -> list[Job]:
 
     :raises ValueError: unless ``1 <= i <= n``
     """
-    parts = shard.split("/")
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    index, count = map(int, match.groups()) if match else (0, 0)
     rule = "have the form i/n with 1 <= i <= n, such as 1/4"
-    check(len(parts) == 2 and all(part.isdecimal() for part in parts), "shard", rule, shard)
-    index, count = map(int, parts)
     check(1 <= index <= count, "shard", rule, shard)
     return list(jobs[index - 1 :: count])
 
 
 # ---- the record of a run ----
 
+STATES = ("finished", "running", "failed", "not started")
+
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The entries of a ``.jsonl`` file; one that was cut short by a crash is left out."""
-    if not path.is_file():
-        return []
+    """The entries of a ``.jsonl`` file; lines that a crash cut short are left out."""
     entries = []
-    for line in path.read_text().splitlines():
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and "agent_steps" in entry:
+                entries.append(entry)
     return entries
 
 
@@ -196,9 +188,9 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """The content of ``status.json``; ``{"state": "not begun"}`` without one."""
+    """The content of ``status.json``; ``{"state": "not started"}`` without one."""
     path = folder / "status.json"
-    return json.loads(path.read_text()) if path.is_file() else {"state": "not begun"}
+    return json.loads(path.read_text()) if path.is_file() else {"state": "not started"}
 
 
 class Recorder(BaseCallback):
@@ -217,22 +209,18 @@ class Recorder(BaseCallback):
         self._action_repeat = self.model.action_repeat  # type: ignore[attr-defined]
         self._clock_before = 0.0
         for name in ("evaluations", "episodes", "losses"):
-            self._forget_beyond_checkpoint(self.folder / f"{name}.jsonl")
+            path = self.folder / f"{name}.jsonl"
+            kept = [e for e in read_lines(path) if e["agent_steps"] <= self.model.num_timesteps]
+            self._clock_before = max([self._clock_before, *(e["wall_clock_seconds"] for e in kept)])
+            write_whole(path, "".join(json.dumps(entry) + "\n" for entry in kept))
         self._started = time.perf_counter()
         self._first = self.model.num_timesteps, self.model._n_updates
         self._n_updates = self.model._n_updates
         self._val_env = training_environment(self.job.run, "val")
         self.model.when_learning_ends(lambda _: self._val_env.close())  # type: ignore[attr-defined]
         evaluated = read_lines(self.folder / "evaluations.jsonl")
-        last = evaluated[-1]["simulator_steps"] if evaluated else 0
-        self._next = next_multiple(self.job.evaluate_every, last)
-        self._write_status("running")
-
-    def _forget_beyond_checkpoint(self, path: Path) -> None:
-        kept = [e for e in read_lines(path) if e["agent_steps"] <= self.model.num_timesteps]
-        clocks = [entry["wall_clock_seconds"] for entry in kept]
-        self._clock_before = max([self._clock_before, *clocks])
-        write_whole(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+        self._evaluated_at = evaluated[-1]["simulator_steps"] if evaluated else 0
+        self._write_status()
 
     @property
     def _clock(self) -> float:
@@ -252,7 +240,8 @@ class Recorder(BaseCallback):
         for info in self.locals["infos"]:
             if "episode" in info:
                 self._append("episodes", {"return": float(info["episode"]["r"])})
-        if self._next <= self._simulator_steps < self.job.simulator_steps:
+        due = next_multiple(self.job.evaluate_every, self._evaluated_at)
+        if due <= self._simulator_steps < self.job.simulator_steps:
             self._evaluate()
         return True
 
@@ -262,16 +251,15 @@ class Recorder(BaseCallback):
             values = self.logger.name_to_value.items()
             losses = {key: float(v) for key, v in values if key.startswith("train/")}
             self._append("losses", {"updates": self._n_updates, **losses})
-            self._write_status("running")
+            self._write_status()
 
     def _on_training_end(self) -> None:
         # The last evaluation is of the model that is saved: after the last updates.
+        is_done = self._simulator_steps >= self.job.simulator_steps
         unfinished = self.model._is_unfinished  # type: ignore[attr-defined]
-        if self._simulator_steps >= self.job.simulator_steps and not unfinished:
-            evaluated = read_lines(self.folder / "evaluations.jsonl")
-            if not evaluated or evaluated[-1]["agent_steps"] != self.num_timesteps:
-                self._evaluate()
-        self._write_status("running")
+        if is_done and not unfinished and self._evaluated_at != self._simulator_steps:
+            self._evaluate()
+        self._write_status()
 
     def _evaluate(self) -> None:
         """Play complete episodes on validation videos, the same each time."""
@@ -280,25 +268,25 @@ class Recorder(BaseCallback):
         returns = [episode.episode_return for episode in episodes]
         self._append("evaluations", {"returns": returns})
         write_mp4(self.folder / "validation.mp4", episodes[0].frames, FRAMES_PER_SECOND)
-        self._next = next_multiple(self.job.evaluate_every, self._simulator_steps)
+        self._evaluated_at = self._simulator_steps
 
-    def _write_status(self, state: str) -> None:
+    def _write_status(self) -> None:
         seconds = max(time.perf_counter() - self._started, 1e-9)
-        status = {
-            "state": state,
-            "error": None,
-            "attempts": self.attempts,
-            "agent_steps": self.num_timesteps,
-            "simulator_steps": self._simulator_steps,
-            "action_repeat": self._action_repeat,
-            "updates": self.model._n_updates,
-            "wall_clock_seconds": self._clock,
-            "steps_per_second": (self.num_timesteps - self._first[0]) / seconds,
-            "updates_per_second": (self.model._n_updates - self._first[1]) / seconds,
-            "host": platform.node(),
-            "versions": library_versions(),
-        }
-        write_whole(self.folder / "status.json", json.dumps(status, indent=1))
+        update_status(
+            self.folder,
+            state="running",
+            error=None,
+            attempts=self.attempts,
+            agent_steps=self.num_timesteps,
+            simulator_steps=self._simulator_steps,
+            action_repeat=self._action_repeat,
+            updates=self.model._n_updates,
+            wall_clock_seconds=self._clock,
+            steps_per_second=(self.num_timesteps - self._first[0]) / seconds,
+            updates_per_second=(self.model._n_updates - self._first[1]) / seconds,
+            host=platform.node(),
+            versions=library_versions(),
+        )
 
 
 def run_job(job: Job, root: Path, progress: bool = False) -> str:
@@ -347,44 +335,32 @@ def update_status(folder: Path, **changes: Any) -> None:
 
 # ---- the state of all runs ----
 
-STATES = ("finished", "running", "failed", "not begun")
-
 
 def draw_table(jobs: Sequence[Job], root: Path) -> Table:
-    """One row for each agent and environment: seeds by state, progress, returns, speed."""
-    table = Table(title=f"{len(jobs)} runs in {root}")
-    for column in ("agent", "environment"):
-        table.add_column(column)
+    """One row for each agent and environment: seeds by state, progress, returns, speed.
+
+    The return is the mean of the last evaluations, with the number of seeds that it is of.
+    """
+    table = Table("agent", "environment", title=f"{len(jobs)} runs in {root}")
     for column in (*STATES, "progress", "return", "steps/s"):
         table.add_column(column, justify="right")
     by_setting = sorted(jobs, key=lambda job: (job.run.agent, job.run.env_id))
-    for (agent, env_id), group in groupby(by_setting, lambda j: (j.run.agent, j.run.env_id)):
+    for setting, group in groupby(by_setting, lambda job: (job.run.agent, job.run.env_id)):
         seeds = list(group)
         statuses = [read_status(job.folder(root)) for job in seeds]
         counts = Counter(status["state"] for status in statuses)
-        cells = [str(counts[state]) if counts[state] else "" for state in STATES]
-        cells += [progress(seeds, statuses), returns(seeds, root), speed(statuses)]
-        table.add_row(agent, env_id, *cells)
+        shares = [
+            min(1.0, status.get("simulator_steps", 0) / job.simulator_steps)
+            for job, status in zip(seeds, statuses)
+        ]
+        evaluations = [read_lines(job.folder(root) / "evaluations.jsonl") for job in seeds]
+        returns = [np.mean(lines[-1]["returns"]) for lines in evaluations if lines]
+        speeds = [s["steps_per_second"] for s in statuses if s.get("steps_per_second")]
+        table.add_row(
+            *setting,
+            *(str(counts[state] or "") for state in STATES),
+            f"{np.mean(shares):.0%}",
+            f"{np.mean(returns):.0f} ({len(returns)})" if returns else "–",
+            f"{np.mean(speeds):.1f}" if speeds else "–",
+        )
     return table
-
-
-def progress(jobs: Sequence[Job], statuses: Sequence[dict[str, Any]]) -> str:
-    """Simulator steps made, as a share of those to make."""
-    shares = [
-        min(1.0, status.get("simulator_steps", 0) / job.simulator_steps)
-        for job, status in zip(jobs, statuses)
-    ]
-    return f"{np.mean(shares):.0%}"
-
-
-def returns(jobs: Sequence[Job], root: Path) -> str:
-    """Mean of the last evaluations, and of how many seeds it is."""
-    evaluations = [read_lines(job.folder(root) / "evaluations.jsonl") for job in jobs]
-    last = [np.mean(lines[-1]["returns"]) for lines in evaluations if lines]
-    return f"{np.mean(last):.0f} ({len(last)})" if last else "–"
-
-
-def speed(statuses: Sequence[dict[str, Any]]) -> str:
-    """Mean of the agent steps per second."""
-    speeds = [s["steps_per_second"] for s in statuses if s.get("steps_per_second")]
-    return f"{np.mean(speeds):.1f}" if speeds else "–"

@@ -48,7 +48,7 @@ class Setting(NamedTuple):
 
     @property
     def is_of_suite(self) -> bool:
-        """Whether an episode has 1,000 simulator steps with rewards of at most 1."""
+        """True where an episode has 1,000 simulator steps with rewards of at most 1."""
         return self.task in TASKS
 
     @property

@@ -99,13 +99,11 @@ def probability_of_improvement(ours: Strata, theirs: Strata) -> np.ndarray:
     :raises ValueError: if their numbers of settings differ
     """
     check(len(ours) == len(theirs), "theirs", f"have {len(ours)} settings", len(theirs))
-    return np.mean([win_share(*pair) for pair in zip(ours, theirs)], axis=0)
-
-
-def win_share(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Share of the pairs that ours wins, ties counting half; both ``(..., n_seeds)``."""
-    differences = ours[..., :, None] - theirs[..., None, :]
-    return np.mean(0.5 + 0.5 * np.sign(differences), axis=(-2, -1))
+    shares = []
+    for our, their in zip(ours, theirs):
+        signs = np.sign(our[..., :, None] - their[..., None, :])
+        shares.append(np.mean(0.5 + 0.5 * signs, axis=(-2, -1)))
+    return np.mean(shares, axis=0)
 
 
 def performance_profile(strata: Strata, thresholds: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from core_agent.runs.video import write_mp4
+from core_agent.table5.report.runs import Study, make_study, read_runs
 
 ACTION_REPEAT = 4
 STATUS = {
@@ -77,6 +78,10 @@ def write_run(
     if video:
         write_mp4(folder / "validation.mp4", list(moving_square(24)), 12)
     return folder
+
+
+def study_of(folder: Path) -> Study:
+    return make_study(read_runs([folder])[0])
 
 
 def write_losses(folder: Path, losses: Mapping[str, Sequence[float]]) -> None:

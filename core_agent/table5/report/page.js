@@ -23,8 +23,40 @@ function resolveColours(value) {
   return value;
 }
 
+// Axes have no zoom, so that a finger scrolls the page.
+const axis = {
+  title: { standoff: 8 },
+  fixedrange: true,
+  automargin: true,
+  zeroline: false,
+  showline: true,
+  ticks: "outside",
+  linecolor: "var(--rule)",
+  tickcolor: "var(--rule)",
+  gridcolor: "var(--rule)",
+};
+const commonLayout = {
+  margin: { l: 52, r: 92, t: 12, b: 46 },
+  paper_bgcolor: "var(--ground)",
+  plot_bgcolor: "var(--ground)",
+  font: { size: 12, color: "var(--muted)" },
+  hoverlabel: {
+    bgcolor: "var(--raised)",
+    bordercolor: "var(--rule)",
+    font: { color: "var(--text)", size: 12 },
+  },
+  showlegend: false,
+  dragmode: false,
+  hovermode: "x unified",
+  xaxis: { ...axis, showgrid: false, spikecolor: "var(--muted)", spikethickness: 1 },
+  yaxis: axis,
+  annotationdefaults: { xref: "paper", showarrow: false },
+  shapedefaults: { layer: "below" },
+};
+
 function draw(chart) {
   const { data, layout } = resolveColours(figures[chart.id]);
+  layout.template = { layout: resolveColours(commonLayout) };
   Plotly.react(chart, data, layout, { displayModeBar: false, responsive: true });
   drawn.add(chart);
 }

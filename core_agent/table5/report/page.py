@@ -5,34 +5,24 @@ from __future__ import annotations
 import base64
 import datetime
 import functools
-import importlib
 import math
+from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import core_agent
-from core_agent.table5.paper import PaperResult, Setting
+from core_agent.table5.grid import STATES
+from core_agent.table5.paper import PaperResult
 from core_agent.table5.report import figures, results
-from core_agent.table5.report.notes import facts, listing, notes, state_counts
-from core_agent.table5.report.results import MeanError
-from core_agent.table5.report.runs import STATES, RecordedRun, UnreadableRun, read_runs
-from core_agent.table5.report.study import Study, make_study
-from core_agent.table5.statistics import MINIMUM_SEEDS
+from core_agent.table5.report.notes import facts, listing, notes
+from core_agent.table5.report.runs import RecordedRun, Study, make_study, read_runs
+from core_agent.table5.statistics import MINIMUM_SEEDS, MeanError
 
 VIDEO_BYTES = 24 * 1024**2
 """Largest size of all videos of a page, before base64 encoding, which adds a third."""
 MINUS = "\N{MINUS SIGN}"
-
-
-class Video(NamedTuple):
-    """An episode of one agent on one setting."""
-
-    agent: str
-    run: RecordedRun
-    content: str
-    """The file, as base64."""
 
 
 def write_report(paths: Sequence[Path], output: Path) -> int:
@@ -50,54 +40,42 @@ def write_report(paths: Sequence[Path], output: Path) -> int:
     return len(runs) + len(unreadable)
 
 
-def render(study: Study, unreadable: Sequence[UnreadableRun]) -> str:
+def render(study: Study, unreadable: Sequence[tuple[Path, str]]) -> str:
     """The page as HTML; all text from the runs' files is escaped."""
-    jinja2 = need("jinja2")
+
+    def asset(name: str) -> str:
+        return (resources.files("core_agent.table5.report") / name).read_text(encoding="utf-8")
+
+    try:
+        import jinja2
+        from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"a report needs jinja2 and plotly ({error}); install them with: "
+            "pip install 'core-agent[report]'"
+        ) from error
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
         number=number,
-        signed=signed,
         mean_error=mean_error,
-        difference=difference,
         duration=duration,
-        setting=setting_name,
-        distractions=distractions,
-        listing=listing,
+        setting=lambda setting: ", ".join(filter(None, setting)),
+        distractions=lambda setting: ", ".join(setting[1:]) if setting[1] else "undistracted",
     )
-    template = environment.from_string(asset("page.html"))
-    return template.render(
+    return environment.from_string(asset("page.html")).render(
         css=asset("page.css"),
         javascript=asset("page.js"),
-        plotly=need("plotly.offline").get_plotlyjs(),
+        plotly=get_plotlyjs(),
         **content(study, unreadable),
     )
 
 
-def asset(name: str) -> str:
-    """A file of this package."""
-    return (resources.files("core_agent.table5.report") / name).read_text(encoding="utf-8")
-
-
-def need(module: str) -> Any:
-    """A module of the extra ``report``.
-
-    :raises ModuleNotFoundError: saying how to install it
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"a report needs {module} ({error}); install it with: pip install 'core-agent[report]'"
-        ) from error
-
-
-def content(study: Study, unreadable: Sequence[UnreadableRun]) -> dict[str, Any]:
+def content(study: Study, unreadable: Sequence[tuple[Path, str]]) -> dict[str, Any]:
     """The template's variables."""
     rows = results.table_rows(study)
-    charts = Charts(study)
-    counts = state_counts(study)
+    counts = Counter(run.state for run in study.runs)
     videos, n_left_out = choose_videos(study)
     return dict(
         title=title(study),
@@ -107,21 +85,14 @@ def content(study: Study, unreadable: Sequence[UnreadableRun]) -> dict[str, Any]
         notes=notes(study, rows),
         states=[(state, counts[state]) for state in STATES if counts[state]],
         n_runs=len(study.runs),
-        tables=[
-            ("Mean over tasks", results.mean_rows(study, rows)),
-            ("Task by task", rows),
-        ],
-        curves=charts.curves(),
-        aggregates=charts.aggregates(),
-        losses=charts.losses(),
-        figures=charts.figures,
+        tables=[("Mean over tasks", results.mean_rows(study, rows)), ("Task by task", rows)],
+        **charts(study),
         videos=videos,
         n_videos_left_out=n_left_out,
         speeds=results.speeds(study),
         failed=[run for run in study.runs if run.state == "failed"],
         unreadable=unreadable,
-        pending=[run for run in study.runs if run.state in ("running", "not begun")],
-        name=study.name,
+        pending=[run for run in study.runs if run.state in ("running", "not started")],
         agents=study.agents,
         colour=functools.partial(figures.colour, study),
         minimum_seeds=MINIMUM_SEEDS,
@@ -129,79 +100,61 @@ def content(study: Study, unreadable: Sequence[UnreadableRun]) -> dict[str, Any]
     )
 
 
-class Charts:
-    """Makes the figures, and names each for the page.
+def charts(study: Study) -> dict[str, Any]:
+    """The page's figures by their names, and the names that each section shows."""
+    named: dict[str, figures.Figure] = {}
 
-    :param study: runs to show
-    """
-
-    def __init__(self, study: Study) -> None:
-        self.study = study
-        self.figures: dict[str, figures.Figure] = {}
-
-    def add(self, figure: figures.Figure) -> str:
-        """Store a figure and return its name."""
-        name = f"figure-{len(self.figures) + 1}"
-        self.figures[name] = figure
+    def add(figure: figures.Figure) -> str:
+        named[name := f"figure-{len(named) + 1}"] = figure
         return name
 
-    def curves(self) -> list[tuple[Setting, str]]:
-        """Learning curves of every setting that was evaluated."""
-        return [
-            (setting, self.add(figures.learning_figure(self.study, setting)))
-            for setting in self.study.settings
-            if any(run.evaluations for run in self.study.select(setting))
-        ]
-
-    def aggregates(self) -> list[dict[str, Any]]:
-        """Statistics over settings, with charts of those that all agents have."""
-        result = []
-        for aggregate in results.aggregates(self.study):
-            names = {}
-            if aggregate.settings:
-                names["iqm"] = self.add(figures.iqm_figure(self.study, aggregate))
-                names["profile"] = self.add(figures.profile_figure(self.study, aggregate))
-                if len(aggregate.scores) > 1:
-                    figure = figures.improvement_figure(self.study, aggregate)
-                    names["improvement"] = self.add(figure)
-            result.append(dict(of=aggregate, figures=names))
-        return result
-
-    def losses(self) -> list[tuple[Setting, list[tuple[str, str]]]]:
-        """Figure 1 for every setting that has logged losses: titles and names of the panels."""
-        result = []
-        for setting in self.study.settings:
-            panels = figures.loss_figures(self.study, setting)
-            if panels:
-                named = [(heading, self.add(figure)) for heading, figure in panels.items()]
-                result.append((setting, named))
-        return result
+    curves = [
+        (setting, add(figures.learning_figure(study, setting)))
+        for setting in study.settings
+        if any(run.returns for run in study.select(setting))
+    ]
+    aggregates = []
+    for aggregate in results.aggregates(study):
+        scores, names = aggregate.scores, {}
+        if aggregate.settings:
+            names["iqm"] = add(figures.iqm_figure(study, scores))
+            names["profile"] = add(figures.profile_figure(study, scores))
+            if len(scores) > 1:
+                names["improvement"] = add(figures.improvement_figure(study, scores))
+        aggregates.append(dict(of=aggregate, figures=names))
+    panels = [(setting, figures.loss_figures(study, setting)) for setting in study.settings]
+    losses = [
+        (setting, [(heading, add(figure)) for heading, figure in found.items()])
+        for setting, found in panels
+        if found
+    ]
+    return dict(curves=curves, aggregates=aggregates, losses=losses, figures=named)
 
 
-def choose_videos(study: Study) -> tuple[list[Video], int]:
+def choose_videos(study: Study) -> tuple[list[tuple[RecordedRun, str]], int]:
     """One video for each agent and setting up to the largest size, and the number left out.
 
     Every agent comes first with its first setting, then with its second, and so on.
+
+    :return: runs with their videos as base64; the number
     """
     candidates = []
     for agent in study.agents:
-        medians = [median_run(study.select(setting, agent)) for setting in study.settings]
-        found = [run for run in medians if run is not None]
-        candidates += [(turn, agent, run) for turn, run in enumerate(found)]
+        medians = (median_run(study.select(setting, agent)) for setting in study.settings)
+        candidates += list(enumerate(filter(None, medians)))
     videos, room = [], VIDEO_BYTES
-    for _, agent, run in sorted(candidates, key=lambda candidate: candidate[0]):
+    for _, run in sorted(candidates, key=lambda candidate: candidate[0]):
         size = run.video.stat().st_size
         if size <= room:
             room -= size
-            content = base64.b64encode(run.video.read_bytes()).decode()
-            videos.append(Video(agent, run, content))
+            videos.append((run, base64.b64encode(run.video.read_bytes()).decode()))
     return videos, len(candidates) - len(videos)
 
 
 def median_run(runs: Sequence[RecordedRun]) -> RecordedRun | None:
     """The run with the median return among those with a video."""
     filmed = [run for run in runs if run.video.is_file()]
-    ranked = sorted(filmed, key=lambda run: run.evaluations[-1].score if run.evaluations else 0.0)
+    ranked = sorted(filmed, key=lambda run: run.score(run.last_steps) if run.returns else 0.0)
     return ranked[(len(ranked) - 1) // 2] if ranked else None
 
 
@@ -214,43 +167,28 @@ def title(study: Study) -> str:
     return f"{agents} on {tasks[0] if len(tasks) == 1 else f'{len(tasks)} tasks'}"
 
 
-def distractions(setting: Setting) -> str:
-    """``"easy, dynamic"``."""
-    return ", ".join(setting[1:]) if setting.difficulty else "undistracted"
+def number(value: float, digits: int = 0, plus: bool = False) -> str:
+    """With thousands separated and a true minus sign; a dash for what is not finite.
 
-
-def setting_name(setting: Setting) -> str:
-    """``"cheetah-run, easy, dynamic"``."""
-    return ", ".join(filter(None, setting))
-
-
-def number(value: float, digits: int = 0) -> str:
-    """With thousands separated and a true minus sign; a dash for what is not finite."""
+    :param plus: positive numbers have a sign too
+    """
     if not math.isfinite(value):
         return "–"
     # Adding 0 takes the sign off a negative zero.
-    return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", MINUS)
+    rounded = round(float(value), digits) + 0.0
+    return f"{'+' * (plus and rounded > 0)}{rounded:,.{digits}f}".replace("-", MINUS)
 
 
-def duration(hours: float) -> str:
+def mean_error(result: MeanError | PaperResult, plus: bool = False) -> str:
+    """``"423 ± 22"``; without the error where one seed has none.
+
+    :param plus: a positive mean has a sign too
+    """
+    mean, error = number(result.mean, plus=plus), result.standard_error
+    return mean if math.isnan(error) else f"{mean} ± {number(error)}"
+
+
+def duration(seconds: float) -> str:
     """``"12.5 h"``; below an hour ``"4.8 min"``."""
+    hours = seconds / 3_600
     return f"{number(hours, 1)} h" if hours >= 1 else f"{number(60 * hours, 1)} min"
-
-
-def signed(value: float) -> str:
-    """``"+12"``, ``"−12"`` or ``"0"``."""
-    text = number(value)
-    return f"+{text}" if value > 0 and text != "0" else text
-
-
-def mean_error(result: MeanError | PaperResult) -> str:
-    """``"423 ± 22"``; without the error where one seed has none."""
-    if math.isnan(result.standard_error):
-        return number(result.mean)
-    return f"{number(result.mean)} ± {number(result.standard_error)}"
-
-
-def difference(result: MeanError) -> str:
-    """``"−22 ± 31"``; without the error where one seed has none."""
-    error = "" if math.isnan(result.standard_error) else f" ± {number(result.standard_error)}"
-    return f"{signed(result.mean)}{error}"

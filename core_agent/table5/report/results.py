@@ -16,7 +16,7 @@ from core_agent.table5.paper import (
     Setting,
     find_paper_result,
 )
-from core_agent.table5.report.study import Study, compared_steps
+from core_agent.table5.report.runs import Study, compared_steps
 from core_agent.table5.statistics import (
     MINIMUM_SEEDS,
     MeanError,
@@ -26,21 +26,17 @@ from core_agent.table5.statistics import (
     mean_and_standard_error,
     mean_over_tasks,
     normalized,
-    performance_profile,
-    probability_of_improvement,
     stratified_bootstrap,
 )
 
-THRESHOLDS = np.linspace(0.0, 1.0, 101)
-
 
 class Estimate(NamedTuple):
-    """A statistic and its interval."""
+    """A statistic and its interval, of the statistic's shape."""
 
-    value: float
-    low: float | None
+    value: np.ndarray
+    low: np.ndarray | None = None
     """``None`` where a setting has fewer than 3 seeds."""
-    high: float | None
+    high: np.ndarray | None = None
 
 
 class Row(NamedTuple):
@@ -94,82 +90,32 @@ class Aggregate(NamedTuple):
         """The smallest number of seeds of any agent and setting."""
         return fewest_seeds(*self.scores.values())
 
-    def iqm(self) -> dict[str, Estimate]:
-        """Interquartile mean of each agent."""
-        return {
-            agent: estimate(interquartile_mean, strata) for agent, strata in self.scores.items()
-        }
-
-    def improvements(self) -> dict[str, Estimate]:
-        """Probability that the first agent scores higher, by the other agent's name."""
-        first, *others = self.scores
-        return {
-            other: estimate(probability_of_improvement, self.scores[first], self.scores[other])
-            for other in others
-        }
-
-    def profiles(self) -> dict[str, list[Estimate]]:
-        """For each agent the share of runs above each of :data:`THRESHOLDS`."""
-        return {agent: profile(strata) for agent, strata in self.scores.items()}
-
-
-class Speed(NamedTuple):
-    """Mean speed of an agent's runs on a setting."""
-
-    agent: str
-    setting: Setting
-    n_runs: int
-    steps_per_second: float
-    updates_per_second: float
-    hours: float
-    hosts: tuple[str, ...]
-
 
 def estimate(statistic: Callable[..., np.ndarray], *samples: Strata) -> Estimate:
     """A statistic of scores, with its interval where every setting has at least 3 seeds."""
-    value = float(statistic(*samples))
+    value = statistic(*samples)
     if fewest_seeds(*samples) < MINIMUM_SEEDS:
-        return Estimate(value, None, None)
-    low, high = stratified_bootstrap(statistic, *samples)
-    return Estimate(value, float(low), float(high))
-
-
-def mean_of_seeds(strata: Strata) -> np.ndarray:
-    """Mean over the seeds of all settings."""
-    return np.concatenate(strata, axis=-1).mean(axis=-1)
-
-
-def profile(strata: Strata) -> list[Estimate]:
-    """Share of runs above each of :data:`THRESHOLDS`, with bands from 3 seeds on."""
-
-    def statistic(strata: Strata) -> np.ndarray:
-        return performance_profile(strata, THRESHOLDS)
-
-    values = statistic(strata)
-    if fewest_seeds(strata) < MINIMUM_SEEDS:
-        return [Estimate(float(value), None, None) for value in values]
-    low, high = stratified_bootstrap(statistic, strata)
-    return [Estimate(*map(float, band)) for band in zip(values, low, high)]
+        return Estimate(value)
+    return Estimate(value, *stratified_bootstrap(statistic, *samples))
 
 
 def table_rows(study: Study) -> list[Row]:
-    """Every agent on every setting, at the steps at which that setting's runs are compared."""
+    """Every agent on every setting, at the steps at which that setting's runs are compared.
+
+    Other steps than the paper's are compared with its first ones.
+    """
     rows = []
     for setting in study.settings:
         for steps in compared_steps(study.select(setting)):
+            paper_steps = steps if steps in PAPER_STEPS else PAPER_STEPS[0]
             for agent in study.agents:
                 scores = study.scores(agent, setting, steps)
                 if scores.size:
-                    rows.append(make_row(study, agent, setting, steps, scores))
+                    result = mean_and_standard_error(scores)
+                    iqm = estimate(interquartile_mean, [scores])
+                    paper = find_paper_result(study.paper_name(agent), setting, paper_steps)
+                    rows.append(Row(agent, setting, steps, result, iqm, paper, paper_steps))
     return rows
-
-
-def make_row(study: Study, agent: str, setting: Setting, steps: int, scores: np.ndarray) -> Row:
-    """One line of the table; other steps than the paper's are compared with its first ones."""
-    paper_steps = steps if steps in PAPER_STEPS else PAPER_STEPS[0]
-    paper = find_paper_result(study.paper_name(agent), setting, paper_steps)
-    iqm = estimate(interquartile_mean, [scores])
-    return Row(agent, setting, steps, mean_and_standard_error(scores), iqm, paper, paper_steps)
 
 
 def mean_rows(study: Study, rows: Sequence[Row]) -> list[Row]:
@@ -182,84 +128,56 @@ def mean_rows(study: Study, rows: Sequence[Row]) -> list[Row]:
         if row.setting.is_of_suite:
             distractions = row.setting._replace(task="mean")
             groups[row.agent, distractions, row.paper_steps, row.is_at_paper_steps].append(row)
-    return [
-        mean_row(study, agent, distractions, group)
-        for (agent, distractions, *_), group in groups.items()
-        if len(group) > 1
-    ]
-
-
-def mean_row(study: Study, agent: str, setting: Setting, rows: Sequence[Row]) -> Row:
-    """The mean of rows that differ in their task."""
-    steps = {row.steps for row in rows}
-    papers = [row.paper for row in rows if row.paper is not None]
-    paper = None
-    if len(papers) == len(TASKS):
-        paper = find_paper_result(study.paper_name(agent), setting, rows[0].paper_steps)
-    elif len(papers) == len(rows):
-        mean = mean_over_tasks([MeanError(*result, N_PAPER_SEEDS) for result in papers])
-        paper = PaperResult(mean.mean, mean.standard_error)
-    return Row(
-        agent,
-        setting,
-        steps.pop() if len(steps) == 1 else None,
-        mean_over_tasks([row.result for row in rows]),
-        None,
-        paper,
-        rows[0].paper_steps,
-        len(rows),
-    )
+    means = []
+    for (agent, setting, paper_steps, _), group in groups.items():
+        if len(group) == 1:
+            continue
+        papers = [MeanError(*row.paper, N_PAPER_SEEDS) for row in group if row.paper is not None]
+        paper = None
+        if len(papers) == len(TASKS):
+            paper = find_paper_result(study.paper_name(agent), setting, paper_steps)
+        elif len(papers) == len(group):
+            paper = PaperResult(*mean_over_tasks(papers)[:2])
+        steps = {row.steps for row in group}
+        common = steps.pop() if len(steps) == 1 else None
+        result = mean_over_tasks([row.result for row in group])
+        means.append(Row(agent, setting, common, result, None, paper, paper_steps, len(group)))
+    return means
 
 
 def learning_curve(study: Study, agent: str, setting: Setting) -> list[CurvePoint]:
     """Mean return over the seeds that were evaluated at each step."""
-    runs = study.select(setting, agent)
+
+    def mean(strata: Strata) -> np.ndarray:
+        return strata[0].mean(axis=-1)
+
     points = []
-    for steps in sorted({entry.simulator_steps for run in runs for entry in run.evaluations}):
+    for steps in sorted({at for run in study.select(setting, agent) for at in run.returns}):
         scores = study.scores(agent, setting, steps)
-        points.append(CurvePoint(steps, estimate(mean_of_seeds, [scores]), scores.size))
+        points.append(CurvePoint(steps, estimate(mean, [scores]), scores.size))
     return points
 
 
 def aggregates(study: Study) -> list[Aggregate]:
-    """Over the suite's settings: at each of the paper's steps, and at the others' last ones."""
-    suite = [setting for setting in study.settings if setting.is_of_suite]
-    steps_of = {setting: compared_steps(study.select(setting)) for setting in suite}
-    result = []
-    for steps in PAPER_STEPS:
-        at = {setting: steps for setting, compared in steps_of.items() if steps in compared}
-        result.append(aggregate(study, steps, at))
-    last = {
-        setting: compared[0]
-        for setting, compared in steps_of.items()
-        if compared and compared[0] not in PAPER_STEPS
-    }
-    result.append(aggregate(study, None, last))
-    return [entry for entry in result if entry.settings or entry.left_out]
+    """Over the suite's settings: at each of the paper's steps, and at the others' last ones.
 
-
-def aggregate(study: Study, steps: int | None, steps_of: dict[Setting, int]) -> Aggregate:
-    """The scores of all agents on the settings that they share.
-
-    :param steps: as it is shown
-    :param steps_of: simulator steps at which each setting's scores are taken
+    Scores are those of the settings that all agents share.
     """
-    scores: dict[str, dict[Setting, np.ndarray]] = {}
-    for agent in study.agents:
-        found = {s: study.scores(agent, s, at) for s, at in steps_of.items()}
-        evaluated = {setting: values for setting, values in found.items() if values.size}
-        if evaluated:
-            scores[agent] = evaluated
-    shared = [s for s in steps_of if all(s in by_setting for by_setting in scores.values())]
-    return Aggregate(
-        steps,
-        shared,
-        [setting for setting in steps_of if setting not in shared],
-        {
-            agent: [normalized(by_setting[setting]) for setting in shared]
-            for agent, by_setting in scores.items()
-        },
-    )
+    steps_of: dict[int | None, dict[Setting, int]] = {steps: {} for steps in (*PAPER_STEPS, None)}
+    for setting in study.settings:
+        if setting.is_of_suite:
+            for steps in compared_steps(study.select(setting)):
+                steps_of[steps if steps in PAPER_STEPS else None][setting] = steps
+    result = []
+    for at_steps, at in steps_of.items():
+        found = {agent: {s: study.scores(agent, s, at[s]) for s in at} for agent in study.agents}
+        evaluated = {agent: of for agent, of in found.items() if any(s.size for s in of.values())}
+        shared = [setting for setting in at if all(of[setting].size for of in evaluated.values())]
+        left_out = [setting for setting in at if setting not in shared]
+        scores = {agent: [normalized(of[s]) for s in shared] for agent, of in evaluated.items()}
+        if at:
+            result.append(Aggregate(at_steps, shared, left_out, scores))
+    return result
 
 
 def binned_means(
@@ -277,33 +195,17 @@ def binned_means(
     return np.bincount(group, steps) / counts, np.bincount(group, values) / counts
 
 
-def speeds(study: Study) -> list[Speed]:
-    """For each agent and setting, over the runs that have a speed."""
+def speeds(study: Study) -> list[dict[str, Any]]:
+    """Means over the runs of each agent on each setting that have a speed."""
+    keys = ("steps_per_second", "updates_per_second", "wall_clock_seconds")
     result = []
     for setting in study.settings:
         for agent in study.agents:
-            timed = [
-                run.status
-                for run in study.select(setting, agent)
-                if "steps_per_second" in run.status
-            ]
+            statuses = [run.status for run in study.select(setting, agent)]
+            timed = [status for status in statuses if keys[0] in status]
             if timed:
-                result.append(mean_speed(agent, setting, timed))
+                means = {key: np.mean([s.get(key, np.nan) for s in timed]) for key in keys}
+                hosts = sorted({str(status["host"]) for status in timed if "host" in status})
+                of = dict(agent=agent, setting=setting, n_runs=len(timed), hosts=hosts)
+                result.append({**of, **means})
     return result
-
-
-def mean_speed(agent: str, setting: Setting, statuses: Sequence[dict[str, Any]]) -> Speed:
-    """The mean over runs, given their statuses."""
-
-    def mean(key: str) -> float:
-        return float(np.mean([status.get(key, np.nan) for status in statuses]))
-
-    return Speed(
-        agent,
-        setting,
-        len(statuses),
-        mean("steps_per_second"),
-        mean("updates_per_second"),
-        mean("wall_clock_seconds") / 3_600,
-        tuple(sorted({str(status["host"]) for status in statuses if "host" in status})),
-    )

@@ -1,66 +1,43 @@
-"""Reading the folders of runs.
+"""The runs of a report: read from their folders, each once, with the names of their agents.
 
-These files of a run's folder are read::
-
-    run.json           the run's arguments; a folder without it is not a run
-    status.json        progress, machine and speed; missing if the run has not started
-    evaluations.jsonl  returns of each evaluation, at fixed steps
-    episodes.jsonl     return of each training episode
-    losses.jsonl       losses, logged after each rollout
-    validation.mp4     an episode on the validation clips
+:mod:`core_agent.table5.grid` says which files a run's folder holds; without ``run.json`` it is
+not one.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from core_agent.table5.paper import Setting, parse_setting
+from core_agent.runs.training import RUN_FILE, Run
+from core_agent.table5.grid import STATES, read_lines, read_status
+from core_agent.table5.paper import METHODS, PAPER_STEPS, Setting, parse_setting
 from core_agent.validation import check
-
-NOT_BEGUN = "not begun"
-STATES = ("finished", "running", "failed", NOT_BEGUN)
-
-
-class Evaluation(NamedTuple):
-    """One evaluation of a run: the deterministic policy on the validation clips."""
-
-    agent_steps: int
-    simulator_steps: int
-    returns: tuple[float, ...]
-    """Per 1,000 simulator steps, one for each episode."""
-
-    @property
-    def score(self) -> float:
-        return float(np.mean(self.returns))
 
 
 @dataclass(frozen=True)
-class RecordedRun:
+class RecordedRun(Run):
     """A run as its folder describes it."""
 
-    folder: Path
-    env_id: str
-    agent: str = "core"
-    preset: str = "paper"
-    seed: int = 0
-    arguments: dict[str, Any] = field(default_factory=dict)
-    env_arguments: dict[str, Any] = field(default_factory=dict)
-    n_envs: int = 1
+    folder: Path = Path()
+    name: str = ""
+    """Of its agent in the report."""
     videos: str | None = None
     """Folder of the background videos, ``"builtin"``, empty for none, or not recorded."""
     status: dict[str, Any] = field(default_factory=dict)
     """The entries of ``status.json`` that are not ``None``."""
-    evaluations: tuple[Evaluation, ...] = ()
-    episodes: tuple[dict[str, Any], ...] = ()
-    losses: tuple[dict[str, Any], ...] = ()
+    returns: dict[int, list[float]] = field(default_factory=dict)
+    """Of each evaluation's episodes, by simulator steps, in ascending order."""
+    episodes: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[dict[str, Any]] = field(default_factory=list)
 
     @functools.cached_property
     def setting(self) -> Setting:
@@ -68,7 +45,7 @@ class RecordedRun:
 
     @property
     def state(self) -> str:
-        return self.status.get("state", NOT_BEGUN)
+        return self.status["state"]
 
     @functools.cached_property
     def variant(self) -> str:
@@ -81,49 +58,72 @@ class RecordedRun:
         """Path of its video, which may be missing."""
         return self.folder / "validation.mp4"
 
-    def evaluation_at(self, simulator_steps: int) -> Evaluation | None:
-        """The evaluation at that step, if there was one."""
-        found = (entry for entry in self.evaluations if entry.simulator_steps == simulator_steps)
-        return next(found, None)
+    @property
+    def last_steps(self) -> int:
+        """Simulator steps at the last evaluation; 0 if there was none."""
+        return max(self.returns, default=0)
+
+    def score(self, steps: int) -> float:
+        """Mean return of the evaluation at that simulator step."""
+        return float(np.mean(self.returns[steps]))
 
 
-class UnreadableRun(NamedTuple):
-    """A folder of a run with a missing or invalid file."""
+@dataclass(frozen=True)
+class Study:
+    """Runs in the order of their settings and seeds, each once."""
 
-    folder: Path
-    reason: str
+    runs: list[RecordedRun]
+    agents: list[str]
+    """Their names, in the order in which they are shown."""
+    n_duplicates: int
+    """Folders left out, because another one has the same run with more steps."""
+
+    @functools.cached_property
+    def _by_setting(self) -> dict[Setting, list[RecordedRun]]:
+        groups = groupby(self.runs, lambda run: run.setting)
+        return {setting: list(runs) for setting, runs in groups}
+
+    @property
+    def settings(self) -> list[Setting]:
+        return list(self._by_setting)
+
+    def select(self, setting: Setting, *agents: str) -> list[RecordedRun]:
+        """The runs on a setting, by default those of all agents."""
+        return [r for r in self._by_setting[setting] if not agents or r.name in agents]
+
+    def scores(self, agent: str, setting: Setting, steps: int) -> np.ndarray:
+        """Mean returns of an agent's seeds that were evaluated at a step, ``(n_seeds,)``."""
+        runs = self.select(setting, agent)
+        return np.array([run.score(steps) for run in runs if steps in run.returns])
+
+    def paper_name(self, agent: str) -> str:
+        """The agent's key in :data:`~core_agent.table5.paper.METHODS`, whatever its arguments."""
+        return next(run.agent for run in self.runs if run.name == agent)
 
 
-def find_run_folders(paths: Sequence[Path]) -> list[Path]:
-    """Folders at or below ``paths`` that hold a ``run.json`` or ``status.json``, each once.
+# ---- reading ----
+
+
+def read_runs(paths: Sequence[Path]) -> tuple[list[RecordedRun], list[tuple[Path, str]]]:
+    """All runs at or below ``paths``, and the folders that cannot be read, with the reason.
 
     :raises ValueError: if a path is no folder, or there is no run in any
     """
     for path in paths:
         check(path.is_dir(), "runs", "be folders", str(path))
-    files = (path.rglob(name) for path in paths for name in ("run.json", "status.json"))
-    folders = sorted({file.parent.resolve() for file in itertools.chain(*files)})
-    check(
-        bool(folders),
-        "runs",
-        "hold at least one run, a folder with run.json, at any depth",
-        [str(path) for path in paths],
-        "core-agent benchmark makes such folders",
+    files = (
+        file for path in paths for name in (RUN_FILE, "status.json") for file in path.rglob(name)
     )
-    return folders
-
-
-def read_runs(paths: Sequence[Path]) -> tuple[list[RecordedRun], list[UnreadableRun]]:
-    """All runs at or below ``paths``, and those that cannot be read.
-
-    :raises ValueError: if there is none
-    """
+    folders = sorted({file.parent.resolve() for file in files})
+    rule = "hold at least one run, a folder with run.json, at any depth"
+    way_out = "core-agent benchmark makes such folders"
+    check(bool(folders), "runs", rule, [str(path) for path in paths], way_out)
     runs, unreadable = [], []
-    for folder in find_run_folders(paths):
+    for folder in folders:
         try:
             runs.append(read_run(folder))
         except (ValueError, TypeError, KeyError) as error:
-            unreadable.append(UnreadableRun(folder, f"{type(error).__name__}: {error}"))
+            unreadable.append((folder, f"{type(error).__name__}: {error}"))
     return runs, unreadable
 
 
@@ -133,67 +133,96 @@ def read_run(folder: Path) -> RecordedRun:
     :raises ValueError: if a file is no JSON or lacks something; or a TypeError or KeyError
     """
     status = read_status(folder)
+    check(status["state"] in STATES, "state", f"be one of {STATES}", status["state"])
+    check(
+        status["state"] != "not started" or not (folder / "model.zip").exists(),
+        "folder",
+        "hold status.json next to model.zip",
+        str(folder),
+        "core-agent benchmark records what a report shows; core-agent train does not",
+    )
     # A run that failed before it started has no other file.
-    check((folder / "run.json").is_file(), "folder", "hold run.json", status.get("error"))
-    run = json.loads((folder / "run.json").read_text())
-    names = ("preset", "arguments", "env_arguments", "n_envs", "videos")
+    check((folder / RUN_FILE).is_file(), "folder", "hold run.json", status.get("error"))
+    run = json.loads((folder / RUN_FILE).read_text())
+    returns = {}
+    for entry in read_lines(folder / "evaluations.jsonl"):
+        values = [float(value) for value in entry["returns"]]
+        is_usable = bool(values) and bool(np.isfinite(values).all())
+        check(is_usable, "returns", "be finite numbers, at least one", entry["returns"])
+        returns[int(entry["simulator_steps"])] = values
     return RecordedRun(
-        folder,
-        str(run["env_id"]),
-        agent=str(run["agent"]),
-        seed=int(run["seed"]),
-        status=status,
-        evaluations=tuple(map(parse_evaluation, read_lines(folder / "evaluations.jsonl"))),
-        episodes=tuple(read_lines(folder / "episodes.jsonl")),
-        losses=tuple(read_lines(folder / "losses.jsonl")),
-        **{name: run[name] for name in names if name in run},
+        folder=folder,
+        status={key: value for key, value in status.items() if value is not None},
+        returns=dict(sorted(returns.items())),
+        episodes=read_lines(folder / "episodes.jsonl"),
+        losses=read_lines(folder / "losses.jsonl"),
+        **{name: run[name] for name in (*(f.name for f in fields(Run)), "videos") if name in run},
     )
 
 
-def read_status(folder: Path) -> dict[str, Any]:
-    """The entries of a run's ``status.json``; none if the run has not started.
+# ---- equal runs, and names ----
 
-    :raises ValueError: if it is no JSON, has no known state, or is missing from a run that ended
+
+def make_study(runs: Sequence[RecordedRun]) -> Study:
+    """Name the agents, and keep one of several equal runs: a finished one, with the most steps."""
+
+    def progress(run: RecordedRun) -> tuple[bool, int]:
+        return run.state == "finished", run.status.get("agent_steps", 0)
+
+    furthest: dict[tuple[str, str, int], RecordedRun] = {}
+    for run in sorted(runs, key=progress, reverse=True):
+        furthest.setdefault((run.variant, run.env_id, run.seed), run)
+    kept = sorted(furthest.values(), key=lambda run: (run.setting.order, run.seed))
+    names = name_agents(kept)
+    named = [replace(run, name=names[run.variant]) for run in kept]
+    return Study(named, list(names.values()), len(runs) - len(kept))
+
+
+def name_agents(runs: Sequence[RecordedRun]) -> dict[str, str]:
+    """Names by variant: the paper's, with the settings that not all its variants share in brackets.
+
+    CoRe comes first, the others as :data:`METHODS` has them, then unknown ones; ablations follow.
     """
-    path = folder / "status.json"
-    if not path.is_file():
-        check(
-            not (folder / "model.zip").exists(),
-            "folder",
-            "hold status.json next to model.zip",
-            str(folder),
-            "core-agent benchmark records what a report shows; core-agent train does not",
+    variants = {run.variant: run for run in runs}
+    words = {variant: settings_of(run) for variant, run in variants.items()}
+    known = list(METHODS)
+
+    def order(variant: str) -> tuple[int, int, str]:
+        agent = variants[variant].agent
+        rank = known.index(agent) if agent in known else len(known)
+        return rank, len(words[variant]), variant
+
+    names = {}
+    for variant in sorted(variants, key=order):
+        agent = variants[variant].agent
+        siblings = [words[other] for other, run in variants.items() if run.agent == agent]
+        differences = ", ".join(
+            text
+            for key, text in words[variant].items()
+            if any(sibling.get(key) != text for sibling in siblings)
         )
-        return {}
-    status = json.loads(path.read_text())
-    state = status.get("state")
-    check(state in STATES, "state", f"be one of {STATES}", state)
-    return {key: value for key, value in status.items() if value is not None}
+        name = METHODS.get(agent, agent)
+        names[variant] = f"{name} ({differences})" if differences else name
+    return names
 
 
-def parse_evaluation(entry: dict[str, Any]) -> Evaluation:
-    """A line of ``evaluations.jsonl``.
+def settings_of(run: RecordedRun) -> dict[str, str]:
+    """All settings in which variants of an agent can differ, such as ``kl_coef=0.5``."""
+    values = {**run.arguments, **{f"env.{key}": v for key, v in run.env_arguments.items()}}
+    words = {key: f"{key}={json.dumps(value)}" for key, value in values.items()}
+    return {"preset": run.preset, **words, "n_envs": f"n_envs={run.n_envs}"}
 
-    :raises ValueError: if it has no returns, or some that are no finite numbers
+
+def compared_steps(runs: Sequence[RecordedRun]) -> list[int]:
+    """Simulator steps at which runs on one setting are compared.
+
+    Those of the paper that any run was evaluated at; before that, the last step that most of the
+    finished runs (of all runs while none is finished) were evaluated at.
     """
-    returns = tuple(float(value) for value in entry["returns"])
-    is_usable = bool(returns) and bool(np.isfinite(returns).all())
-    check(is_usable, "returns", "be finite numbers, at least one", entry["returns"])
-    return Evaluation(int(entry["agent_steps"]), int(entry["simulator_steps"]), returns)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The entries of a log in the order of their steps; none if there is no log.
-
-    A killed run may leave an incomplete last line, and a resumed run repeats the lines after its
-    last checkpoint: the last complete line of a step counts.
-    """
-    entries = {}
-    if path.is_file():
-        for line in path.read_text().split("\n"):
-            try:
-                entry = json.loads(line)
-                entries[int(entry["agent_steps"])] = entry
-            except (ValueError, TypeError, KeyError):
-                continue
-    return [entries[step] for step in sorted(entries)]
+    evaluated = [run for run in runs if run.returns]
+    of_paper = [steps for steps in PAPER_STEPS if any(steps in run.returns for run in evaluated)]
+    if of_paper or not evaluated:
+        return of_paper
+    finished = [run for run in evaluated if run.state == "finished"]
+    counts = Counter(steps for run in finished or evaluated for steps in run.returns)
+    return [max(counts, key=lambda steps: (counts[steps], steps))]
