@@ -51,7 +51,7 @@ def test_every_variant_makes_updates(name):
 def test_update_compares_with_the_yardstick(tmp_path, capsys):
     path = tmp_path / "update.json"
     options = ["--sizes", "debug", "--repetitions", "2", "--updates", "1", "--warmup", "0"]
-    only = ["--only", "ours, whole frames gathered", "curl"]
+    only = ["--only", "ours, precision float32", "curl"]
     arguments = [*options, "--device", "cpu", *only, "--json", str(path)]
     assert update.main(arguments) == 0
     rows = json.loads(path.read_text())["sizes"]["debug"]["rows"]
