@@ -150,9 +150,13 @@ RECURRENT_ARGUMENTS: dict[str, Any] = dict(
     ACTOR_ARGUMENTS,
     sequence_length=3,
     critic_learning_rate=2e-3,
+    overlay=0.3,
+    behavior_updates=2,
     train_model_with_critic=False,
 )
 MODEL_ARGUMENTS: dict[str, Any] = dict(
+    contrastive_coef=0.5,
+    joint_update=False,
     kl_coef=0.1,
     reward_coef=0.5,
     inverse_coef=0.25,
