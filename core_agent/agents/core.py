@@ -153,7 +153,7 @@ class CoRe(RecurrentSAC):
         else:
             metrics = self.update_model(batch)
             critic, latents = self.update_critic(batch)
-            metrics |= critic
+            metrics = {**metrics, **critic}
         # Actor, temperature and target; with behavior_updates > 1 again, with the critic.
         return {**metrics, **self.update_behavior(batch, latents)}
 

@@ -210,12 +210,12 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
 
         :param latents: detached, ``(T, B, latent_dim)``
         """
-        metrics: Metrics = {}
+        metrics: dict[str, torch.Tensor] = {}
         for index in range(self.behavior_updates):
             if index > 0:
-                metrics |= self._descend_critics(self.critic_loss(batch, latents))
+                metrics.update(self._descend_critics(self.critic_loss(batch, latents)))
             actor, log_prob = self.update_actor(batch, latents[:-1])
-            metrics |= {**actor, **self.update_temperature(batch, log_prob)}
+            metrics.update({**actor, **self.update_temperature(batch, log_prob)})
             self.update_target()
         return metrics
 

@@ -165,6 +165,7 @@ MODEL_ARGUMENTS: dict[str, Any] = dict(
     free_nats=0.5,
     kl_balance=0.8,
     smooth_reward_loss=True,
+    contrast_first_frame=True,
     contrastive_scale_learning_rate=1e-2,
 )
 STACK_ARGUMENTS: dict[str, Any] = dict(n_stack=2, encoder_tau=0.2, target_update_freq=3)
