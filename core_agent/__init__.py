@@ -8,10 +8,11 @@ if find_spec("triton") is not None:
     import torch._dynamo  # noqa: F401
 
 import core_agent.environments.suite  # noqa: F401  (registers the DCS ids)
-from core_agent.agents.core import CoRe, RecurrentSAC
+from core_agent.agents.core import CoRe
 from core_agent.agents.curl import CURL
 from core_agent.agents.presets import preset
 from core_agent.agents.qt_opt import QTOptDrQ, QTOptRAD
+from core_agent.agents.recurrent_sac import RecurrentSAC
 from core_agent.agents.registry import load_agent
 from core_agent.agents.sac_rad import SACRAD
 

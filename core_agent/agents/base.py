@@ -52,7 +52,7 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
 
     A subclass makes its optimisers (:meth:`_make_optimizers`), draws a batch
     (:meth:`_sample_batch`) and learns from it (:meth:`update`). The arguments are those of
-    :class:`~core_agent.agents.core.RecurrentSAC`.
+    :class:`~core_agent.agents.recurrent_sac.RecurrentSAC`.
 
     :param arguments: those of SB3's ``OffPolicyAlgorithm``; others become attributes
     """

@@ -10,9 +10,10 @@ import gymnasium as gym
 from stable_baselines3.common.vec_env import VecEnv
 
 from core_agent.agents.base import SequenceOffPolicyAlgorithm
-from core_agent.agents.core import CoRe, RecurrentSAC
+from core_agent.agents.core import CoRe
 from core_agent.agents.curl import CURL
 from core_agent.agents.qt_opt import QTOptDrQ, QTOptRAD
+from core_agent.agents.recurrent_sac import RecurrentSAC
 from core_agent.agents.sac_rad import SACRAD
 from core_agent.environments.make import make_described
 from core_agent.saving.checkpoint import CheckpointFolder

@@ -1,4 +1,4 @@
-"""Crops and shifts of images."""
+"""Crops, shifts and mixtures of images."""
 
 from __future__ import annotations
 
@@ -26,6 +26,20 @@ def random_crop(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     crops = images.movedim(-3, -1).unfold(-3, size[0], 1).unfold(-3, size[1], 1).movedim(-3, -1)
     image = torch.arange(n_images, device=device)
     return crops[..., image, top, left, :, :, :].movedim(-1, -3)
+
+
+def overlay(images: torch.Tensor, largest: float) -> torch.Tensor:
+    """Sequences ``(T, B, C, h, w)`` as floats, each mixed with another one of the batch, mirrored.
+
+    The other's weight is drawn uniformly from [0, ``largest``] for each sequence. The task stays
+    the same and the background does not, so features that follow the background are of less use.
+    SODA and SVEA mix in images of another data set instead (arXiv:2011.13389, arXiv:2107.00644).
+    """
+    n_sequences, device = images.shape[1], images.device
+    images = images.float()
+    other = images[:, torch.rand(n_sequences, device=device).argsort()].flip(-1)
+    weight = largest * torch.rand(1, n_sequences, 1, 1, 1, device=device)
+    return images.lerp(other, weight)
 
 
 def random_shift(images: torch.Tensor, size: tuple[int, int], pad: int = 4) -> torch.Tensor:

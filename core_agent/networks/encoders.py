@@ -160,6 +160,7 @@ class ObservationEncoder(nn.Module):
     :param cnn_channels: see :class:`~core_agent.networks.layers.ImageEncoder`
     :param cnn_strides: see :class:`~core_agent.networks.layers.ImageEncoder`
     :param gating: see :class:`~core_agent.networks.layers.ImageEncoder`
+    :param center_images: see :class:`~core_agent.networks.layers.ImageEncoder`
     """
 
     rules: ClassVar[dict[str, Check]] = {
@@ -170,6 +171,7 @@ class ObservationEncoder(nn.Module):
         "cnn_channels": check_sizes,
         "cnn_strides": check_sizes,
         "gating": check_boolean,
+        "center_images": check_boolean,
     }
 
     def __init__(
@@ -181,6 +183,7 @@ class ObservationEncoder(nn.Module):
         cnn_channels: Sequence[int] = (32, 32, 32, 32),
         cnn_strides: Sequence[int] = (2, 1, 1, 1),
         gating: bool = False,
+        center_images: bool = False,
     ) -> None:
         super().__init__()
         self.spaces = as_dict_space(observation_space)
@@ -195,6 +198,7 @@ class ObservationEncoder(nn.Module):
                     cnn_strides,
                     gating,
                     max_value=255.0 if self.spaces[key].dtype == np.uint8 else 1.0,
+                    center_images=center_images,
                 )
                 for key, size in self.crop_sizes.items()
             }

@@ -122,16 +122,30 @@ def descend(
     :param guard: leaves the step out if loss or norm are NaN or infinite
     :raises NonFiniteError: in that case, before a parameter is changed, if the guard waits for them
     """
+    return descend_together(losses, {optimizer: (clipped, max_norm)}, guard)[0]
+
+
+def descend_together(
+    losses: Mapping[str, torch.Tensor],
+    steps: Mapping[torch.optim.Optimizer, tuple[Iterable[nn.Parameter], float]],
+    guard: FiniteGuard = AT_ONCE,
+) -> list[torch.Tensor]:
+    """One step of several optimisers on one loss, from one backward pass; see :func:`descend`.
+
+    :param steps: parameters to clip together and the bound of their gradients' norm, by optimiser
+    :param guard: leaves all steps out if the loss or a norm is NaN or infinite
+    :return: the norms before clipping
+    """
     loss = next(iter(losses.values()))
-    optimizer.zero_grad()
+    for optimizer in steps:
+        optimizer.zero_grad()
     if loss.requires_grad:
         loss.backward()
-    norm = clip_grad_norm_(clipped, max_norm)
-    if norm.device != loss.device:
-        # Where there is no gradient to clip, PyTorch's zero lies on the CPU.
-        norm = torch.zeros_like(loss.detach())
-    guard.step(optimizer, losses, norm)
-    return norm
+    # Where there is no gradient to clip, PyTorch's zero lies on the CPU.
+    norms = [clip_grad_norm_(*clipping).to(loss.device) for clipping in steps.values()]
+    for optimizer in steps:
+        guard.step(optimizer, losses, torch.stack(norms).sum())
+    return norms
 
 
 def refuse(culprits: Sequence[str]) -> NoReturn:

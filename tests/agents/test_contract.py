@@ -150,9 +150,13 @@ RECURRENT_ARGUMENTS: dict[str, Any] = dict(
     ACTOR_ARGUMENTS,
     sequence_length=3,
     critic_learning_rate=2e-3,
+    overlay=0.3,
+    behavior_updates=2,
     train_model_with_critic=False,
 )
 MODEL_ARGUMENTS: dict[str, Any] = dict(
+    contrastive_coef=0.5,
+    joint_update=False,
     kl_coef=0.1,
     reward_coef=0.5,
     inverse_coef=0.25,
@@ -161,6 +165,7 @@ MODEL_ARGUMENTS: dict[str, Any] = dict(
     free_nats=0.5,
     kl_balance=0.8,
     smooth_reward_loss=True,
+    contrast_first_frame=True,
     contrastive_scale_learning_rate=1e-2,
 )
 STACK_ARGUMENTS: dict[str, Any] = dict(n_stack=2, encoder_tau=0.2, target_update_freq=3)

@@ -1,0 +1,117 @@
+"""Options that depart from the paper: each does what it says, and is off by default."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from core_agent import CoRe, RecurrentSAC
+from core_agent.networks.augmentations import overlay
+from core_agent.networks.layers import ImageEncoder
+from core_agent.networks.rssm import RSSM
+from core_agent.networks.world_model import ModelLossOptions, WorldModel
+from tests.fakes import TINY, TINY_MODEL, TINY_POLICY, FakeEnv, random_batch
+
+IMAGE_FIRST = spaces.Box(0, 255, (3, 8, 8), np.uint8)
+
+
+def make_core(**kwargs) -> CoRe:
+    policy_kwargs = {**TINY_POLICY, **kwargs.pop("policy_kwargs", {})}
+    return CoRe("CnnPolicy", FakeEnv(), **{**TINY, **kwargs, "policy_kwargs": policy_kwargs})
+
+
+def test_centred_images_lose_half_of_the_range():
+    torch.manual_seed(0)
+    plain = ImageEncoder(3, (8, 8), 5, (4,), (2,))
+    centred = ImageEncoder(3, (8, 8), 5, (4,), (2,), center_images=True)
+    centred.load_state_dict(plain.state_dict())
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    torch.testing.assert_close(centred(images), plain(images.float() - 127.5))
+
+
+def test_prior_and_posterior_start_with_the_noise_asked_for():
+    rssm = RSSM(8, 2, 6, 4, (8,), (8,), (8,), initial_log_std=-2.0)
+    for mlp in (rssm.prior_mlp, rssm.posterior_mlp):
+        assert mlp.norm.bias.tolist() == [0.0] * 4 + [-2.0] * 4
+
+
+def test_the_inverse_head_reads_the_features_of_the_frames_that_follow():
+    torch.manual_seed(0)
+    model = WorldModel(IMAGE_FIRST, 2, **TINY_MODEL, inverse_frames=2)
+    batch = random_batch()  # 4 frames: two actions have two frames after them
+    noise = model.draw_noise(4, 3)
+    result = model.compute_losses(batch, noise, ModelLossOptions())
+    features = model.encode(batch.observations)
+    z = model.observe(features, batch.actions, noise.posterior).sampled()
+    errors = []
+    for t in range(2):
+        read = torch.cat([z[t], features[t + 1], features[t + 2]], -1)
+        errors.append((torch.tanh(model.inverse_head(read)) - batch.actions[t]).square().sum(-1))
+    assert result.inverse.item() == pytest.approx(0.5 * torch.stack(errors).mean().item(), rel=1e-5)
+
+
+def test_a_padded_window_counts_the_actions_with_enough_frames_after_them():
+    torch.manual_seed(0)
+    model = WorldModel(IMAGE_FIRST, 2, **TINY_MODEL, inverse_frames=2)
+    latents, features = torch.randn(4, 1, model.latent_dim), torch.randn(4, 1, 5)
+    actions, mask = torch.rand(3, 1, 2), torch.tensor([[1.0], [1.0], [0.0]])  # three frames
+    loss = model.inverse_loss(latents, features, actions, mask)
+    alone = model.inverse_loss(latents[:3], features[:3], actions[:2], mask[:2])
+    torch.testing.assert_close(loss, alone)
+
+
+def test_an_overlay_mixes_each_sequence_with_one_other():
+    torch.manual_seed(0)
+    images = torch.zeros(2, 4, 3, 8, 8, dtype=torch.uint8)
+    images[:, 0] = 200
+    mixed = overlay(images, 0.5)
+    assert mixed.shape == images.shape
+    means = mixed.mean(dim=(0, 2, 3, 4))
+    assert 100 <= means[0] <= 200
+    assert all(0 <= mean <= 100 for mean in means[1:])
+    torch.testing.assert_close(overlay(images, 0.0), images.float())
+
+
+@pytest.mark.parametrize("algorithm", [CoRe, RecurrentSAC])
+def test_agents_learn_with_an_overlay(algorithm):
+    model = algorithm("CnnPolicy", FakeEnv(), **TINY, overlay=0.4)
+    model.learn(40)
+    assert model._n_updates > 0
+
+
+def test_a_joint_update_moves_everything_once():
+    model = make_core(joint_update=True)
+    batch = random_batch(image_size=8)
+    before = {name: value.clone() for name, value in model.policy.named_parameters()}
+    metrics = model.update(batch)
+    changed = {
+        name.split(".")[0]
+        for name, value in model.policy.named_parameters()
+        if not torch.equal(before[name], value)
+    }
+    assert changed == {"world_model", "actor", "critic", "critic_target", "log_ent_coef"}
+    assert {"model_loss", "critic_loss", "model_grad_norm", "critic_grad_norm"} <= metrics.keys()
+    trained = [p for group in model.policy.critic_optimizer.param_groups for p in group["params"]]
+    assert len(trained) == len(list(model.policy.critic.parameters()))
+
+
+def test_a_joint_update_needs_the_critics_gradient():
+    with pytest.raises(ValueError, match="joint_update must be False with train_model"):
+        make_core(joint_update=True, train_model_with_critic=False)
+
+
+@pytest.mark.parametrize("joint_update", [False, True])
+def test_behavior_is_updated_several_times_for_each_batch(joint_update):
+    model, batch = make_core(joint_update=joint_update, behavior_updates=3), random_batch()
+    n_steps = dict.fromkeys(("critic_optimizer", "actor_optimizer", "ent_coef_optimizer"), 0)
+    for name in n_steps:
+        optimizer = getattr(model.policy, name)
+
+        def count(*_, name=name):
+            n_steps[name] += 1
+
+        optimizer.register_step_post_hook(count)
+    model.update(batch)
+    assert set(n_steps.values()) == {3}
