@@ -58,7 +58,7 @@ def compare_losses(size: str, device: str) -> float:
     ours = made_up_model(size, device, precision="float32")
     reference = made_up_model(size, "cpu", precision="float32")
     reference.policy.load_state_dict(ours.policy.state_dict())
-    batch = reference._sample_batch(reference.batch_size)
+    batch = reference.augment(reference._sample_batch(reference.batch_size))
     n_steps, n_sequences = batch.mask.shape
     noise = [
         *reference.policy.world_model.draw_noise(n_steps, n_sequences),

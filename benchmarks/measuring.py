@@ -80,6 +80,8 @@ def made_up_model(
 ) -> Any:
     """An agent on random frames of the preset's size, with a filled replay buffer.
 
+    CoRe is trained as in the paper: of its preset the networks' sizes and the batch are taken.
+
     :param preset_name: see :data:`core_agent.agents.presets.PRESETS`
     :param device: ``"cpu"`` or ``"cuda"``
     :param agent: see :data:`core_agent.agents.registry.AGENTS`
@@ -88,7 +90,9 @@ def made_up_model(
     """
     image_size = get_preset(preset_name).env_arguments.get("image_size", IMAGE_SIZE)
     env = DummyVecEnv([lambda: MadeUpEnv(image_size)])
-    arguments = preset(preset_name, agent, **options)
+    # CoRe's own preset has options that the yardstick lacks; RecurrentSAC's has the same networks.
+    sized_for = "recurrent_sac" if agent == "core" else agent
+    arguments = preset(preset_name, sized_for, **options)
     model = AGENTS[agent]("CnnPolicy", env, seed=0, device=device, **arguments)
     model.set_logger(Logger(None, []))
     fill(model, n_episodes)

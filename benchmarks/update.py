@@ -48,14 +48,11 @@ from measuring import (
     synchronize,
     write_json,
 )
-from torch.nn import functional as F
 from yardstick import PlainReplay, Yardstick
 
 from core_agent import CoRe
 from core_agent.agents.cuda_graphs import WARM_UPS
 from core_agent.agents.registry import AGENTS
-from core_agent.networks.rssm import to_gaussian
-from core_agent.networks.types import Gaussian, Rollout
 
 SIZES = ("paper", "small", "debug")
 
@@ -74,48 +71,6 @@ class Settings(NamedTuple):
 
 
 # ---- one optimisation removed ----
-
-
-def use_autograd_loop(model: CoRe) -> None:
-    """Compute the recurrence's gradient by autograd; products outside the loop stay outside."""
-    rssm = model.policy.world_model.rssm
-
-    def observe(embed: torch.Tensor, actions: torch.Tensor, noise: torch.Tensor) -> Rollout:
-        from_deter, from_embed = rssm.posterior_mlp.hidden[0].weight.split(
-            [rssm.deter_dim, embed.shape[-1]], dim=1
-        )
-        from_stoch, from_action = rssm.gru_mlp.hidden[0].weight.split(
-            [rssm.stoch_dim, rssm.action_dim], dim=1
-        )
-        embed_part = F.linear(embed, from_embed, rssm.posterior_mlp.hidden[0].bias)
-        action_part = F.linear(actions, from_action, rssm.gru_mlp.hidden[0].bias)
-        deter, stoch = rssm.initial(embed.shape[1])
-        deters, posteriors, stochs = [], [], []
-        for t in range(len(embed)):
-            if t > 0:
-                x = F.elu(action_part[t - 1] + F.linear(stoch, from_stoch))
-                for layer in rssm.gru_mlp.hidden[1:]:
-                    x = F.elu(layer(x))
-                deter = rssm.cell(x, deter)
-            x = F.elu(embed_part[t] + F.linear(deter, from_deter))
-            for layer in rssm.posterior_mlp.hidden[1:]:
-                x = F.elu(layer(x))
-            assert rssm.posterior_mlp.output is not None
-            posterior = to_gaussian(rssm.posterior_mlp.norm(rssm.posterior_mlp.output(x)))
-            stoch = posterior.sample(noise[t])
-            deters.append(deter)
-            posteriors.append(posterior)
-            stochs.append(stoch)
-        return stack_rollout(deters, posteriors, stochs)
-
-    rssm.observe = observe  # type: ignore[method-assign]
-
-
-def stack_rollout(
-    deters: list[torch.Tensor], posteriors: list[Gaussian], stochs: list[torch.Tensor]
-) -> Rollout:
-    posterior = Gaussian(*(torch.stack(parts) for parts in zip(*posteriors)))
-    return Rollout(torch.stack(deters), posterior, torch.stack(stochs))
 
 
 def use_no_graph(model: CoRe) -> None:
@@ -137,7 +92,6 @@ VARIANTS: dict[str, Variant] = {
     NO_GRAPH: Variant(use_no_graph),
     "ours, precision float32": Variant(arguments=dict(precision="float32")),
     "ours, precision bfloat16": Variant(arguments=dict(precision="bfloat16")),
-    "ours, recurrence by autograd": Variant(use_autograd_loop),
 }
 OTHER_AGENTS = {name: Variant(agent=name) for name in AGENTS if name != "core"}
 

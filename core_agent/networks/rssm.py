@@ -9,8 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from core_agent.networks.layers import MLP, LayerNormGRUCell
-from core_agent.networks.recurrence import LOG_STD_RANGE, RecurrentWeights, recur
 from core_agent.networks.types import Gaussian, Latent, Rollout
+
+LOG_STD_RANGE = (-10.0, 10.0)
+"""Of prior and posterior; a choice of this project, as the paper names none."""
 
 
 def to_gaussian(statistics: torch.Tensor) -> Gaussian:
@@ -104,23 +106,26 @@ class RSSM(nn.Module):
             [self.deter_dim, embed.shape[-1]], dim=1
         )
         from_stoch, from_action = gru_first.weight.split([self.stoch_dim, self.action_dim], dim=1)
-        posterior_last, posterior_norm = self.posterior_mlp.output, self.posterior_mlp.norm
-        assert posterior_last is not None and isinstance(posterior_norm, nn.LayerNorm)
-        deter, statistics, stoch = recur(
-            F.linear(embed, from_embed, posterior_first.bias),
-            F.linear(actions, from_action, gru_first.bias),
-            noise,
-            RecurrentWeights(
-                from_stoch,
-                gru_rest,
-                self.cell.linear.weight,
-                self.cell.norm,
-                from_deter,
-                [*posterior_rest, posterior_last],
-                posterior_norm,
-            ),
-        )
-        return Rollout(deter, to_gaussian(statistics), stoch)
+        output, norm = self.posterior_mlp.output, self.posterior_mlp.norm
+        assert output is not None
+        embed_part = F.linear(embed, from_embed, posterior_first.bias)
+        action_part = F.linear(actions, from_action, gru_first.bias)
+        deter, stoch = self.initial(embed.shape[1])
+        steps: list[tuple[torch.Tensor, ...]] = []
+        for t, noise_t in enumerate(noise):
+            if t > 0:
+                x = F.elu(action_part[t - 1] + F.linear(stoch, from_stoch))
+                for layer in gru_rest:
+                    x = F.elu(layer(x))
+                deter = self.cell(x, deter)
+            x = F.elu(embed_part[t] + F.linear(deter, from_deter))
+            for layer in posterior_rest:
+                x = F.elu(layer(x))
+            posterior = to_gaussian(norm(output(x)))
+            stoch = posterior.sample(noise_t)
+            steps.append((deter, *posterior, stoch))
+        deters, means, log_stds, stochs = (torch.stack(part) for part in zip(*steps))
+        return Rollout(deters, Gaussian(means, log_stds), stochs)
 
     def imagine(self, latent: Latent, actions: torch.Tensor, noise: torch.Tensor) -> Latent:
         """Roll the prior forward without looking.

@@ -21,25 +21,6 @@ import throughput
 import torch
 import update
 
-from core_agent.networks.types import Rollout
-
-
-def values(rollout: Rollout) -> list[torch.Tensor]:
-    return [rollout.deter, *rollout.posterior, rollout.stoch]
-
-
-def test_the_recurrence_by_autograd_gives_the_same_latents():
-    model = measuring.made_up_model("debug", "cpu", precision="float32")
-    rssm = model.policy.world_model.rssm
-    torch.manual_seed(0)
-    embed, actions = torch.randn(4, 2, 128), torch.rand(3, 2, 6)
-    noise = torch.randn(4, 2, rssm.stoch_dim)
-    before = values(rssm.observe(embed, actions, noise))
-    update.use_autograd_loop(model)
-    after = values(rssm.observe(embed, actions, noise))
-    for first, second in zip(before, after):
-        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
-
 
 @pytest.mark.parametrize("name", [*update.VARIANTS, *update.OTHER_AGENTS])
 def test_every_variant_makes_updates(name):
