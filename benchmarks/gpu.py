@@ -28,6 +28,7 @@ from update import use_no_graph
 
 from core_agent import CoRe
 from core_agent.agents.cuda_graphs import WARM_UPS
+from core_agent.agents.soft_actor_critic import actor_loss
 from core_agent.networks.types import SequenceBatch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +48,7 @@ def losses(model: CoRe, batch: SequenceBatch, noise: Sequence[torch.Tensor]) -> 
     )
     latents = model.filter(batch, posterior).detach()
     critic = model.critic_loss(batch, latents, action)
-    actor, _ = model.actor_loss(batch, latents[:-1], action)
+    actor, _ = actor_loss(model, batch, latents[:-1], action)
     terms = ("total", "contrastive", "kl", "reward", "inverse")
     values = {name: getattr(result, name).item() for name in terms}
     return {**values, "critic": critic.item(), "actor": actor.item()}

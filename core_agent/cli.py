@@ -233,24 +233,22 @@ def evaluate(
     stochastic: Annotated[bool, typer.Option(help="Sample actions.")] = False,
 ) -> None:
     """Play complete episodes with a saved model and print the mean return."""
-    from core_agent.agents.registry import find_model, load_agent
+    from core_agent.agents.registry import load_agent
     from core_agent.environments.suite import first_seed
     from core_agent.runs.evaluation import play, summarize
     from core_agent.runs.settings import parse_settings
     from core_agent.runs.training import evaluation_environment
 
-    model, first = load_agent(find_model(path)), first_seed(seed, split=split)
+    model, first = load_agent(path), first_seed(seed, split=split)
     arguments = (env_id, preset, split, parse_settings(env_settings))
     with closing(evaluation_environment(model.origin, *arguments)) as env:
         statistics = summarize(play(env, model, episodes, not stochastic, first))
         random_return = summarize(play(env, None, episodes, seed=first)).mean
         name = env.spec.id if env.spec else env_id
-    table = Table(title=f"{name}, {split} videos, {episodes} episodes")
-    for column in ("mean return", "standard error", "random actions"):
-        table.add_column(column, justify="right")
-    table.add_row(
-        f"{statistics.mean:.1f}", f"{statistics.standard_error:.1f}", f"{random_return:.1f}"
-    )
+    columns = ("mean return", "standard error", "random actions")
+    table = Table(*columns, title=f"{name}, {split} videos, {episodes} episodes")
+    values = (statistics.mean, statistics.standard_error, random_return)
+    table.add_row(*(f"{value:.1f}" for value in values))
     Console().print(table)
 
 
@@ -265,20 +263,70 @@ def record(
     env_settings: EnvSettings = None,
 ) -> None:
     """Write a video of one episode."""
-    from core_agent.agents.registry import find_model, load_agent
+    from core_agent.agents.registry import load_agent
     from core_agent.environments.suite import first_seed
     from core_agent.runs.evaluation import play
     from core_agent.runs.settings import parse_settings
     from core_agent.runs.training import evaluation_environment
     from core_agent.runs.video import write_mp4
 
-    model, first = load_agent(find_model(path)), first_seed(seed, split=split)
+    model, first = load_agent(path), first_seed(seed, split=split)
     arguments = (env_id, preset, split, parse_settings(env_settings))
     with closing(evaluation_environment(model.origin, *arguments)) as env:
         result = play(env, model, 1, seed=first, record=True)[0]
     output.parent.mkdir(parents=True, exist_ok=True)
     write_mp4(output, result.frames, 15)
     Console().print(f"Return {result.episode_return:.1f}; video: {output}")
+
+
+@app.command()
+def watch(
+    env_id: Annotated[
+        str | None, typer.Argument(help="Of a trained agent; none: list them.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="The video, without a window.")] = Path("watch.mp4"),
+    seed: Seed = 0,
+    window: Annotated[bool, typer.Option(help="Show it in a window, which needs pygame.")] = False,
+) -> None:
+    """Show a trained agent that comes with the package, its clean twin next to it."""
+    from core_agent import trained
+
+    if env_id is None:
+        Console().print("\n".join(trained.trained_names()) or "no trained agent is installed")
+        return
+    total = trained.watch(env_id, output, seed, window)
+    Console().print(
+        f"Return {total:.1f}" + ("" if window else f"; video: {output}"), soft_wrap=True
+    )
+
+
+@app.command()
+def probe(
+    path: ModelPath,
+    env_id: LearnedIn = None,
+    episodes: Annotated[int, typer.Option(min=2, help="Episodes that the map is fitted to.")] = 24,
+    preset: LearnedWith = None,
+    seed: Seed = 0,
+) -> None:
+    """Print how much of the simulator's state a linear map reads from the latent state (R²)."""
+    from core_agent.agents.registry import load_agent
+    from core_agent.runs.probe import probe as fit
+    from core_agent.runs.training import evaluation_environment
+
+    model = load_agent(path)
+    vectors = dict(vector_observations=True)
+    with (
+        closing(
+            evaluation_environment(model.origin, env_id, preset, "train", vectors)
+        ) as train_env,
+        closing(evaluation_environment(model.origin, env_id, preset, "val", vectors)) as val_env,
+    ):
+        result = fit(model, train_env, val_env, episodes, max(2, episodes // 3), seed)
+    columns = ("coordinate", "training videos", "validation videos")
+    table = Table(*columns, title="R² of the simulator's state, held-out episodes")
+    for name, value in result.train.items():
+        table.add_row(name, f"{value:.2f}", f"{result.val[name]:.2f}")
+    Console().print(table)
 
 
 @app.command()

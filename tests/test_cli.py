@@ -86,6 +86,23 @@ def test_record_writes_a_video(demo, tmp_path):
     assert video.stat().st_size > 10_000
 
 
+def test_probe_reads_the_simulators_state(demo):
+    folder, _ = demo
+    result = runner.invoke(cli.app, ["probe", str(folder), "--episodes", "2"])
+    assert result.exit_code == 0, result.output
+    assert "position[0]" in result.output and "validation videos" in result.output
+
+
+def test_watch_lists_trained_agents_and_refuses_other_names():
+    result = runner.invoke(cli.app, ["watch"])
+    assert result.exit_code == 0
+    assert "trained agent" in result.output or "DCS-" in result.output
+    result = runner.invoke(cli.app, ["watch", "DCS-nothing"])
+    assert isinstance(result.exception, ValueError) and "name must be one of" in str(
+        result.exception
+    )
+
+
 def test_train_leaves_a_model_that_loads(tmp_path):
     arguments = ["train", "DCS-cartpole-swingup-clean", "--preset", "debug", "--steps", "125"]
     more = ["--folder", str(tmp_path), "--set", "kl_coef=0.5", "--validate-every", "0"]

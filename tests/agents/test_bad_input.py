@@ -45,7 +45,15 @@ def test_everything_exported_is_tried():
 
 PARTS_OF_TRAINING = {
     *("train", "collect_rollouts", "dump_logs", "augment", "filter", "critic_loss", "update"),
-    *("update_model", "update_critic", "update_actor", "update_temperature", "update_target"),
+    *(
+        "update_model",
+        "update_jointly",
+        "update_behavior",
+        "update_critic",
+        "update_actor",
+        "update_temperature",
+        "update_target",
+    ),
     *("at_next_safe_point", "when_learning_ends"),
 }
 
