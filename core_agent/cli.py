@@ -247,8 +247,7 @@ def evaluate(
         name = env.spec.id if env.spec else env_id
     columns = ("mean return", "standard error", "random actions")
     table = Table(*columns, title=f"{name}, {split} videos, {episodes} episodes")
-    values = (statistics.mean, statistics.standard_error, random_return)
-    table.add_row(*(f"{value:.1f}" for value in values))
+    table.add_row(*(f"{value:.1f}" for value in (*statistics[:2], random_return)))
     Console().print(table)
 
 
