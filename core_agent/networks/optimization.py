@@ -141,8 +141,10 @@ def descend_together(
         optimizer.zero_grad()
     if loss.requires_grad:
         loss.backward()
-    # Where there is no gradient to clip, PyTorch's zero lies on the CPU.
-    norms = [clip_grad_norm_(*clipping).to(loss.device) for clipping in steps.values()]
+    norms = [clip_grad_norm_(*clipping) for clipping in steps.values()]
+    # Where there is no gradient to clip, PyTorch's zero is on the CPU.
+    zero = torch.zeros_like(loss.detach())
+    norms = [norm if norm.device == loss.device else zero for norm in norms]
     for optimizer in steps:
         guard.step(optimizer, losses, torch.stack(norms).sum())
     return norms
