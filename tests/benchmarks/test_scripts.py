@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import agents_update
+import clip_statistics
 import collect
 import learning_curves
 import measuring
@@ -234,3 +235,20 @@ def test_the_dots_are_paid_for_nearness():
     for _ in range(49):
         _, reward, _, truncated, _ = env.step(-5 * env.place)
     assert reward == pytest.approx(1.0) and truncated
+
+
+def test_clip_statistics_of_a_few_clips(capsys):
+    clip_statistics.main(["--clips", "2", "--pairs", "2"])
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["saturation", "gradient", "change"]
+    values = np.array([row.split()[2:] for row in rows], float)
+    assert values.shape == (5, 3)
+    assert np.all((values > 0) & (values < 1))
+
+
+def test_the_built_in_clips_resemble_natural_video():
+    rows = [clip_statistics.clip_statistics("train", index, n_pairs=3) for index in range(6)]
+    saturation, gradient, change = np.mean(rows, axis=0)
+    assert 0.12 < saturation < 0.42
+    assert 0.035 < gradient < 0.06
+    assert 0.005 < change < 0.035
