@@ -21,6 +21,25 @@ def random_crop(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return pick_pixels(images, top + rows, left + columns)
 
 
+def overlay(images: torch.Tensor, largest: float) -> torch.Tensor:
+    """Sequences ``(T, B, C, h, w)``, another one of the batch laid faintly over each, mirrored.
+
+    The weight of what is laid over is drawn uniformly from [0, ``largest``] for each sequence. The
+    task stays what it was and the background does not, so that features which follow the background
+    serve less. Compare SODA and SVEA, which lay foreign pictures over theirs (arXiv:2011.13389,
+    arXiv:2107.00644); here they are the batch's own, and move.
+
+    :param images: bytes or floats
+    :param largest: in [0, 1]
+    :return: floats
+    """
+    n_sequences, device = images.shape[1], images.device
+    images = images.float()
+    other = images[:, torch.randperm(n_sequences, device=device)].flip(-1)
+    weight = largest * torch.rand(1, n_sequences, 1, 1, 1, device=device)
+    return images + weight * (other - images)
+
+
 def random_shift(images: torch.Tensor, size: tuple[int, int], pad: int = 4) -> torch.Tensor:
     """The middle ``(N, C, h, w)`` of images ``(N, C, H, W)``, each shifted by up to ``pad`` pixels.
 

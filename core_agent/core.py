@@ -14,17 +14,18 @@ from core_agent.algorithm import Collect, Metrics
 from core_agent.hardware import Precision
 from core_agent.latent import OpenModel
 from core_agent.losses import NEGATIVES, Negatives
-from core_agent.optimization import descend
+from core_agent.optimization import descend, descend_together
 from core_agent.recurrent_sac import RecurrentSAC
 from core_agent.types import SequenceBatch
 from core_agent.validation import (
+    check,
     check_at_least,
     check_boolean,
     check_choice,
     check_fraction,
     check_positive,
 )
-from core_agent.world_model import ModelLossOptions, ModelNoise
+from core_agent.world_model import ModelLosses, ModelLossOptions, ModelNoise
 
 CONTRASTIVE_SOURCES = ("prior", "posterior")
 
@@ -39,6 +40,7 @@ class CoRe(OpenModel, RecurrentSAC):
     The arguments are those of :class:`~core_agent.recurrent_sac.RecurrentSAC`, and
 
     :param contrastive_scale_learning_rate: of the learned scale τ of the contrastive logits
+    :param contrastive_coef: weight of the contrastive loss
     :param kl_coef: weight β of the KL term
     :param reward_coef: weight of the reward prediction; 0 leaves it out (appendix C.1)
     :param inverse_coef: weight of the inverse dynamics; 0 leaves it out (appendix C.1)
@@ -48,6 +50,8 @@ class CoRe(OpenModel, RecurrentSAC):
     :param free_nats: KL below this many nats is not reduced further
     :param kl_balance: share of the KL gradient that trains the prior
     :param smooth_reward_loss: smooth-L1 instead of the squared error for rewards
+    :param joint_update: one step on J_M + J_Q from one forward pass, in place of a step on each:
+        two thirds of the time. Encoder and filter are in the model's optimiser alone then
     """
 
     optimizer_names: ClassVar[tuple[str, ...]] = (
@@ -69,10 +73,13 @@ class CoRe(OpenModel, RecurrentSAC):
         sequence_length: int = 32,
         tau: float = 0.005,
         gamma: float = 0.99,
+        n_step: int = 1,
+        overlay: float = 0.0,
         train_freq: int | tuple[int, str] = (1, "episode"),
         gradient_steps: int | None = None,
         update_ratio: float = 0.5,
         collect: Collect = "sequential",
+        contrastive_coef: float = 1.0,
         kl_coef: float = 0.01,
         reward_coef: float = 1.0,
         inverse_coef: float = 1.0,
@@ -81,6 +88,7 @@ class CoRe(OpenModel, RecurrentSAC):
         free_nats: float = 1.0,
         kl_balance: float = 0.5,
         smooth_reward_loss: bool = False,
+        joint_update: bool = False,
         contrastive_scale_learning_rate: float = 2e-3,
         critic_learning_rate: float = 1e-3,
         actor_learning_rate: float = 1e-3,
@@ -102,6 +110,7 @@ class CoRe(OpenModel, RecurrentSAC):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
+        check_at_least("contrastive_coef", contrastive_coef, 0)
         check_at_least("kl_coef", kl_coef, 0)
         check_at_least("reward_coef", reward_coef, 0)
         check_at_least("inverse_coef", inverse_coef, 0)
@@ -110,6 +119,13 @@ class CoRe(OpenModel, RecurrentSAC):
         check_choice("contrastive_from", contrastive_from, CONTRASTIVE_SOURCES)
         check_choice("negatives", negatives, NEGATIVES)
         check_boolean("smooth_reward_loss", smooth_reward_loss)
+        check_boolean("joint_update", joint_update)
+        check(
+            train_model_with_critic or not joint_update,
+            "joint_update",
+            "be False where train_model_with_critic is",
+            joint_update,
+        )
         check_positive("contrastive_scale_learning_rate", contrastive_scale_learning_rate)
         super().__init__(
             policy=policy,
@@ -121,6 +137,8 @@ class CoRe(OpenModel, RecurrentSAC):
             sequence_length=sequence_length,
             tau=tau,
             gamma=gamma,
+            n_step=n_step,
+            overlay=overlay,
             train_freq=train_freq,
             gradient_steps=gradient_steps,
             update_ratio=update_ratio,
@@ -145,6 +163,7 @@ class CoRe(OpenModel, RecurrentSAC):
             device=device,
             _init_setup_model=False,
         )
+        self.contrastive_coef = contrastive_coef
         self.kl_coef = kl_coef
         self.reward_coef = reward_coef
         self.inverse_coef = inverse_coef
@@ -153,6 +172,7 @@ class CoRe(OpenModel, RecurrentSAC):
         self.free_nats = free_nats
         self.kl_balance = kl_balance
         self.smooth_reward_loss = smooth_reward_loss
+        self.joint_update = joint_update
         self.contrastive_scale_learning_rate = contrastive_scale_learning_rate
         if _init_setup_model:
             self._setup_model()
@@ -161,6 +181,7 @@ class CoRe(OpenModel, RecurrentSAC):
     def model_loss_options(self) -> ModelLossOptions:
         """What J_M is made of."""
         return ModelLossOptions(
+            contrastive_coef=self.contrastive_coef,
             kl_coef=self.kl_coef,
             reward_coef=self.reward_coef,
             inverse_coef=self.inverse_coef,
@@ -183,9 +204,38 @@ class CoRe(OpenModel, RecurrentSAC):
             ]
         )
 
+    def _critic_groups(self) -> list[dict[str, Any]]:
+        groups = super()._critic_groups()
+        return groups[:1] if self.joint_update else groups
+
     def update(self, batch: SequenceBatch) -> Metrics:
         """One step of the model, then of critic, actor, temperature and target."""
+        if self.joint_update:
+            metrics, latents = self.update_jointly(batch)
+            return {**metrics, **self.update_behavior(batch, latents)}
         return {**self.update_model(batch), **super().update(batch)}
+
+    def update_jointly(self, batch: SequenceBatch) -> tuple[Metrics, torch.Tensor]:
+        """One step of model and critics on J_M + J_Q; the latents, detached, that both read."""
+        policy = self.policy
+        model, critic = policy.world_model, policy.critic
+        noise = model.draw_noise(*batch.mask.shape)
+        result = model.compute_losses(batch, noise, self.model_loss_options)
+        critic_loss = self.critic_loss(batch, result.latents)
+        losses = {"loss": result.total + critic_loss, **self._terms(result)}
+        losses["critic_loss"] = critic_loss
+        norms = descend_together(
+            losses,
+            {
+                policy.optimizer: (model.parameters(), self.max_model_grad_norm),
+                policy.critic_optimizer: (critic.parameters(), self.max_critic_grad_norm),
+            },
+            self._guard,
+        )
+        del losses["loss"]
+        metrics = {**losses, **self._statistics(result)}
+        names = ("model_grad_norm", "critic_grad_norm")
+        return {**metrics, **dict(zip(names, norms))}, result.latents.detach()
 
     def update_model(self, batch: SequenceBatch, noise: ModelNoise | None = None) -> Metrics:
         """One step on J_M (Eq. 5, arXiv:2112.01163)."""
@@ -193,19 +243,26 @@ class CoRe(OpenModel, RecurrentSAC):
         if noise is None:
             noise = model.draw_noise(*batch.mask.shape)
         result = model.compute_losses(batch, noise, self.model_loss_options)
-        losses = {
+        losses = self._terms(result)
+        clipped = model.parameters()
+        norm = descend(losses, optimizer, clipped, self.max_model_grad_norm, self._guard)
+        return {**losses, **self._statistics(result), "model_grad_norm": norm}
+
+    @staticmethod
+    def _terms(result: ModelLosses) -> Metrics:
+        """J_M and what it is made of."""
+        return {
             "model_loss": result.total,
             "contrastive_loss": result.contrastive,
             "kl_loss": result.kl,
             "reward_loss": result.reward,
             "inverse_loss": result.inverse,
         }
-        clipped = model.parameters()
-        norm = descend(losses, optimizer, clipped, self.max_model_grad_norm, self._guard)
+
+    @staticmethod
+    def _statistics(result: ModelLosses) -> Metrics:
         return {
-            **losses,
             "contrastive_accuracy": result.contrastive_accuracy,
             "prior_entropy": result.prior_entropy,
             "posterior_entropy": result.posterior_entropy,
-            "model_grad_norm": norm,
         }

@@ -111,6 +111,7 @@ ENCODER_CHECKS: dict[str, Check] = {
     "cnn_channels": check_sizes,
     "cnn_strides": check_sizes,
     "gating": check_boolean,
+    "center_images": check_boolean,
 }
 """What each argument of :class:`ObservationEncoder` must be."""
 
@@ -126,6 +127,7 @@ class ObservationEncoder(nn.Module):
     :param cnn_channels: see :class:`~core_agent.layers.ImageEncoder`
     :param cnn_strides: see :class:`~core_agent.layers.ImageEncoder`
     :param gating: see :class:`~core_agent.layers.ImageEncoder`
+    :param center_images: see :class:`~core_agent.layers.ImageEncoder`
     """
 
     def __init__(
@@ -137,6 +139,7 @@ class ObservationEncoder(nn.Module):
         cnn_channels: Sequence[int] = (32, 32, 32, 32),
         cnn_strides: Sequence[int] = (2, 1, 1, 1),
         gating: bool = False,
+        center_images: bool = False,
     ) -> None:
         super().__init__()
         self.spaces = as_dict_space(observation_space)
@@ -151,6 +154,7 @@ class ObservationEncoder(nn.Module):
                     cnn_strides,
                     gating,
                     max_value=255.0 if self.spaces[key].dtype == np.uint8 else 1.0,
+                    center_images=center_images,
                 )
                 for key, size in self.crop_sizes.items()
             }

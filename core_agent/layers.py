@@ -223,6 +223,8 @@ class ImageEncoder(nn.Module):
     :param cnn_strides: stride of each convolution
     :param gating: multiply the image with a learned soft mask first
     :param max_value: of the images: 255 for bytes, 1 for images that are scaled already
+    :param center_images: subtract half of ``max_value`` first: without it the features of all
+        images have most of their length in common, and learning begins slowly
     :raises ValueError: if the image is too small for that many convolutions
     """
 
@@ -237,9 +239,11 @@ class ImageEncoder(nn.Module):
         cnn_strides: Sequence[int] = (2, 1, 1, 1),
         gating: bool = False,
         max_value: float = 255.0,
+        center_images: bool = False,
     ) -> None:
         super().__init__()
         self.max_value = max_value
+        self.center_images = center_images
         self.mixed_precision = True
         self.compute_dtype: torch.dtype | None = None
         check(
@@ -273,6 +277,8 @@ class ImageEncoder(nn.Module):
         x = self.prepare(images)
         if self.gate is not None:
             x = x * self.gate(x / self.max_value)
+        if self.center_images:
+            x = x - 0.5 * self.max_value
         weights = [conv.weight for conv in self.convs]
         # Weights are fewer than pixels.
         weights[0] = weights[0] / self.max_value

@@ -130,6 +130,27 @@ def descend(
     return norm
 
 
+def descend_together(
+    losses: Mapping[str, torch.Tensor],
+    steps: Mapping[torch.optim.Optimizer, tuple[Iterable[nn.Parameter], float]],
+    guard: FiniteGuard = AT_ONCE,
+) -> list[torch.Tensor]:
+    """One step of several optimisers on one loss; the norms of their gradients before clipping.
+
+    :param losses: scalars by name; the first is the loss, the others are its terms
+    :param steps: the parameters of each optimiser and the bound of their gradients' norm
+    :param guard: leaves all steps out if loss or norms are NaN or infinite
+    :raises NonFiniteError: in that case, before a parameter is changed, if the guard waits for them
+    """
+    for optimizer in steps:
+        optimizer.zero_grad()
+    next(iter(losses.values())).backward()
+    norms = [clip_grad_norm_(clipped, max_norm) for clipped, max_norm in steps.values()]
+    for optimizer in steps:
+        guard.step(optimizer, losses, torch.stack(norms).sum())
+    return norms
+
+
 def refuse(culprits: Sequence[str]) -> NoReturn:
     """Name those scalars that are NaN or infinite.
 

@@ -82,6 +82,23 @@ SMALL_RECURRENT: dict[str, Any] = dict(
     posterior_dims=(200, 200),
     decoder_dims=(128, 128),
 )
+# What helps a CPU's budget under distraction, see docs/experiments.md.
+SMALL_CORE: dict[str, Any] = dict(
+    SMALL_RECURRENT,
+    center_images=True,
+    initial_log_std=-2.0,
+    initial_contrastive_scale=-2.0,
+    inverse_frames=4,
+)
+SMALL_LOSSES: dict[str, Any] = dict(
+    learning_rate=1e-3,
+    contrastive_coef=0.3,
+    inverse_coef=10.0,
+    overlay=0.4,
+    n_step=3,
+    joint_update=True,
+    precision="bfloat16",
+)
 SMALL_ENV: dict[str, Any] = dict(image_size=64, render_quality="fast")
 DEBUG: dict[str, Any] = dict(batch_size=2, learning_starts=20, buffer_size=1_000, update_ratio=0.05)
 
@@ -96,6 +113,7 @@ SIZES: dict[str, Preset] = {
         "for CPUs: 16 sequences of 16 steps or 128 transitions, 64 pixels, a shallower encoder",
         {
             **for_agents(RECURRENT, SMALL_RECURRENT, batch_size=16, sequence_length=16),
+            **for_agents(("core",), SMALL_CORE, batch_size=16, sequence_length=16, **SMALL_LOSSES),
             **for_agents(WITH_ACTOR, SMALL_ACTOR, batch_size=128),
             **for_agents(WITHOUT_ACTOR, SMALL_CRITICS, batch_size=128),
         },

@@ -12,6 +12,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from core_agent.algorithm import POLICY_ALIASES, Collect, Metrics
+from core_agent.augmentations import overlay as overlay_images
 from core_agent.hardware import Precision
 from core_agent.latent import OpenLatent
 from core_agent.losses import twin_critic_loss
@@ -19,7 +20,7 @@ from core_agent.optimization import move_towards
 from core_agent.policies import RecurrentPolicy
 from core_agent.soft_actor_critic import SoftActorCritic
 from core_agent.types import ActingState, SequenceBatch
-from core_agent.validation import check_boolean, check_integer, check_positive
+from core_agent.validation import check_boolean, check_fraction, check_integer, check_positive
 
 
 class RecurrentSAC(OpenLatent, SoftActorCritic):
@@ -40,6 +41,11 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
     :param sequence_length: frames in a sequence
     :param tau: rate of the target critics' moving average
     :param gamma: discount per agent step
+    :param n_step: rewards that a critic's target counts before it trusts a value; fewer where the
+        window ends sooner
+    :param overlay: lay another sequence of the batch over each one in training, with a weight of
+        at most this: a guard against moving backgrounds, see
+        :func:`~core_agent.augmentations.overlay`; 0 for none
     :param train_freq: agent steps, or ``(n, "episode")``, between updates; with several
         environments until each has ended an episode
     :param gradient_steps: updates each time; -1: as many as agent steps were taken; ``None``:
@@ -95,6 +101,8 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
         sequence_length: int = 32,
         tau: float = 0.005,
         gamma: float = 0.99,
+        n_step: int = 1,
+        overlay: float = 0.0,
         train_freq: int | tuple[int, str] = (1, "episode"),
         gradient_steps: int | None = None,
         update_ratio: float = 0.5,
@@ -120,6 +128,8 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
         _init_setup_model: bool = True,
     ) -> None:
         check_integer("sequence_length", sequence_length, 2)
+        check_integer("n_step", n_step, 1)
+        check_fraction("overlay", overlay)
         check_positive("critic_learning_rate", critic_learning_rate)
         check_boolean("train_model_with_critic", train_model_with_critic)
         super().__init__(
@@ -153,6 +163,7 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
             device=device,
         )
         self.sequence_length = sequence_length
+        self.n_step, self.overlay = n_step, overlay
         self.critic_learning_rate = critic_learning_rate
         self.train_model_with_critic = train_model_with_critic
         if _init_setup_model:
@@ -193,17 +204,28 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
 
     def _sample_batch(self, batch_size: int) -> SequenceBatch:
         assert self.replay_buffer is not None
-        return self.replay_buffer.sample(batch_size, self._vec_normalize_env)
+        batch = self.replay_buffer.sample(batch_size, self._vec_normalize_env)
+        if self.overlay == 0:
+            return batch
+        encoder = self.policy.observation_encoder
+        observations = encoder.map_images(
+            lambda images, _: overlay_images(images, self.overlay), batch.observations
+        )
+        return batch._replace(observations=observations)
 
     def update(self, batch: SequenceBatch) -> Metrics:
         """One step of critic, actor, temperature and target on the same batch."""
         with torch.set_grad_enabled(self.train_model_with_critic):
             latents = self.filter(batch)
         critic_metrics = self._descend_critics(self.critic_loss(batch, latents))
-        actor_metrics, log_prob = self.update_actor(batch, latents.detach()[:-1])
+        return {**critic_metrics, **self.update_behavior(batch, latents.detach())}
+
+    def update_behavior(self, batch: SequenceBatch, latents: torch.Tensor) -> Metrics:
+        """One step of actor, temperature and target on detached latents ``(T, B, latent_dim)``."""
+        actor_metrics, log_prob = self.update_actor(batch, latents[:-1])
         ent_coef_metrics = self.update_ent_coef(batch, log_prob)
         self.update_target()
-        return {**critic_metrics, **actor_metrics, **ent_coef_metrics}
+        return {**actor_metrics, **ent_coef_metrics}
 
     def filter(self, batch: SequenceBatch, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Latents ``(T, B, latent_dim)`` that actor and critics read: posterior means.
@@ -221,8 +243,18 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
     ) -> torch.Tensor:
         """J_Q: the sum of both critics' mean squared errors (Eq. 6, arXiv:2112.01163)."""
         targets = self.target_values(batch, latents[1:].detach(), noise)
+        targets = self._look_ahead(batch, targets)
         values = self.policy.critic(latents[:-1], batch.actions)
         return twin_critic_loss(values, targets, batch.transition_mask)
+
+    def _look_ahead(self, batch: SequenceBatch, targets: torch.Tensor) -> torch.Tensor:
+        """Targets ``(T - 1, B)`` of ``n_step`` rewards from those of one."""
+        mask, longer = batch.transition_mask[1:], targets
+        goes_on = self.gamma * (1.0 - batch.terminated[:-1])
+        for _ in range(self.n_step - 1):
+            looking_ahead = batch.rewards[:-1] + goes_on * longer[1:]
+            longer = torch.cat([torch.where(mask > 0, looking_ahead, targets[:-1]), targets[-1:]])
+        return longer
 
     def update_target(self) -> None:
         """Move the target critics towards the critics."""

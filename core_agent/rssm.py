@@ -32,6 +32,8 @@ class RSSM(nn.Module):
     :param gru_dims: hidden layers in front of the GRU
     :param prior_dims: hidden layers of the prior
     :param posterior_dims: hidden layers of the posterior
+    :param initial_log_std: log standard deviation of prior and posterior at the start, about:
+        added to the bias of their last layer norm
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class RSSM(nn.Module):
         gru_dims: Sequence[int] = (400, 400),
         prior_dims: Sequence[int] = (400, 400, 400),
         posterior_dims: Sequence[int] = (400, 400),
+        initial_log_std: float = 0.0,
     ) -> None:
         super().__init__()
         self.deter_dim, self.stoch_dim, self.action_dim = deter_dim, stoch_dim, action_dim
@@ -57,6 +60,9 @@ class RSSM(nn.Module):
             output_norm="affine",
             mixed_precision=False,
         )
+        for mlp in (self.prior_mlp, self.posterior_mlp):
+            assert isinstance(mlp.norm, nn.LayerNorm)
+            nn.init.constant_(mlp.norm.bias[stoch_dim:], initial_log_std)
 
     @property
     def latent_dim(self) -> int:

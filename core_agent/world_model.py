@@ -19,6 +19,8 @@ from core_agent.types import Gaussian, Observation, Rollout, SequenceBatch
 from core_agent.validation import (
     Check,
     check_each,
+    check_integer,
+    check_number,
     check_size,
     check_sizes,
 )
@@ -27,6 +29,7 @@ from core_agent.validation import (
 class ModelLossOptions(NamedTuple):
     """What J_M is made of (Eq. 5, arXiv:2112.01163); the defaults are the paper's."""
 
+    contrastive_coef: float = 1.0
     kl_coef: float = 0.01
     reward_coef: float = 1.0
     inverse_coef: float = 1.0
@@ -45,7 +48,7 @@ class ModelNoise(NamedTuple):
 
 
 class ModelLosses(NamedTuple):
-    """Scalars of one model update."""
+    """Scalars of one model update, and the latents that they were computed from."""
 
     total: torch.Tensor
     contrastive: torch.Tensor
@@ -55,6 +58,8 @@ class ModelLosses(NamedTuple):
     contrastive_accuracy: torch.Tensor
     prior_entropy: torch.Tensor
     posterior_entropy: torch.Tensor
+    latents: torch.Tensor
+    """``(T, B, latent_dim)``: posterior means, as actor and critics read them."""
 
 
 def flatten_time(observation: Observation) -> Observation:
@@ -75,6 +80,9 @@ MODEL_CHECKS: dict[str, Check] = {
     "posterior_dims": check_sizes,
     "decoder_dims": check_sizes,
     "head_dims": check_sizes,
+    "inverse_frames": partial(check_integer, low=0),
+    "initial_log_std": check_number,
+    "initial_contrastive_scale": check_number,
 }
 """What each argument of :class:`WorldModel` must be."""
 
@@ -98,6 +106,13 @@ class WorldModel(nn.Module):
     :param cnn_strides: strides of the encoder's convolutions
     :param crop_size: side of the crop of images
     :param gating: lay a learned soft mask over images
+    :param center_images: let pixels range from -½ to ½ instead of 0 to 1
+    :param initial_log_std: log standard deviation of prior and posterior at the start, about
+    :param initial_contrastive_scale: τ at the start; the logits are scaled by ``softplus(τ)``
+    :param inverse_frames: 0: the inverse-dynamics head reads the latents ``z_t`` and ``z_{t+1}``,
+        as in the paper; else ``z_t`` and the features of so many frames that follow. Into
+        ``z_{t+1}`` the recurrence has copied the action that is to be predicted; images tell of it
+        by what it moved, and the head teaches the encoder to see that (compare arXiv:2207.08229)
     :raises ValueError: for a bad argument
     """
 
@@ -119,6 +134,10 @@ class WorldModel(nn.Module):
         cnn_strides: Sequence[int] = (2, 1, 1, 1),
         crop_size: int | tuple[int, int] | None = None,
         gating: bool = False,
+        center_images: bool = False,
+        initial_log_std: float = 0.0,
+        initial_contrastive_scale: float = 1.0,
+        inverse_frames: int = 0,
     ) -> None:
         check_each(locals(), MODEL_CHECKS)
         super().__init__()
@@ -130,16 +149,26 @@ class WorldModel(nn.Module):
             cnn_channels,
             cnn_strides,
             gating,
+            center_images,
         )
         self.embed = MLP(self.encoder.out_dim, embed_dims[:-1], embed_dims[-1], output_norm="plain")
         self.rssm = RSSM(
-            embed_dims[-1], action_dim, deter_dim, stoch_dim, gru_dims, prior_dims, posterior_dims
+            embed_dims[-1],
+            action_dim,
+            deter_dim,
+            stoch_dim,
+            gru_dims,
+            prior_dims,
+            posterior_dims,
+            initial_log_std,
         )
         latent_dim = self.rssm.latent_dim
         self.decoder = MLP(latent_dim, decoder_dims, self.encoder.out_dim, output_norm="plain")
         self.reward_head = MLP(latent_dim, head_dims, 1)
-        self.inverse_head = MLP(2 * latent_dim, head_dims, action_dim)
-        self.contrastive_scale = nn.Parameter(torch.ones(()))
+        self.inverse_frames = inverse_frames
+        after_dim = inverse_frames * self.encoder.out_dim if inverse_frames else latent_dim
+        self.inverse_head = MLP(latent_dim + after_dim, head_dims, action_dim)
+        self.contrastive_scale = nn.Parameter(torch.tensor(float(initial_contrastive_scale)))
 
     @property
     def latent_dim(self) -> int:
@@ -168,9 +197,37 @@ class WorldModel(nn.Module):
         """Rewards ``(...)`` predicted at latents ``(..., latent_dim)``."""
         return self.reward_head(latents).squeeze(-1)
 
-    def inverse(self, latents: torch.Tensor, next_latents: torch.Tensor) -> torch.Tensor:
-        """Actions ``(..., A)`` in (-1, 1) that lead from ``latents`` to ``next_latents``."""
-        return torch.tanh(self.inverse_head(torch.cat([latents, next_latents], dim=-1)))
+    def inverse(self, latents: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        """Actions ``(..., A)`` in (-1, 1) that lead from ``latents`` to what is seen ``after``.
+
+        :param latents: ``(..., latent_dim)``
+        :param after: the next latents ``(..., latent_dim)``, or with ``inverse_frames`` the
+            features of the next frames ``(..., inverse_frames * F)``
+        """
+        return torch.tanh(self.inverse_head(torch.cat([latents, after], dim=-1)))
+
+    def inverse_loss(
+        self,
+        latents: torch.Tensor,
+        features: torch.Tensor,
+        actions: torch.Tensor,
+        mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """Scalar: how well the inverse dynamics tell the actions that have frames enough after.
+
+        :param latents: ``(T, B, latent_dim)``
+        :param features: ``(T, B, F)``
+        :param actions: ``(T - 1, B, A)``
+        :param mask: ``(T - 1, B)``
+        """
+        n_frames = self.inverse_frames
+        if n_frames == 0:
+            return losses.inverse_loss(self.inverse(latents[:-1], latents[1:]), actions, mask)
+        n_steps = max(0, len(latents) - n_frames)
+        after = torch.cat([features[k : k + n_steps] for k in range(1, n_frames + 1)], dim=-1)
+        predicted = self.inverse(latents[:n_steps], after)
+        # A window that is padded lacks its last frames.
+        return losses.inverse_loss(predicted, actions[:n_steps], mask[len(mask) - n_steps :])
 
     def draw_noise(self, n_steps: int, n_sequences: int) -> ModelNoise:
         """The random numbers of one call of :meth:`compute_losses`."""
@@ -212,10 +269,9 @@ class WorldModel(nn.Module):
             predicted = self.reward(latents[1:])
             reward = losses.reward_loss(predicted, batch.rewards, mask, options.smooth_reward_loss)
         if options.inverse_coef > 0:
-            predicted = self.inverse(latents[:-1], latents[1:])
-            inverse = losses.inverse_loss(predicted, batch.actions, mask)
+            inverse = self.inverse_loss(latents, features, batch.actions, mask)
         total = (
-            contrastive.loss
+            options.contrastive_coef * contrastive.loss
             + options.kl_coef * kl
             + options.reward_coef * reward
             + options.inverse_coef * inverse
@@ -232,4 +288,5 @@ class WorldModel(nn.Module):
             contrastive_accuracy=contrastive.accuracy,
             prior_entropy=prior_entropy,
             posterior_entropy=posterior_entropy,
+            latents=rollout.mean(),
         )
