@@ -52,6 +52,8 @@ class CoRe(OpenModel, RecurrentSAC):
     :param smooth_reward_loss: smooth-L1 instead of the squared error for rewards
     :param joint_update: one step on J_M + J_Q from one forward pass, in place of a step on each:
         two thirds of the time. Encoder and filter are in the model's optimiser alone then
+    :param joint_critic_coef: weight of J_Q in what a joint update teaches encoder and filter; its
+        gradient grows with the returns, and drowns that of J_M where they are large
     """
 
     optimizer_names: ClassVar[tuple[str, ...]] = (
@@ -89,6 +91,7 @@ class CoRe(OpenModel, RecurrentSAC):
         kl_balance: float = 0.5,
         smooth_reward_loss: bool = False,
         joint_update: bool = False,
+        joint_critic_coef: float = 1.0,
         contrastive_scale_learning_rate: float = 2e-3,
         critic_learning_rate: float = 1e-3,
         actor_learning_rate: float = 1e-3,
@@ -120,6 +123,7 @@ class CoRe(OpenModel, RecurrentSAC):
         check_choice("negatives", negatives, NEGATIVES)
         check_boolean("smooth_reward_loss", smooth_reward_loss)
         check_boolean("joint_update", joint_update)
+        check_at_least("joint_critic_coef", joint_critic_coef, 0)
         check(
             train_model_with_critic or not joint_update,
             "joint_update",
@@ -173,6 +177,7 @@ class CoRe(OpenModel, RecurrentSAC):
         self.kl_balance = kl_balance
         self.smooth_reward_loss = smooth_reward_loss
         self.joint_update = joint_update
+        self.joint_critic_coef = joint_critic_coef
         self.contrastive_scale_learning_rate = contrastive_scale_learning_rate
         if _init_setup_model:
             self._setup_model()
@@ -221,7 +226,10 @@ class CoRe(OpenModel, RecurrentSAC):
         model, critic = policy.world_model, policy.critic
         noise = model.draw_noise(*batch.mask.shape)
         result = model.compute_losses(batch, noise, self.model_loss_options)
-        critic_loss = self.critic_loss(batch, result.latents)
+        latents = result.latents.detach()
+        # The critics' own gradient keeps its size.
+        weighted = latents + self.joint_critic_coef * (result.latents - latents)
+        critic_loss = self.critic_loss(batch, weighted)
         losses = {"loss": result.total + critic_loss, **self._terms(result)}
         losses["critic_loss"] = critic_loss
         norms = descend_together(
@@ -235,7 +243,7 @@ class CoRe(OpenModel, RecurrentSAC):
         del losses["loss"]
         metrics = {**losses, **self._statistics(result)}
         names = ("model_grad_norm", "critic_grad_norm")
-        return {**metrics, **dict(zip(names, norms))}, result.latents.detach()
+        return {**metrics, **dict(zip(names, norms))}, latents
 
     def update_model(self, batch: SequenceBatch, noise: ModelNoise | None = None) -> Metrics:
         """One step on J_M (Eq. 5, arXiv:2112.01163)."""

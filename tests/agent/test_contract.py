@@ -149,9 +149,14 @@ RECURRENT_ARGUMENTS: dict[str, Any] = dict(
     ACTOR_ARGUMENTS,
     sequence_length=3,
     critic_learning_rate=2e-3,
+    n_step=2,
+    overlay=0.3,
     train_model_with_critic=False,
 )
 MODEL_ARGUMENTS: dict[str, Any] = dict(
+    contrastive_coef=0.5,
+    joint_update=False,
+    joint_critic_coef=0.2,
     kl_coef=0.1,
     reward_coef=0.5,
     inverse_coef=0.25,
