@@ -95,7 +95,6 @@ SMALL_LOSSES: dict[str, Any] = dict(
     contrastive_coef=0.3,
     inverse_coef=10.0,
     overlay=0.4,
-    n_step=3,
     joint_update=True,
     precision="bfloat16",
 )
