@@ -85,6 +85,7 @@ SMALL_RECURRENT: dict[str, Any] = dict(
 # What helps a CPU's budget under distraction, see docs/experiments.md.
 SMALL_CORE: dict[str, Any] = dict(
     SMALL_RECURRENT,
+    activation="relu",
     center_images=True,
     initial_log_std=-2.0,
     initial_contrastive_scale=-2.0,
