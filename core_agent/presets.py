@@ -97,6 +97,7 @@ SMALL_LOSSES: dict[str, Any] = dict(
     inverse_coef=10.0,
     overlay=0.4,
     joint_update=True,
+    behavior_updates=3,
     precision="bfloat16",
 )
 SMALL_ENV: dict[str, Any] = dict(image_size=64, render_quality="fast")

@@ -61,6 +61,8 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
     :param ent_coef_learning_rate: of the entropy temperature
     :param target_entropy: in nats; ``"auto"``: minus the number of actions
     :param max_log_ent_coef: upper bound of the log temperature
+    :param behavior_updates: steps of critics, actor, temperature and targets for each batch; those
+        after the first read the same latents, and cost a fraction of what encoding the batch does
     :param train_model_with_critic: let the critic's loss train encoder and filter too
         (appendix C.2)
     :param crop_size: side of the image crops, random in training, central in acting; ``None``:
@@ -113,6 +115,7 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
         ent_coef_learning_rate: float = 1e-3,
         target_entropy: float | str = "auto",
         max_log_ent_coef: float = 3.0,
+        behavior_updates: int = 1,
         train_model_with_critic: bool = True,
         crop_size: int | tuple[int, int] | None = None,
         precision: Precision = "auto",
@@ -131,6 +134,7 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
         check_integer("n_step", n_step, 1)
         check_fraction("overlay", overlay)
         check_positive("critic_learning_rate", critic_learning_rate)
+        check_integer("behavior_updates", behavior_updates, 1)
         check_boolean("train_model_with_critic", train_model_with_critic)
         super().__init__(
             policy=policy,
@@ -165,6 +169,7 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
         self.sequence_length = sequence_length
         self.n_step, self.overlay = n_step, overlay
         self.critic_learning_rate = critic_learning_rate
+        self.behavior_updates = behavior_updates
         self.train_model_with_critic = train_model_with_critic
         if _init_setup_model:
             self._setup_model()
@@ -221,11 +226,19 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
         return {**critic_metrics, **self.update_behavior(batch, latents.detach())}
 
     def update_behavior(self, batch: SequenceBatch, latents: torch.Tensor) -> Metrics:
-        """One step of actor, temperature and target on detached latents ``(T, B, latent_dim)``."""
-        actor_metrics, log_prob = self.update_actor(batch, latents[:-1])
-        ent_coef_metrics = self.update_ent_coef(batch, log_prob)
-        self.update_target()
-        return {**actor_metrics, **ent_coef_metrics}
+        """What follows a critic's first step on a batch: actor, temperature and targets, then
+        ``behavior_updates - 1`` further steps of all, critics included.
+
+        :param latents: detached, ``(T, B, latent_dim)``
+        """
+        metrics: Metrics = {}
+        for index in range(self.behavior_updates):
+            if index > 0:
+                metrics |= self._descend_critics(self.critic_loss(batch, latents))
+            actor_metrics, log_prob = self.update_actor(batch, latents[:-1])
+            metrics |= {**actor_metrics, **self.update_ent_coef(batch, log_prob)}
+            self.update_target()
+        return metrics
 
     def filter(self, batch: SequenceBatch, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Latents ``(T, B, latent_dim)`` that actor and critics read: posterior means.

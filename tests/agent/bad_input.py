@@ -140,6 +140,7 @@ LEARNING: dict[str, Values] = {
     "update_ratio": st.one_of(number(0.0), NONE),
     "collect": word("sequential", "async"),
     "n_step": whole(1),
+    "behavior_updates": whole(1),
     "overlay": FRACTION,
     "joint_update": BOOLEAN,
     "joint_critic_coef": number(0.0),

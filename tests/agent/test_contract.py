@@ -150,6 +150,7 @@ RECURRENT_ARGUMENTS: dict[str, Any] = dict(
     sequence_length=3,
     critic_learning_rate=2e-3,
     n_step=2,
+    behavior_updates=2,
     overlay=0.3,
     train_model_with_critic=False,
 )

@@ -1,4 +1,4 @@
-"""Options that depart from the paper: their defaults are the paper's, and each does what it says."""
+"""Options that depart from the paper: each does what it says, and is off by default."""
 
 from __future__ import annotations
 
@@ -138,3 +138,18 @@ def test_a_joint_update_can_leave_the_critics_out_of_what_teaches_the_model():
 def test_a_joint_update_needs_the_critics_gradient():
     with pytest.raises(ValueError, match="joint_update must be False where train_model"):
         make_core(joint_update=True, train_model_with_critic=False)
+
+
+@pytest.mark.parametrize("joint_update", [False, True])
+def test_behavior_is_updated_several_times_for_each_batch(joint_update):
+    model, batch = make_core(joint_update=joint_update, behavior_updates=3), random_batch()
+    n_steps = dict.fromkeys(("critic_optimizer", "actor_optimizer", "ent_coef_optimizer"), 0)
+    for name in n_steps:
+        optimizer = getattr(model.policy, name)
+
+        def count(*_, name=name):
+            n_steps[name] += 1
+
+        optimizer.register_step_post_hook(count)
+    model.update(batch)
+    assert set(n_steps.values()) == {3}
