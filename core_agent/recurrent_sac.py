@@ -231,12 +231,13 @@ class RecurrentSAC(OpenLatent, SoftActorCritic):
 
         :param latents: detached, ``(T, B, latent_dim)``
         """
-        metrics: Metrics = {}
+        metrics: dict[str, torch.Tensor] = {}
         for index in range(self.behavior_updates):
             if index > 0:
-                metrics |= self._descend_critics(self.critic_loss(batch, latents))
+                metrics.update(self._descend_critics(self.critic_loss(batch, latents)))
             actor_metrics, log_prob = self.update_actor(batch, latents[:-1])
-            metrics |= {**actor_metrics, **self.update_ent_coef(batch, log_prob)}
+            metrics.update(actor_metrics)
+            metrics.update(self.update_ent_coef(batch, log_prob))
             self.update_target()
         return metrics
 
