@@ -103,7 +103,8 @@ class RichProgressCallback(BaseCallback):
 
     def _steps_done(self) -> float:
         """Agent steps, of which those whose updates are still due are not done."""
-        due = getattr(self.model, "_updates_due", 0)
+        progress = getattr(self.model, "_progress", None)
+        due = progress.updates_due if progress else 0
         updates = getattr(self.model, "_n_updates", 0) + due
         learned_from = self.model.num_timesteps - getattr(self.model, "learning_starts", 0)
         return self.model.num_timesteps - due / max(updates, 1) * max(learned_from, 0)
