@@ -258,8 +258,3 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
 def check_sizes(name: str, value: Any, fewest: int = 1) -> None:
     """Make sure that ``value`` is a list or tuple of at least ``fewest`` whole numbers >= 1."""
     sizes(fewest)(name, value)
-
-
-def check_each(arguments: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
-    """:func:`check_arguments` with its arguments the other way round."""
-    check_arguments(checks, arguments)

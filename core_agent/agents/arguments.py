@@ -22,12 +22,12 @@ from core_agent.validation import (
     Check,
     argument_names,
     check,
+    check_arguments,
     check_at_least,
     check_boolean,
     check_choice,
     check_crop_size,
     check_device,
-    check_each,
     check_file,
     check_fraction,
     check_integer,
@@ -100,7 +100,7 @@ def check_buffer(buffer_class: Any, buffer_kwargs: Any) -> None:
     unknown = sorted(set(buffer_kwargs or {}) - known)
     rule = f"hold arguments of {(buffer_class or SequenceReplayBuffer).__name__}"
     check(not unknown, "replay_buffer_kwargs", rule, unknown, f"they are {sorted(known)}")
-    check_each(buffer_kwargs or {}, BUFFER_CHECKS)
+    check_arguments(BUFFER_CHECKS, buffer_kwargs or {})
 
 
 def check_policy(policy: Any, policy_kwargs: Any, aliases: Mapping[str, type[BasePolicy]]) -> None:

@@ -41,7 +41,7 @@ from core_agent.networks.hardware import (
 from core_agent.networks.layers import set_compute_dtype
 from core_agent.networks.optimization import FiniteGuard, descend
 from core_agent.replay.buffer import SequenceReplayBuffer
-from core_agent.validation import Check, as_seed, check, check_each, rules_of
+from core_agent.validation import Check, as_seed, check, check_arguments, rules_of
 
 POLICY_ALIASES = ("CnnPolicy", "MlpPolicy", "MultiInputPolicy")
 SB3_ARGUMENTS = inspect.signature(OffPolicyAlgorithm.__init__).parameters
@@ -85,7 +85,7 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
         _init_setup_model: bool = True,
         **arguments: Any,
     ) -> None:
-        check_each({**locals(), **arguments}, rules_of(type(self)))
+        check_arguments(rules_of(type(self)), {**locals(), **arguments})
         check_buffer(replay_buffer_class, replay_buffer_kwargs)
         if env is None and isinstance(policy, str) and policy not in self.policy_aliases:
             policy, env = "auto", policy

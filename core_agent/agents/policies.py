@@ -36,10 +36,10 @@ from core_agent.validation import (
     argument_names,
     as_array,
     check,
+    check_arguments,
     check_boolean,
     check_choice,
     check_device,
-    check_each,
     check_file,
     check_number,
     check_sizes,
@@ -201,7 +201,7 @@ class StatefulPolicy(BasePolicy):
         way_out = f"they are {sorted(known)}"
         rule = f"hold arguments of {cls.__name__}"
         check(not unknown, "policy_kwargs", rule, unknown, way_out)
-        check_each(arguments, rules_of(cls, *cls.parts))
+        check_arguments(rules_of(cls, *cls.parts), arguments)
 
     @classmethod
     def load(
@@ -251,8 +251,8 @@ class StatefulPolicy(BasePolicy):
         """Actions for one observation or a batch, and the state to pass to the next call.
 
         :param observation: one observation, or ``n`` of them stacked; images channels first or last
-        :param state: what the last call returned; ``None`` starts anew
-        :param episode_start: ``(n,)`` bool: environments to start anew
+        :param state: what the last call returned; ``None``: an episode starts
+        :param episode_start: ``(n,)`` bool: environments whose episode starts
         :param deterministic: draw no random number
         :return: actions within the bounds of the action space, and the state: arrays ``(n, ...)``
         :raises ValueError: for an ``(observation, info)`` tuple, or a state of another size
@@ -302,7 +302,7 @@ class StatefulPolicy(BasePolicy):
         if self._stateless_calls == STATELESS_CALLS:
             warnings.warn(
                 f"predict was called {STATELESS_CALLS} times in a row without a state: the "
-                "agent then starts anew at every step and plays worse; carry it along: "
+                "agent then starts again at every step and plays worse; pass the state on: "
                 "action, state = model.predict(observation, state, episode_start)",
                 UserWarning,
                 stacklevel=4,
@@ -329,7 +329,7 @@ class StatefulPolicy(BasePolicy):
             "state",
             f"be arrays of shapes {shapes} for {n_envs} observation(s)",
             found,
-            "pass the state that the last call of predict returned, or None to start anew",
+            "pass the state that the last predict() returned, or None at an episode's start",
         )
         tensors = tuple(
             torch.as_tensor(finite_array("state", part), dtype=wanted.dtype, device=self.device)

@@ -23,7 +23,7 @@ from core_agent.saving.models import (
     warn_of_own_schedule,
 )
 from core_agent.saving.replay import load_replay, save_replay
-from core_agent.validation import check_each
+from core_agent.validation import check_arguments
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="SavableAlgorithm")
 
@@ -63,7 +63,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         :param include: names of attributes to save that are left out otherwise
         :raises ValueError: for a bad argument, before anything is written
         """
-        check_each(locals(), FILE_RULES)
+        check_arguments(FILE_RULES, locals())
         warn_of_own_schedule(self.learning_rate)
         self.origin = {**self.origin, **describe(self.env)}
         super().save(path, exclude, include)
@@ -90,7 +90,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         :raises FileNotFoundError: if there is no file
         :raises ValueError: for an environment or an argument that does not fit the model
         """
-        check_each(locals(), LOAD_RULES)
+        check_arguments(LOAD_RULES, locals())
         rest = (print_system_info, force_reset)
         if trusted:
             return super().load(path, env, device, custom_objects, *rest, **kwargs)
@@ -102,7 +102,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
 
         :param path: file to write, by name (without a suffix ``.npz`` is added) or open
         """
-        check_each(locals(), FILE_RULES)
+        check_arguments(FILE_RULES, locals())
         save_replay(path, self.replay_buffer)
 
     def load_replay_buffer(
@@ -115,7 +115,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         :raises UnsafeFileError: if the file is no replay buffer of the model's spaces; what the
             buffer holds is left as it is
         """
-        check_each(locals(), FILE_RULES)
+        check_arguments(FILE_RULES, locals())
         load_replay(path, self.replay_buffer)
 
     def checkpoint(self, folder: str | pathlib.Path) -> pathlib.Path:
@@ -132,7 +132,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         :raises ValueError: if a parameter is not finite
         :raises NonFiniteError: if an update has failed that was not reported yet
         """
-        check_each(locals(), FILE_RULES)
+        check_arguments(FILE_RULES, locals())
         self._guard.check()
         if self._checkpoints is None or self._checkpoints.path != pathlib.Path(folder):
             self._checkpoints = CheckpointFolder(folder)
@@ -163,7 +163,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         :raises NoCheckpointError: if nothing there is complete; a kind of ``ValueError``
         :raises ValueError: for another algorithm's checkpoint or other environments
         """
-        check_each(locals(), RESUME_RULES)
+        check_arguments(RESUME_RULES, locals())
         checkpoints, checkpoint = find_checkpoint(folder, cls.__name__)
         if isinstance(env, str):
             env = environment_for(env, checkpoint.manifest["collect"])
@@ -191,7 +191,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         :raises UnsafeFileError: if a file is no saved model
         :raises ValueError: for parameters that do not fit this model, which is left as it is
         """
-        check_each(locals(), FILE_RULES)
+        check_arguments(FILE_RULES, locals())
         parameters = checked_parameters(self, load_path_or_dict, exact_match)
         options = [
             [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]

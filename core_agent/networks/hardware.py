@@ -90,7 +90,7 @@ def keep_freed_memory() -> bool:
     """Let glibc keep freed memory for the next allocation instead of giving it back.
 
     Every update allocates and frees the same activations, hundreds of MB; by default glibc maps
-    each anew and the kernel zeroes it page by page, which takes as long as the arithmetic. The
+    each again and the kernel zeroes it page by page, which takes as long as the arithmetic. The
     setting holds for the whole process; ``CORE_AGENT_KEEP_MEMORY=0`` in the environment leaves
     the allocator alone.
 

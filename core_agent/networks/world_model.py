@@ -18,7 +18,7 @@ from core_agent.networks.rssm import RSSM
 from core_agent.networks.types import Gaussian, Observation, Rollout, SequenceBatch
 from core_agent.validation import (
     Check,
-    check_each,
+    check_arguments,
     check_integer,
     check_number,
     check_size,
@@ -140,7 +140,7 @@ class WorldModel(nn.Module):
         initial_contrastive_scale: float = 1.0,
         inverse_frames: int = 0,
     ) -> None:
-        check_each(locals(), self.rules)
+        check_arguments(self.rules, locals())
         super().__init__()
         self.encoder = ObservationEncoder(
             observation_space,

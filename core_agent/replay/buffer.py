@@ -30,9 +30,9 @@ from core_agent.validation import (
     Check,
     as_array,
     check,
+    check_arguments,
     check_boolean,
     check_device,
-    check_each,
     check_integer,
     check_seed,
     check_size,
@@ -92,7 +92,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         seed: int | None = None,
         storage_device: torch.device | str = "auto",
     ) -> None:
-        check_each(locals(), BUFFER_CHECKS)
+        check_arguments(BUFFER_CHECKS, locals())
         # The parent would allocate every frame twice and at once, so only its fields are set.
         self.buffer_size = buffer_size
         self.observation_space = observation_space
