@@ -36,10 +36,10 @@ def overlay(images: torch.Tensor, largest: float) -> torch.Tensor:
     SODA and SVEA mix in images of another data set instead (arXiv:2011.13389, arXiv:2107.00644).
     """
     n_sequences, device = images.shape[1], images.device
-    images = images.float()
+    # Picked and mirrored as bytes, which is cheaper than as floats.
     other = images[:, torch.rand(n_sequences, device=device).argsort()].flip(-1)
     weight = largest * torch.rand(1, n_sequences, 1, 1, 1, device=device)
-    return images.lerp(other, weight)
+    return images.float().lerp(other.float(), weight)
 
 
 def random_shift(images: torch.Tensor, size: tuple[int, int], pad: int = 4) -> torch.Tensor:
