@@ -182,8 +182,10 @@ class CoRe(RecurrentSAC):
         result = model.compute_losses(batch, noise, self.model_loss_options)
         critic_loss = self.critic_loss(batch, result.latents, critic_noise)
         losses = {**self._terms(result), "critic_loss": critic_loss}
+        # J_Q grows with the square of the values; beyond 1 its gradient would hide that of J_M.
+        bounded = critic_loss / critic_loss.detach().clamp(min=1.0)
         norms = descend_together(
-            {"joint_loss": result.total + critic_loss, **losses},
+            {"joint_loss": result.total + bounded, **losses},
             {
                 policy.optimizer: (model.parameters(), self.max_model_grad_norm),
                 policy.critic_optimizer: (critic.parameters(), self.max_critic_grad_norm),
