@@ -25,6 +25,7 @@ from core_agent.runs.callbacks import (
 from core_agent.runs.evaluation import play, summarize
 from core_agent.runs.plotting import plot_learning_curve
 from core_agent.runs.video import captioned, side_by_side, write_mp4
+from core_agent.trained import read_card, trained_names, watch
 
 ENV_ID = "DCS-cheetah-run-easy-dynamic"
 N_RANDOM_EPISODES = 5
@@ -85,6 +86,8 @@ def run_demo(
     started = time.perf_counter()
     console = console or Console()
     folder.mkdir(parents=True, exist_ok=True)
+    if env_id in trained_names():
+        show_trained(env_id, folder, console)
     env_arguments = get_preset(preset_name).env_arguments
     with (
         closing(make_env(env_id, **env_arguments)) as env,
@@ -133,6 +136,18 @@ def run_demo(
     (folder / "summary.json").write_text(json.dumps(record, indent=1))
     print_summary(console, summary, folder)
     return summary
+
+
+def show_trained(env_id: str, folder: Path, console: Console) -> None:
+    """Record an episode of the trained agent that comes with the package, and print its returns."""
+    video = folder / "longer_training.mp4"
+    card, shown = read_card(env_id), watch(env_id, video)
+    console.print(
+        f"The agent that comes with the package learned {env_id} in {card.agent_steps:,} agent "
+        f"steps: {card.mean:.0f} ± {card.standard_error:.0f} on validation videos. One episode, "
+        f"next to the same without distractions: {video} (return {shown:.0f}).",
+        soft_wrap=True,
+    )
 
 
 def print_summary(console: Console, summary: DemoSummary, folder: Path) -> None:

@@ -11,9 +11,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from typer.testing import CliRunner
 
 from core_agent import CoRe, QTOptDrQ, cli, doctor, load_agent
-from core_agent.demo import run_demo
+from core_agent.demo import ENV_ID, run_demo, show_trained
 from core_agent.runs.settings import parse_settings, read_config
 from core_agent.runs.training import Outcome
+from core_agent.trained import read_card
 from core_agent.zoo import CONFIGS
 
 runner = CliRunner()
@@ -45,6 +46,14 @@ def test_the_demo_leaves_all_that_it_promises(demo):
     assert record["agent_steps"] == summary.agent_steps == 375
     assert len(record["episodes"]) == 3
     assert summary.updates == 3 * int(0.05 * 125)
+
+
+def test_the_demo_begins_with_the_trained_agent(tmp_path):
+    console = Console(record=True, width=200, quiet=True)
+    show_trained(ENV_ID, tmp_path, console)
+    card, shown = read_card(ENV_ID), console.export_text()
+    assert f"{card.mean:.0f} ± {card.standard_error:.0f}" in shown
+    assert (tmp_path / "longer_training.mp4").stat().st_size > 10_000
 
 
 def test_evaluate_plays_a_saved_model(demo):

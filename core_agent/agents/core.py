@@ -67,9 +67,9 @@ class CoRe(RecurrentSAC):
         authors' experiments
     :param contrast_first_frame: with ``contrastive_from="posterior"``, contrast the first frame of
         a window too, as in the authors' experiments; the prior knows nothing there
-    :param joint_update: make one step of model and critics on J_M + J_Q, from one forward pass,
-        in place of a step on each as in the paper. Encoder and filter are in the model's optimiser
-        alone then
+    :param joint_update: make one step of model and critics on J_M + J_Q / max(1, J_Q), from one
+        forward pass, in place of a step on each as in the paper. Encoder and filter are in the
+        model's optimiser alone then
     """
 
     rules: ClassVar[dict[str, Check]] = {
@@ -174,7 +174,10 @@ class CoRe(RecurrentSAC):
         noise: ModelNoise | None = None,
         critic_noise: torch.Tensor | None = None,
     ) -> tuple[Metrics, torch.Tensor]:
-        """One step of model and critics on J_M + J_Q; the detached latents before it."""
+        """One step of model and critics on J_M + J_Q / max(1, J_Q); the detached latents before it.
+
+        The divisor is a constant of the step: it scales the gradient of J_Q alone.
+        """
         policy = self.policy
         model, critic = policy.world_model, policy.critic
         if noise is None:
@@ -182,7 +185,7 @@ class CoRe(RecurrentSAC):
         result = model.compute_losses(batch, noise, self.model_loss_options)
         critic_loss = self.critic_loss(batch, result.latents, critic_noise)
         losses = {**self._terms(result), "critic_loss": critic_loss}
-        # J_Q grows with the square of the values; beyond 1 its gradient would hide that of J_M.
+        # J_Q grows with the square of the values: beyond 1, its gradient would hide that of J_M.
         bounded = critic_loss / critic_loss.detach().clamp(min=1.0)
         norms = descend_together(
             {"joint_loss": result.total + bounded, **losses},

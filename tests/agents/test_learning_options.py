@@ -97,6 +97,19 @@ def test_a_joint_update_moves_everything_once():
     assert len(trained) == len(list(model.policy.critic.parameters()))
 
 
+def test_a_joint_update_bounds_the_gradient_of_large_critic_losses():
+    """Of values a hundred times as large, the gradient into the critics stays of order 1."""
+    norms, critic_losses = [], []
+    for factor in (1.0, 100.0):
+        model, batch = make_core(joint_update=True), random_batch(image_size=8)
+        metrics = model.update(batch._replace(rewards=2.0 + factor * batch.rewards))
+        norms.append(metrics["critic_grad_norm"].item())
+        critic_losses.append(metrics["critic_loss"].item())
+    assert critic_losses[1] > 1_000 * critic_losses[0] > 1_000
+    # The gradient of a square grows with its root, so after the division it falls.
+    assert norms[1] < norms[0]
+
+
 def test_a_joint_update_needs_the_critics_gradient():
     with pytest.raises(ValueError, match="joint_update must be False with train_model"):
         make_core(joint_update=True, train_model_with_critic=False)
