@@ -138,6 +138,10 @@ def _are_names(value: Any) -> bool:
     return value is None or (collection and all(isinstance(entry, str) for entry in value))
 
 
+def _are_functions(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) >= 1 and all(map(callable, value))
+
+
 def _are_options(value: Any) -> bool:
     return value is None or (isinstance(value, dict) and all(isinstance(k, str) for k in value))
 
@@ -184,6 +188,7 @@ NUMBER = Rule("be a number", is_number)
 POSITIVE = Rule("be a number > 0", lambda value: is_number(value) and value > 0)
 FRACTION = Rule("lie in [0, 1]", lambda value: is_number(value) and 0 <= value <= 1)
 SIZE = whole(1)
+FUNCTIONS = Rule("be a list of functions", _are_functions)
 BOOLEAN = instance("be True or False", bool, np.bool_)
 TEXT = Rule("be a string", lambda value: isinstance(value, str) and value != "")
 CROP_SIZE = Rule("be a whole number >= 1, two of them, or None", _is_crop)
