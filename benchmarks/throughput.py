@@ -22,7 +22,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from measuring import (
@@ -36,7 +36,7 @@ from measuring import (
 )
 from stable_baselines3.common.callbacks import BaseCallback
 
-from core_agent.agents.arguments import COLLECTS
+from core_agent.agents.arguments import Collect
 from core_agent.table5.paper import TASKS
 
 PARTS = ("environment", "acting", "sampling", "update", "storing")
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, metavar="TASK")
     parser.add_argument("--preset", choices=("paper", "small", "debug"), default="small")
     parser.add_argument("--difficulty", choices=("easy", "medium", "hard"), default="easy")
-    parser.add_argument("--collect", choices=COLLECTS, default="sequential")
+    parser.add_argument("--collect", choices=get_args(Collect), default="sequential")
     parser.add_argument("--n-envs", type=int, default=1, help="each in its own process")
     parser.add_argument("--static", action="store_true", help="distractions that do not move")
     parser.add_argument(

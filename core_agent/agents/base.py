@@ -21,15 +21,13 @@ from core_agent.agents.arguments import (
     CONSTRUCTOR_RULES,
     Collect,
     as_train_freq,
-    check_buffer,
     check_policy,
-    policy_for,
 )
 from core_agent.agents.collection import COLLECTORS, Progress
 from core_agent.agents.cuda_graphs import GraphedUpdates, Learner
 from core_agent.agents.loop import LearningLoop
 from core_agent.agents.metrics import Metrics, UpdateLog
-from core_agent.agents.policies import StatefulPolicy
+from core_agent.agents.policies import StatefulPolicy, policy_for
 from core_agent.agents.transitions import refuse_normalized_images
 from core_agent.environments.make import environment_for, seed_environments
 from core_agent.networks.hardware import (
@@ -41,7 +39,7 @@ from core_agent.networks.hardware import (
 from core_agent.networks.layers import set_compute_dtype
 from core_agent.networks.optimization import FiniteGuard, descend
 from core_agent.replay.buffer import SequenceReplayBuffer
-from core_agent.validation import Check, as_seed, check, check_arguments, rules_of
+from core_agent.validation import Check, as_seed, check, check_arguments, check_keywords, rules_of
 
 POLICY_ALIASES = ("CnnPolicy", "MlpPolicy", "MultiInputPolicy")
 SB3_ARGUMENTS = inspect.signature(OffPolicyAlgorithm.__init__).parameters
@@ -86,7 +84,8 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
         **arguments: Any,
     ) -> None:
         check_arguments(rules_of(type(self)), {**locals(), **arguments})
-        check_buffer(replay_buffer_class, replay_buffer_kwargs)
+        buffer_class = replay_buffer_class or SequenceReplayBuffer
+        check_keywords("replay_buffer_kwargs", replay_buffer_kwargs, buffer_class)
         if env is None and isinstance(policy, str) and policy not in self.policy_aliases:
             policy, env = "auto", policy
         check_policy(policy, policy_kwargs, self.policy_aliases)

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -16,16 +16,10 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 from stable_baselines3.common.vec_env.subproc_vec_env import _worker as serve_environment
 
-from core_agent.validation import FUNCTIONS, POSITIVE, check_arguments, choice, whole
+from core_agent.validation import FUNCTIONS, POSITIVE, Check, check_arguments, choice, whole
 
 START_SECONDS = 600.0  # to start a process and make its environment, unless timeout is longer
 CLOSING_SECONDS = 5.0  # for an environment to close itself; then its process is killed
-RULES = {
-    "env_fns": FUNCTIONS,
-    "start_method": choice(*multiprocessing.get_all_start_methods()),
-    "timeout": POSITIVE,
-    "max_restarts": whole(0),
-}
 
 
 class WorkerFailedError(RuntimeError):
@@ -149,6 +143,13 @@ class SupervisedSubprocVecEnv(SubprocVecEnv):
     :raises WorkerFailedError: also later, if an environment fails after its last restart; all end
     """
 
+    rules: ClassVar[dict[str, Check]] = {
+        "env_fns": FUNCTIONS,
+        "start_method": choice(*multiprocessing.get_all_start_methods()),
+        "timeout": POSITIVE,
+        "max_restarts": whole(0),
+    }
+
     def __init__(
         self,
         env_fns: list[Callable[[], gym.Env]],
@@ -156,7 +157,7 @@ class SupervisedSubprocVecEnv(SubprocVecEnv):
         timeout: float = 120.0,
         max_restarts: int = 1,
     ) -> None:
-        check_arguments(RULES, locals())
+        check_arguments(self.rules, locals())
         self.context: Any = multiprocessing.get_context(start_method)
         self.timeout, self.max_restarts = timeout, max_restarts
         self.waiting = self.closed = False

@@ -30,7 +30,7 @@ from core_agent.saving.safe_loading import (
     read_parameters,
     reading,
 )
-from core_agent.validation import check, check_file
+from core_agent.validation import FILE, check
 
 WHAT = "a saved model"
 
@@ -124,7 +124,7 @@ def checked_parameters(
     """
     parameters: Any = source
     if not isinstance(source, dict):
-        check_file("load_path_or_dict", source)
+        FILE("load_path_or_dict", source)
         with opened(source, "zip") as file, reading(source, WHAT):
             parameters = read_parameters(file)
     known = model._get_torch_save_params()[0]
