@@ -15,8 +15,9 @@ import io
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,8 @@ def check(condition: bool, name: str, rule: str, value: Any, way_out: str = "") 
         raise ValueError(f"{name} must {rule}, got {value!r}{hint}")
 
 
-class Rule(NamedTuple):
+@dataclass(frozen=True)
+class Rule:
     """A rule that values follow or not; called with a name and a value, it checks the value."""
 
     text: str

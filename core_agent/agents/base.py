@@ -140,7 +140,11 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
 
     # ---- set-up ----
 
-    def _setup_model(self) -> None:
+    def _setup_model(self, policy: StatefulPolicy | None = None) -> None:
+        """Make all that the arguments stand for.
+
+        :param policy: of a saved model; by default one with new parameters
+        """
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         if self.device.type == "cpu":
@@ -156,7 +160,7 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
                 n_envs=self.n_envs,
                 **{**self._buffer_arguments(), **self.replay_buffer_kwargs},
             )
-        self.policy = self._make_policy().to(self.device)
+        self.policy = (policy or self._make_policy()).to(self.device)
         set_compute_dtype(self.policy, compute_dtype(self.precision, self.device))
         self._guard = FiniteGuard(self.device if self._runs_ahead else None)
         self._graphed_updates = GraphedUpdates()

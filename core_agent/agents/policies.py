@@ -224,11 +224,14 @@ class StatefulPolicy(BasePolicy):
                 file, map_location=device, weights_only=False, pickle_module=RESTRICTED_PICKLE
             )
             with torch.device("meta"):
-                own = cls(**saved["data"]).state_dict()
-            check_state_dict("state_dict", own, saved["state_dict"])
-            policy = cls(**saved["data"])
+                policy = cls(**saved["data"])
+            check_state_dict("state_dict", policy.state_dict(), saved["state_dict"])
+            if cls.__module__.startswith("core_agent."):
+                policy.to_empty(device=device)
+            else:  # One of the user's may have tensors that its parameters do not tell of.
+                policy = cls(**saved["data"]).to(device)
             policy.load_state_dict(saved["state_dict"])
-        return policy.to(device)
+        return policy
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
         n_envs = len(any_entry(observation))
