@@ -24,7 +24,7 @@ from core_agent.agents.arguments import (
     check_policy,
 )
 from core_agent.agents.collection import COLLECTORS, Progress
-from core_agent.agents.cuda_graphs import GraphedUpdates, Learner
+from core_agent.agents.cuda_graphs import GraphedUpdates
 from core_agent.agents.loop import LearningLoop
 from core_agent.agents.metrics import Metrics, UpdateLog
 from core_agent.agents.policies import StatefulPolicy, policy_for
@@ -260,10 +260,7 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
         """:meth:`update`, on a GPU as one CUDA graph."""
         if not (self._runs_ahead and wants_cuda_graphs()):
             return self.update(batch)
-        learner = Learner(
-            self.update, self.update_kind, vars(self), self.policy, self.optimizers, self._guard
-        )
-        return self._graphed_updates(learner, batch)
+        return self._graphed_updates(self, batch)
 
     @abstractmethod
     def update(self, batch: Any) -> Metrics:
