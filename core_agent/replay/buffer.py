@@ -39,6 +39,17 @@ from core_agent.validation import (
 
 GPU_MEMORY_SHARE = 0.5
 """Frames are kept on the GPU if the full buffer takes at most this share of its free memory."""
+BUFFER_RULES: dict[str, Check] = {
+    "buffer_size": SIZE,
+    "observation_space": check_space,
+    "action_space": check_box,
+    **dict.fromkeys(("device", "storage_device"), DEVICE),
+    "n_envs": SIZE,
+    **dict.fromkeys(("optimize_memory_usage", "handle_timeout_termination"), BOOLEAN),
+    "sequence_length": whole(2),
+    "seed": SEED,
+}
+"""The rule of each argument of :class:`SequenceReplayBuffer`."""
 
 
 class SequenceReplayBuffer(ReplayBuffer):
@@ -64,19 +75,7 @@ class SequenceReplayBuffer(ReplayBuffer):
     :raises ValueError: for a bad argument
     """
 
-    rules: ClassVar[dict[str, Check]] = {
-        "buffer_size": SIZE,
-        "observation_space": check_space,
-        "action_space": check_box,
-        "device": DEVICE,
-        "n_envs": SIZE,
-        "optimize_memory_usage": BOOLEAN,
-        "handle_timeout_termination": BOOLEAN,
-        "sequence_length": whole(2),
-        "seed": SEED,
-        "storage_device": DEVICE,
-    }
-    """The rule of each argument."""
+    rules: ClassVar[dict[str, Check]] = BUFFER_RULES
 
     def __init__(
         self,
