@@ -1,4 +1,4 @@
-"""Training from end to end: simulator steps per second, and the share of each part.
+"""Training from end to end: simulator steps per second, updates and memory.
 
     python benchmarks/throughput.py                        # the six tasks, small preset
     python benchmarks/throughput.py --tasks cheetah-run --preset paper --steps 1000
@@ -6,11 +6,8 @@
     python benchmarks/throughput.py --tasks cheetah-run --collect async --n-envs 2
 
 ``CoRe.learn`` on Distracting Control tasks with the built-in videos, one process for each task.
-Start-up and the first two episodes of each environment are not counted. Shares are of the elapsed
-time, measured around ``env.step`` (*environment*), the choice of actions (*acting*),
-``replay_buffer.sample`` (*sampling*), the updates (*update*) and ``replay_buffer.add``
-(*storing*); *other* is the rest. With ``--collect async`` *environment* is the time of waiting
-after the updates. Memory is the peak of the process.
+Start-up and the first two episodes of each environment are not counted. Memory is the peak of the
+process.
 """
 
 from __future__ import annotations
@@ -19,10 +16,9 @@ import argparse
 import multiprocessing
 import sys
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from measuring import (
@@ -36,65 +32,34 @@ from measuring import (
 )
 from stable_baselines3.common.callbacks import BaseCallback
 
-from core_agent.agents.arguments import COLLECTS
+from core_agent.agents.arguments import Collect
 from core_agent.table5.paper import TASKS
 
-PARTS = ("environment", "acting", "sampling", "update", "storing")
 EPISODE_SIMULATOR_STEPS = 1000
-
-
-class Stopwatch:
-    """Adds up the time spent in methods.
-
-    :param device: waited for before and after each call, where it is a GPU
-    """
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.calls: Counter[str] = Counter()
-
-    def watch(self, owner: Any, method: str, part: str) -> None:
-        """Count every call of ``owner.method`` as ``part``."""
-        original: Callable[..., Any] = getattr(owner, method)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            result = original(*args, **kwargs)
-            synchronize(self.device)
-            self.seconds[part] += time.perf_counter() - started
-            self.calls[part] += 1
-            return result
-
-        setattr(owner, method, timed)
-
-    def clear(self) -> None:
-        """Reset."""
-        self.seconds.clear()
-        self.calls.clear()
 
 
 class Clock(BaseCallback):
     """Measures some steps of a run, then ends it.
 
-    :param watch: reset when the measurement starts
+    :param device: waited for before and after, where it is a GPU
     :param first: agent steps before the measurement
     :param n_steps: agent steps to measure
     """
 
-    def __init__(self, watch: Stopwatch, first: int, n_steps: int) -> None:
+    def __init__(self, device: str, first: int, n_steps: int) -> None:
         super().__init__()
-        self.watch, self.first, self.last = watch, first, first + n_steps
-        self.seconds = 0.0
+        self.device, self.first, self.last = device, first, first + n_steps
+        self.seconds, self.updates = 0.0, 0
 
     def _on_step(self) -> bool:
         if self.num_timesteps == self.first:
-            self.watch.clear()
-            self._started = time.perf_counter()
+            synchronize(self.device)
+            self._started, self.updates = time.perf_counter(), self.model._n_updates
         if self.num_timesteps < self.last:
             return True
-        synchronize(self.watch.device)
+        synchronize(self.device)
         self.seconds = time.perf_counter() - self._started
+        self.updates = self.model._n_updates - self.updates
         return False
 
 
@@ -125,50 +90,35 @@ def measure(task: str, options: argparse.Namespace) -> dict[str, Any]:
         collect=options.collect,
         **preset(options.preset, learning_starts=options.n_envs * episode_steps),
     )
-    watch = Stopwatch(options.device)
-    watch.watch(model.env, "step_wait", "environment")
-    watch.watch(model, "_sample_action", "acting")
-    watch.watch(model.replay_buffer, "sample", "sampling")
-    watch.watch(model.replay_buffer, "add", "storing")
-    watch.watch(model, "_update", "update")
     n_episodes = -(-options.steps // (options.n_envs * EPISODE_SIMULATOR_STEPS))
     agent_steps = n_episodes * options.n_envs * episode_steps
-    clock = Clock(watch, 2 * options.n_envs * episode_steps, agent_steps)
+    clock = Clock(options.device, 2 * options.n_envs * episode_steps, agent_steps)
     model.learn(clock.first + agent_steps, callback=clock, log_interval=None)
-    seconds = clock.seconds
     env.close()
-    shares = {part: watch.seconds[part] / seconds for part in PARTS}
     return {
         "task": task,
         "action_repeat": repeat,
         "collect": options.collect,
         "n_envs": options.n_envs,
         "machine": describe_machine(options.device),
-        "seconds": seconds,
+        "seconds": clock.seconds,
         "agent_steps": agent_steps,
         "simulator_steps": agent_steps * repeat,
-        "updates": watch.calls["update"],
-        "simulator_steps_per_second": agent_steps * repeat / seconds,
-        "agent_steps_per_second": agent_steps / seconds,
-        "seconds_per_update": watch.seconds["update"] / max(1, watch.calls["update"]),
-        "seconds_per_environment_step": watch.seconds["environment"] / agent_steps,
-        "seconds_per_action": watch.seconds["acting"] / agent_steps,
-        "shares": {**shares, "other": 1.0 - sum(shares.values())},
+        "updates": clock.updates,
+        "simulator_steps_per_second": agent_steps * repeat / clock.seconds,
         "peak_rss_gb": peak_rss(),
     }
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Rates, shares and memory."""
-    table = [["", "simulator steps/s", "updates", "ms/update", *PARTS, "other", "peak RSS"]]
+    """Rates and memory."""
+    table = [["", "simulator steps/s", "updates", "peak RSS"]]
     for row in rows:
         table.append(
             [
                 f"{row['task']} (repeat {row['action_repeat']})",
                 f"{row['simulator_steps_per_second']:.1f}",
                 str(row["updates"]),
-                f"{1e3 * row['seconds_per_update']:.1f}",
-                *(f"{share:.0%}" for share in row["shares"].values()),
                 f"{row['peak_rss_gb']:.2f} GB",
             ]
         )
@@ -182,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, metavar="TASK")
     parser.add_argument("--preset", choices=("paper", "small", "debug"), default="small")
     parser.add_argument("--difficulty", choices=("easy", "medium", "hard"), default="easy")
-    parser.add_argument("--collect", choices=COLLECTS, default="sequential")
+    parser.add_argument("--collect", choices=get_args(Collect), default="sequential")
     parser.add_argument("--n-envs", type=int, default=1, help="each in its own process")
     parser.add_argument("--static", action="store_true", help="distractions that do not move")
     parser.add_argument(

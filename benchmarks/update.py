@@ -48,7 +48,7 @@ from measuring import (
     synchronize,
     write_json,
 )
-from yardstick import PlainReplay, Yardstick
+from yardstick import Yardstick
 
 from core_agent import CoRe
 from core_agent.agents.cuda_graphs import WARM_UPS
@@ -109,15 +109,11 @@ def make_runner(name: str, settings: Settings) -> Runner:
 
 def yardstick_runner(settings: Settings) -> Runner:
     model = made_up_model(settings.size, settings.device, precision="float32")
-    assert model.replay_buffer is not None
     yardstick = Yardstick.of(model.policy)
-    (crop,) = model.policy.world_model.encoder.crop_sizes.values()
-    replay = PlainReplay(model.replay_buffer, crop)
-    batch_size = model.batch_size
 
     def run(n_updates: int) -> None:
         for _ in range(n_updates):
-            yardstick.update(replay.sample(batch_size))
+            yardstick.update(model.augment(model._sample_batch(model.batch_size)))
 
     return run
 

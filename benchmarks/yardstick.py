@@ -2,8 +2,8 @@
 
 It computes the same as :class:`core_agent.CoRe` without optimisations: convolutions on contiguous
 NCHW images, every network inside the time loop, prior and decoder in the critic's pass too, two
-separate critics, ``torch.optim.Adam`` with its defaults, one ``.item()`` for each metric, complete
-frames gathered and then cropped. It computes in the dtype of its parameters.
+separate critics, ``torch.optim.Adam`` with its defaults, one ``.item()`` for each metric. It
+computes in the dtype of its parameters.
 
 It shares only the type of a batch with ``core_agent``; :func:`to_plain` renames and reshapes the
 parameters (or gradients) of a ``core_agent`` policy. Random numbers can be given (:class:`Noise`),
@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
@@ -27,7 +26,6 @@ from torch.nn import functional as F
 
 from core_agent.agents.latent import RecurrentPolicy
 from core_agent.networks.types import SequenceBatch
-from core_agent.replay.buffer import SequenceReplayBuffer
 
 KL_COEF, REWARD_COEF, INVERSE_COEF, FREE_NATS = 0.01, 1.0, 1.0, 1.0
 GAMMA, TAU = 0.99, 0.005
@@ -482,56 +480,3 @@ def to_plain(
             name = re.sub(pattern, replacement, name)
         plain[name] = value
     return plain
-
-
-class PlainReplay:
-    """Complete episodes, frames channels first; gathered windows are cropped.
-
-    :param buffer: source of the episodes
-    :raises ValueError: if an episode is shorter than a window
-    """
-
-    def __init__(self, buffer: SequenceReplayBuffer, crop: tuple[int, int]) -> None:
-        self.sequence_length, self.device = buffer.sequence_length, buffer.device
-        self.crop = crop
-        self.generator = np.random.default_rng(0)
-        self.episodes = []
-        for episode in buffer.episodes:
-            if episode.n_steps + 1 < self.sequence_length:
-                raise ValueError(
-                    f"episodes must have >= {self.sequence_length} frames, got "
-                    f"{episode.n_steps + 1}"
-                )
-            (frames,) = episode.frames.values()
-            images = np.ascontiguousarray(frames.cpu().numpy().transpose(0, 3, 1, 2))
-            self.episodes.append((images, episode.actions.copy(), episode.rewards.copy()))
-
-    def sample(self, batch_size: int) -> SequenceBatch:
-        """``batch_size`` windows of episodes that a time limit ended."""
-        images, actions, rewards = [], [], []
-        for index in self.generator.integers(len(self.episodes), size=batch_size):
-            frames, episode_actions, episode_rewards = self.episodes[index]
-            start = self.generator.integers(len(frames) - self.sequence_length + 1)
-            steps = slice(start, start + self.sequence_length - 1)
-            images.append(frames[start : start + self.sequence_length])
-            actions.append(episode_actions[steps])
-            rewards.append(episode_rewards[steps])
-        frames = torch.as_tensor(np.stack(images, axis=1), device=self.device)
-        reward = torch.as_tensor(np.stack(rewards, axis=1), device=self.device)
-        return SequenceBatch(
-            self.crop_windows(frames),
-            torch.as_tensor(np.stack(actions, axis=1), device=self.device),
-            reward,
-            torch.zeros_like(reward),
-            torch.ones(frames.shape[:2], device=self.device),
-        )
-
-    def crop_windows(self, frames: torch.Tensor) -> torch.Tensor:
-        """Frames ``(T, B, C, H, W)`` cropped, at one position for each sequence."""
-        height, width = self.crop
-        cropped = []
-        for b in range(frames.shape[1]):
-            top = self.generator.integers(frames.shape[-2] - height + 1)
-            left = self.generator.integers(frames.shape[-1] - width + 1)
-            cropped.append(frames[:, b, :, top : top + height, left : left + width])
-        return torch.stack(cropped, dim=1)

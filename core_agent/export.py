@@ -42,7 +42,7 @@ from core_agent.agents.latent import RecurrentPolicy
 from core_agent.agents.policies import StatefulPolicy
 from core_agent.networks.encoders import SINGLE_KEY, as_dict_space
 from core_agent.networks.layers import set_compute_dtype
-from core_agent.validation import check, check_path
+from core_agent.validation import PATH, check
 
 START_NAME = "episode_start"
 ONNX_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
@@ -110,7 +110,7 @@ def export_onnx(model: BaseAlgorithm, path: str | Path) -> Path:
         type(model).__name__,
     )
     assert isinstance(policy, StatefulPolicy)
-    check_path("path", path)
+    PATH("path", path)
     _need("onnx"), _need("onnxscript")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +152,7 @@ class OnnxAgent:
     """
 
     def __init__(self, path: str | Path) -> None:
-        check_path("path", path)
+        PATH("path", path)
         runtime = _need("onnxruntime")
         check(Path(path).is_file(), "path", "be an exported agent", str(path))
         self.session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

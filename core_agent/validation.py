@@ -4,16 +4,17 @@ A class or function keeps its rules in a table by argument and checks them in on
 
     RULES = {"every": whole(0), "signals": BOOLEAN, "seed": SEED}
     check_arguments(RULES, locals())
+
+One value alone is checked by calling its rule: ``SIZE("batch_size", batch_size)``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import io
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,20 +30,6 @@ MAX_SEED = 2**32 - 1
 
 class NonFiniteError(ValueError):
     """Something that learning rests on has become NaN or infinite."""
-
-
-def rules_of(*classes: type) -> dict[str, Check]:
-    """The rules of the arguments of classes and of their bases, from their tables ``rules``."""
-    tables = [vars(base).get("rules", {}) for one in classes for base in reversed(one.__mro__)]
-    return {name: rule for table in tables for name, rule in table.items()}
-
-
-def handed_down(arguments: Mapping[str, Any], *own: str) -> dict[str, Any]:
-    """The arguments that a constructor hands to another one: all but its ``own``.
-
-    :param arguments: the constructor's ``locals()``
-    """
-    return {k: v for k, v in arguments.items() if k not in ("self", "__class__", *own)}
 
 
 def check(condition: bool, name: str, rule: str, value: Any, way_out: str = "") -> None:
@@ -64,8 +51,17 @@ class Rule:
     holds: Callable[[Any], Any]
     way_out: str = ""
 
-    def __call__(self, name: str, value: Any, way_out: str = "") -> None:
-        check(bool(self.holds(value)), name, self.text, value, way_out or self.way_out)
+    def __call__(self, name: str, value: Any) -> None:
+        check(bool(self.holds(value)), name, self.text, value, self.way_out)
+
+
+# ---- tables of rules ----
+
+
+def rules_of(*classes: type) -> dict[str, Check]:
+    """The rules of the arguments of classes and of their bases, from their tables ``rules``."""
+    tables = [vars(base).get("rules", {}) for one in classes for base in reversed(one.__mro__)]
+    return {name: rule for table in tables for name, rule in table.items()}
 
 
 def check_arguments(rules: Mapping[str, Check], arguments: Mapping[str, Any]) -> None:
@@ -97,7 +93,32 @@ def argument_names(*classes: type) -> set[str]:
     } - {"self"}
 
 
-# ---- what values are ----
+def check_keywords(name: str, given: Any, *classes: type, without: str = "") -> None:
+    """Make sure that a dict holds arguments of classes that follow their rules.
+
+    :param name: of the argument that is the dict
+    :param given: the dict, or ``None``
+    :param classes: the first is the one to be made, the others are its parts
+    :param without: an argument that the dict may not hold
+    :raises ValueError: if it is anything else
+    """
+    OPTIONS(name, given)
+    known = argument_names(*classes) - {without}
+    unknown = sorted((given or {}).keys() - known)
+    rule = f"hold arguments of {classes[0].__name__}"
+    check(not unknown, name, rule, unknown, f"they are {sorted(known)}")
+    check_arguments(rules_of(*classes), given or {})
+
+
+def handed_down(arguments: Mapping[str, Any], *own: str) -> dict[str, Any]:
+    """The arguments that a constructor hands to another one: all but its ``own``.
+
+    :param arguments: the constructor's ``locals()``
+    """
+    return {k: v for k, v in arguments.items() if k not in ("self", "__class__", *own)}
+
+
+# ---- rules ----
 
 
 def is_whole(value: Any) -> bool:
@@ -115,18 +136,16 @@ def is_number(value: Any) -> bool:
         return False
 
 
-def _is_crop(value: Any) -> bool:
-    sides = value if isinstance(value, (list, tuple)) and len(value) == 2 else [value]
-    return value is None or all(is_whole(side) and side >= 1 for side in sides)
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(is_whole(n) and n >= 1 for n in value)
 
 
 def _is_device(value: Any) -> bool:
-    if isinstance(value, torch.device) or (isinstance(value, str) and value == "auto"):
-        return True
-    if isinstance(value, str):
-        with contextlib.suppress(RuntimeError):
-            return bool(torch.device(value))
-    return False
+    try:
+        known = isinstance(value, str) and (value == "auto" or bool(torch.device(value)))
+    except RuntimeError:
+        known = False
+    return known or isinstance(value, torch.device)
 
 
 def _is_path(value: Any) -> bool:
@@ -142,7 +161,8 @@ def _are_options(value: Any) -> bool:
     return value is None or (isinstance(value, dict) and all(isinstance(k, str) for k in value))
 
 
-# ---- rules ----
+def _are_functions(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) >= 1 and all(map(callable, value))
 
 
 def at_least(low: float) -> Rule:
@@ -150,9 +170,10 @@ def at_least(low: float) -> Rule:
     return Rule(f"be a number >= {low}", lambda value: is_number(value) and value >= low)
 
 
-def whole(low: int) -> Rule:
+def whole(low: int, way_out: str = "") -> Rule:
     """A whole number of at least ``low``."""
-    return Rule(f"be a whole number >= {low}", lambda value: is_whole(value) and value >= low)
+    text = f"be a whole number >= {low}"
+    return Rule(text, lambda value: is_whole(value) and value >= low, way_out)
 
 
 def choice(*choices: str) -> Rule:
@@ -160,14 +181,11 @@ def choice(*choices: str) -> Rule:
     return Rule(f"be one of {choices}", lambda value: isinstance(value, str) and value in choices)
 
 
-def sizes(fewest: int = 1) -> Rule:
+def sizes(fewest: int) -> Rule:
     """A list or tuple of at least ``fewest`` whole numbers >= 1."""
-
-    def holds(value: Any) -> bool:
-        whole = isinstance(value, (list, tuple)) and all(is_whole(n) and n >= 1 for n in value)
-        return whole and len(value) >= fewest
-
-    return Rule(f"be at least {fewest} whole number(s) >= 1", holds, "for example (64, 64)")
+    text = f"be at least {fewest} whole number(s) >= 1"
+    holds = lambda value: _are_sizes(value) and len(value) >= fewest  # noqa: E731
+    return Rule(text, holds, "for example (64, 64)")
 
 
 def instance(text: str, *types: type, way_out: str = "") -> Rule:
@@ -184,9 +202,13 @@ NUMBER = Rule("be a number", is_number)
 POSITIVE = Rule("be a number > 0", lambda value: is_number(value) and value > 0)
 FRACTION = Rule("lie in [0, 1]", lambda value: is_number(value) and 0 <= value <= 1)
 SIZE = whole(1)
+SIZES = sizes(1)
 BOOLEAN = instance("be True or False", bool, np.bool_)
 TEXT = Rule("be a string", lambda value: isinstance(value, str) and value != "")
-CROP_SIZE = Rule("be a whole number >= 1, two of them, or None", _is_crop)
+CROP_SIZE = Rule(
+    "be a whole number >= 1, two of them, or None",
+    lambda value: value is None or _are_sizes([value]) or (_are_sizes(value) and len(value) == 2),
+)
 SEED = Rule(
     f"be None or a whole number in [0, {MAX_SEED}]",
     lambda value: value is None or (is_whole(value) and 0 <= value <= MAX_SEED),
@@ -197,22 +219,20 @@ PATH = Rule("be a path", _is_path)
 FILE = Rule("be a path", lambda value: isinstance(value, io.BufferedIOBase) or _is_path(value))
 NAMES = Rule("be a list of names or None", _are_names)
 OPTIONS = Rule("be a dict of arguments by name, or None", _are_options)
+FUNCTIONS = Rule("be a list of functions", _are_functions)
+
+
+# ---- values in the form that others take ----
 
 
 def as_seed(name: str, value: Any) -> int | None:
-    """``value`` as Gymnasium takes it: an ``int`` of Python's, or ``None``.
-
-    :raises ValueError: unless it follows :data:`SEED`
-    """
+    """A legal seed as Gymnasium takes it: an ``int`` of Python's, or ``None``."""
     SEED(name, value)
     return None if value is None else int(value)
 
 
 def as_array(name: str, value: Any) -> np.ndarray:
-    """``value`` as an array.
-
-    :raises ValueError: if its rows differ in length
-    """
+    """``value`` as an array; a ``ValueError`` if its rows differ in length."""
     try:
         return np.asarray(value)
     except ValueError:
@@ -220,41 +240,10 @@ def as_array(name: str, value: Any) -> np.ndarray:
 
 
 def finite_array(name: str, value: Any) -> np.ndarray:
-    """``value`` as a float32 array.
-
-    :raises ValueError: if it is anything but finite numbers
-    """
+    """``value`` as a float32 array; a ``ValueError`` for anything but finite numbers."""
     try:
         array = np.asarray(value, np.float32)
     except (TypeError, ValueError):
         array = np.array(np.nan)
     check(bool(np.isfinite(array).all()), name, "be an array of finite numbers", value)
     return array
-
-
-# ---- rules by their names as functions, for modules without a table ----
-
-check_number, check_positive, check_fraction = NUMBER, POSITIVE, FRACTION
-check_size, check_boolean, check_text, check_crop_size = SIZE, BOOLEAN, TEXT, CROP_SIZE
-check_seed, check_device, check_verbose, check_path = SEED, DEVICE, VERBOSE, PATH
-check_file, check_names, check_options = FILE, NAMES, OPTIONS
-
-
-def check_at_least(name: str, value: Any, low: float, way_out: str = "") -> None:
-    """Make sure that ``value`` is a finite number of at least ``low``."""
-    at_least(low)(name, value, way_out)
-
-
-def check_integer(name: str, value: Any, low: int, way_out: str = "") -> None:
-    """Make sure that ``value`` is a whole number of at least ``low``."""
-    whole(low)(name, value, way_out)
-
-
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Make sure that ``value`` is one of some words."""
-    choice(*choices)(name, value)
-
-
-def check_sizes(name: str, value: Any, fewest: int = 1) -> None:
-    """Make sure that ``value`` is a list or tuple of at least ``fewest`` whole numbers >= 1."""
-    sizes(fewest)(name, value)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Literal, get_args
 
 import gymnasium as gym
-from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
@@ -15,36 +13,34 @@ from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv
 
 from core_agent.agents.policies import StatefulPolicy
-from core_agent.networks.encoders import is_image
 from core_agent.networks.hardware import PRECISIONS
-from core_agent.replay.buffer import BUFFER_CHECKS, SequenceReplayBuffer
+from core_agent.replay.buffer import SequenceReplayBuffer
 from core_agent.validation import (
+    BOOLEAN,
+    CROP_SIZE,
+    DEVICE,
+    FILE,
+    FRACTION,
+    NAMES,
+    OPTIONS,
+    PATH,
+    POSITIVE,
+    SEED,
+    SIZE,
+    TEXT,
+    VERBOSE,
     Check,
-    argument_names,
+    Rule,
+    at_least,
     check,
-    check_arguments,
-    check_at_least,
-    check_boolean,
-    check_choice,
-    check_crop_size,
-    check_device,
-    check_file,
-    check_fraction,
-    check_integer,
-    check_names,
-    check_options,
-    check_path,
-    check_positive,
-    check_seed,
-    check_size,
-    check_text,
-    check_verbose,
+    choice,
+    instance,
     is_whole,
     optional,
+    whole,
 )
 
 Collect = Literal["sequential", "async"]
-COLLECTS: tuple[str, ...] = get_args(Collect)
 
 
 def as_train_freq(train_freq: int | tuple[int, str] | TrainFreq) -> TrainFreq:
@@ -57,50 +53,20 @@ def as_train_freq(train_freq: int | tuple[int, str] | TrainFreq) -> TrainFreq:
         tuple(train_freq) if isinstance(train_freq, (tuple, list)) else (train_freq, "step")
     )
     unit = getattr(pair[-1], "value", pair[-1]) if pair else None
-    whole = len(pair) == 2 and is_whole(pair[0]) and pair[0] >= 1
-    check(
-        whole and isinstance(unit, str) and unit in units,
-        "train_freq",
-        "be a whole number >= 1 of steps, (n, 'step') or (n, 'episode')",
-        train_freq,
-    )
+    fits = len(pair) == 2 and is_whole(pair[0]) and pair[0] >= 1
+    rule = "be a whole number >= 1 of steps, (n, 'step') or (n, 'episode')"
+    check(fits and isinstance(unit, str) and unit in units, "train_freq", rule, train_freq)
     return TrainFreq(int(pair[0]), units[str(unit)])
 
 
-def instance_of(*types: type, rule: str) -> Check:
-    """A check that a value is of one of some types."""
-    return lambda name, value: check(isinstance(value, types), name, rule, value)
+def _is_callback(value: Any) -> bool:
+    callbacks = value if isinstance(value, list) else [value]
+    several = all(isinstance(callback, BaseCallback) for callback in callbacks)
+    return several or value is None or callable(value)
 
 
-def check_callback(name: str, value: Any) -> None:
-    """Make sure that ``value`` is one of SB3's kinds: a callback, a list, a function or none."""
-    several = isinstance(value, list) and all(isinstance(c, BaseCallback) for c in value)
-    check(
-        several or value is None or isinstance(value, BaseCallback) or callable(value),
-        name,
-        "be a callback, a list of them, a function or None",
-        value,
-    )
-
-
-def check_buffer(buffer_class: Any, buffer_kwargs: Any) -> None:
-    """Make sure that a replay buffer can be made of this class with these arguments.
-
-    :raises ValueError: if it cannot
-    """
-    fits = isinstance(buffer_class, type) and issubclass(buffer_class, SequenceReplayBuffer)
-    check(
-        fits or buffer_class is None,
-        "replay_buffer_class",
-        "be a subclass of SequenceReplayBuffer, or None",
-        buffer_class,
-    )
-    check_options("replay_buffer_kwargs", buffer_kwargs)
-    known = argument_names(buffer_class or SequenceReplayBuffer)
-    unknown = sorted(set(buffer_kwargs or {}) - known)
-    rule = f"hold arguments of {(buffer_class or SequenceReplayBuffer).__name__}"
-    check(not unknown, "replay_buffer_kwargs", rule, unknown, f"they are {sorted(known)}")
-    check_arguments(BUFFER_CHECKS, buffer_kwargs or {})
+def _is_buffer_class(value: Any) -> bool:
+    return value is None or (isinstance(value, type) and issubclass(value, SequenceReplayBuffer))
 
 
 def check_policy(policy: Any, policy_kwargs: Any, aliases: Mapping[str, type[BasePolicy]]) -> None:
@@ -111,82 +77,66 @@ def check_policy(policy: Any, policy_kwargs: Any, aliases: Mapping[str, type[Bas
     """
     names = ("auto", *aliases)
     is_class = isinstance(policy, type) and issubclass(policy, BasePolicy)
-    check(
-        is_class or (isinstance(policy, str) and policy in names),
-        "policy",
-        f"be one of {names} or a class of policies",
-        policy,
-    )
-    check_options("policy_kwargs", policy_kwargs)
+    fits = is_class or (isinstance(policy, str) and policy in names)
+    check(fits, "policy", f"be one of {names} or a class of policies", policy)
     policy_class: Any = policy if is_class else next(iter(aliases.values()))
     if issubclass(policy_class, StatefulPolicy):
-        policy_class.check_arguments(policy_kwargs or {})
+        policy_class.check_arguments(policy_kwargs)
 
 
-def policy_for(space: spaces.Space) -> str:
-    """The policy that ``"auto"`` stands for."""
-    if isinstance(space, spaces.Dict):
-        return "MultiInputPolicy"
-    return "CnnPolicy" if is_image(space) else "MlpPolicy"
-
-
-ENVIRONMENT = instance_of(
-    *(str, gym.Env, VecEnv), rule="be an environment, vectorised environments or the id of one"
+ENVIRONMENT = instance(
+    "be an environment, vectorised environments or the id of one", str, gym.Env, VecEnv
 )
 CONSTRUCTOR_RULES: Mapping[str, Check] = {
     "env": optional(ENVIRONMENT),
-    "learning_rate": lambda name, value: None if callable(value) else check_positive(name, value),
-    "buffer_size": check_size,
-    "learning_starts": partial(check_integer, low=0),
-    "batch_size": check_size,
-    "tau": check_fraction,
-    "gamma": check_fraction,
+    "learning_rate": lambda name, value: None if callable(value) else POSITIVE(name, value),
+    "buffer_size": SIZE,
+    "learning_starts": whole(0),
+    "batch_size": SIZE,
+    "tau": FRACTION,
+    "gamma": FRACTION,
     "train_freq": lambda name, value: as_train_freq(value) and None,
-    "gradient_steps": optional(
-        partial(check_integer, low=-1, way_out="None makes update_ratio updates a step")
-    ),
-    "update_ratio": partial(check_at_least, low=0),
-    "max_rollout_steps": check_size,
-    "collect": partial(check_choice, choices=COLLECTS),
-    "crop_size": check_crop_size,
-    "precision": partial(check_choice, choices=PRECISIONS),
-    "action_noise": optional(instance_of(ActionNoise, rule="be an ActionNoise or None")),
-    "stats_window_size": check_size,
-    "tensorboard_log": optional(check_path),
-    "verbose": check_verbose,
-    "seed": check_seed,
-    "device": check_device,
-    "_init_setup_model": check_boolean,
+    "gradient_steps": optional(whole(-1, "None makes update_ratio updates a step")),
+    "update_ratio": at_least(0),
+    "max_rollout_steps": SIZE,
+    "collect": choice(*get_args(Collect)),
+    "crop_size": CROP_SIZE,
+    "precision": choice(*PRECISIONS),
+    "action_noise": optional(instance("be an ActionNoise or None", ActionNoise)),
+    "replay_buffer_class": Rule("be a subclass of SequenceReplayBuffer, or None", _is_buffer_class),
+    "policy_kwargs": OPTIONS,
+    "stats_window_size": SIZE,
+    "tensorboard_log": optional(PATH),
+    "verbose": VERBOSE,
+    "seed": SEED,
+    "device": DEVICE,
+    "_init_setup_model": BOOLEAN,
 }
 """The rule of each argument of a constructor."""
 
 LEARN_RULES: Mapping[str, Check] = {
-    "log_interval": optional(check_size),
-    "callback": check_callback,
-    "tb_log_name": optional(check_text),
-    "reset_num_timesteps": check_boolean,
-    "progress_bar": check_boolean,
+    "log_interval": optional(SIZE),
+    "callback": Rule("be a callback, a list of them, a function or None", _is_callback),
+    "tb_log_name": optional(TEXT),
+    "reset_num_timesteps": BOOLEAN,
+    "progress_bar": BOOLEAN,
 }
 """The rule of each argument of ``learn`` but its length."""
 
 FILE_RULES: Mapping[str, Check] = {
-    "path": check_file,
-    "folder": check_path,
-    "device": check_device,
-    "custom_objects": check_options,
-    "print_system_info": check_boolean,
-    "force_reset": check_boolean,
-    "trusted": check_boolean,
-    "exclude": check_names,
-    "include": check_names,
-    "truncate_last_traj": check_boolean,
-    "exact_match": check_boolean,
+    "path": FILE,
+    "folder": PATH,
+    "device": DEVICE,
+    "custom_objects": OPTIONS,
+    **dict.fromkeys(("exclude", "include"), NAMES),
+    **dict.fromkeys(("print_system_info", "force_reset", "trusted"), BOOLEAN),
+    **dict.fromkeys(("truncate_last_traj", "exact_match"), BOOLEAN),
 }
 """The rule of each argument of the methods that read and write files, apart from ``env``."""
 LOAD_RULES: Mapping[str, Check] = {
     **FILE_RULES,
     "env": optional(
-        instance_of(gym.Env, VecEnv, rule="be an environment, vectorised environments or None")
+        instance("be an environment, vectorised environments or None", gym.Env, VecEnv)
     ),
 }
 RESUME_RULES: Mapping[str, Check] = {**FILE_RULES, "env": ENVIRONMENT}

@@ -21,15 +21,13 @@ from core_agent.agents.arguments import (
     CONSTRUCTOR_RULES,
     Collect,
     as_train_freq,
-    check_buffer,
     check_policy,
-    policy_for,
 )
 from core_agent.agents.collection import COLLECTORS, Progress
-from core_agent.agents.cuda_graphs import GraphedUpdates, Learner
+from core_agent.agents.cuda_graphs import GraphedUpdates
 from core_agent.agents.loop import LearningLoop
 from core_agent.agents.metrics import Metrics, UpdateLog
-from core_agent.agents.policies import StatefulPolicy
+from core_agent.agents.policies import StatefulPolicy, policy_for
 from core_agent.agents.transitions import refuse_normalized_images
 from core_agent.environments.make import environment_for, seed_environments
 from core_agent.networks.hardware import (
@@ -41,7 +39,7 @@ from core_agent.networks.hardware import (
 from core_agent.networks.layers import set_compute_dtype
 from core_agent.networks.optimization import FiniteGuard, descend
 from core_agent.replay.buffer import SequenceReplayBuffer
-from core_agent.validation import Check, as_seed, check, check_arguments, rules_of
+from core_agent.validation import Check, as_seed, check, check_arguments, check_keywords, rules_of
 
 POLICY_ALIASES = ("CnnPolicy", "MlpPolicy", "MultiInputPolicy")
 SB3_ARGUMENTS = inspect.signature(OffPolicyAlgorithm.__init__).parameters
@@ -86,7 +84,8 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
         **arguments: Any,
     ) -> None:
         check_arguments(rules_of(type(self)), {**locals(), **arguments})
-        check_buffer(replay_buffer_class, replay_buffer_kwargs)
+        buffer_class = replay_buffer_class or SequenceReplayBuffer
+        check_keywords("replay_buffer_kwargs", replay_buffer_kwargs, buffer_class)
         if env is None and isinstance(policy, str) and policy not in self.policy_aliases:
             policy, env = "auto", policy
         check_policy(policy, policy_kwargs, self.policy_aliases)
@@ -141,7 +140,11 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
 
     # ---- set-up ----
 
-    def _setup_model(self) -> None:
+    def _setup_model(self, policy: StatefulPolicy | None = None) -> None:
+        """Make all that the arguments stand for.
+
+        :param policy: of a saved model; by default one with new parameters
+        """
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         if self.device.type == "cpu":
@@ -157,7 +160,7 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
                 n_envs=self.n_envs,
                 **{**self._buffer_arguments(), **self.replay_buffer_kwargs},
             )
-        self.policy = self._make_policy().to(self.device)
+        self.policy = (policy or self._make_policy()).to(self.device)
         set_compute_dtype(self.policy, compute_dtype(self.precision, self.device))
         self._guard = FiniteGuard(self.device if self._runs_ahead else None)
         self._graphed_updates = GraphedUpdates()
@@ -257,10 +260,7 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
         """:meth:`update`, on a GPU as one CUDA graph."""
         if not (self._runs_ahead and wants_cuda_graphs()):
             return self.update(batch)
-        learner = Learner(
-            self.update, self.update_kind, vars(self), self.policy, self.optimizers, self._guard
-        )
-        return self._graphed_updates(learner, batch)
+        return self._graphed_updates(self, batch)
 
     @abstractmethod
     def update(self, batch: Any) -> Metrics:

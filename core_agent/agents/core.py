@@ -8,7 +8,6 @@ model in :mod:`core_agent.networks.world_model`; the steps of critic, actor and 
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,13 +32,13 @@ from core_agent.networks.world_model import (
     ModelNoise,
 )
 from core_agent.validation import (
+    BOOLEAN,
+    FRACTION,
+    POSITIVE,
     Check,
+    at_least,
     check,
-    check_at_least,
-    check_boolean,
-    check_choice,
-    check_fraction,
-    check_positive,
+    choice,
     handed_down,
 )
 
@@ -73,18 +72,18 @@ class CoRe(RecurrentSAC):
     """
 
     rules: ClassVar[dict[str, Check]] = {
-        "contrastive_coef": partial(check_at_least, low=0),
-        "kl_coef": partial(check_at_least, low=0),
-        "reward_coef": partial(check_at_least, low=0),
-        "inverse_coef": partial(check_at_least, low=0),
-        "free_nats": partial(check_at_least, low=0),
-        "kl_balance": check_fraction,
-        "contrastive_from": partial(check_choice, choices=CONTRASTIVE_SOURCES),
-        "negatives": partial(check_choice, choices=NEGATIVES),
-        "smooth_reward_loss": check_boolean,
-        "contrast_first_frame": check_boolean,
-        "joint_update": check_boolean,
-        "contrastive_scale_learning_rate": check_positive,
+        "contrastive_coef": at_least(0),
+        "kl_coef": at_least(0),
+        "reward_coef": at_least(0),
+        "inverse_coef": at_least(0),
+        "free_nats": at_least(0),
+        "kl_balance": FRACTION,
+        "contrastive_from": choice(*CONTRASTIVE_SOURCES),
+        "negatives": choice(*NEGATIVES),
+        "smooth_reward_loss": BOOLEAN,
+        "contrast_first_frame": BOOLEAN,
+        "joint_update": BOOLEAN,
+        "contrastive_scale_learning_rate": POSITIVE,
     }
     optimizer_names: ClassVar[tuple[str, ...]] = ("optimizer", *RecurrentSAC.optimizer_names)
     max_model_grad_norm: ClassVar[float] = 10.0

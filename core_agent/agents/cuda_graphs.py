@@ -4,7 +4,7 @@ An update is thousands of short kernels, which a GPU computes faster than Python
 graph holds them with their arguments: numbers as they were at its capture, tensors by address.
 https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
 
-No graph is used before it has proved itself: the same update is made without it and with it, from
+No graph is used before it has proved itself: the same update is made with it and without it, from
 the same weights, optimiser states, batch and random numbers.
 """
 
@@ -12,17 +12,13 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
-from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from core_agent.agents.metrics import Metrics
-from core_agent.networks.optimization import FiniteGuard
-
-Result = TypeVar("Result")
 
 WARM_UPS = 3
 """Updates of each kind before one is captured: libraries choose kernels, optimisers make states."""
@@ -33,45 +29,35 @@ CHANGE_TOLERANCE, ROUNDING = 0.05, 1e-5
 The order in which a GPU sums is not fixed, and Adam enlarges differences in small gradients."""
 
 
-class Learner(NamedTuple):
-    """An agent's update, with what it reads besides the batch and what it changes."""
+def changed(agent: Any) -> list[torch.Tensor]:
+    """All tensors that an update writes to and a later one reads."""
+    networks = [*agent.policy.parameters(), *agent.policy.buffers()]
+    states = tree_leaves([list(optimizer.state.values()) for optimizer in agent.optimizers])
+    return [*networks, *states, *agent._guard.tensors()]
 
-    update: Callable[[Any], Metrics]
-    kind: Hashable
-    """Updates of another kind ask for other kernels."""
-    attributes: Mapping[str, Any]
-    """Of the agent; a graph holds the public numbers, texts and switches among them."""
-    policy: nn.Module
-    optimizers: Sequence[torch.optim.Optimizer]
-    guard: FiniteGuard
 
-    def changed(self) -> list[torch.Tensor]:
-        """All tensors that an update writes to and a later one reads."""
-        networks = [*self.policy.parameters(), *self.policy.buffers()]
-        states = tree_leaves([list(optimizer.state.values()) for optimizer in self.optimizers])
-        return [*networks, *states, *self.guard.tensors()]
+def held(agent: Any, batch: Any) -> tuple[Any, ...]:
+    """Everything that a graph of the update holds: equal as long as the graph is right.
 
-    def held(self, batch: Any) -> tuple[Any, ...]:
-        """Everything that a graph of the update holds: equal as long as the graph is right.
-
-        Numbers that networks hold are not watched.
-        """
-        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        options = [value for group in groups for key, value in group.items() if key != "params"]
-        settings = [
-            (name, value)
-            for name, value in self.attributes.items()
-            if isinstance(value, (bool, int, float, str, type(None)))
-            and not (name.startswith("_") or name in PROGRESS)
-        ]
-        return (
-            [(value.shape, value.stride(), value.dtype) for value in tree_leaves(batch)],
-            settings,
-            [parameter.requires_grad for parameter in self.policy.parameters()],
-            [tensor.data_ptr() for tensor in self.changed()],
-            [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in options],
-            self.guard,
-        )
+    Of the agent that is its public numbers, texts and switches. Numbers that networks hold are not
+    watched.
+    """
+    groups = [group for optimizer in agent.optimizers for group in optimizer.param_groups]
+    options = [value for group in groups for key, value in group.items() if key != "params"]
+    settings = [
+        (name, value)
+        for name, value in vars(agent).items()
+        if isinstance(value, (bool, int, float, str, type(None)))
+        and not (name.startswith("_") or name in PROGRESS)
+    ]
+    return (
+        [(value.shape, value.stride(), value.dtype) for value in tree_leaves(batch)],
+        settings,
+        [parameter.requires_grad for parameter in agent.policy.parameters()],
+        [tensor.data_ptr() for tensor in changed(agent)],
+        [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in options],
+        agent._guard,
+    )
 
 
 class SideStream:
@@ -82,15 +68,15 @@ class SideStream:
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
-        self._generator = torch.cuda.default_generators[self._stream.device_index]
+        self.devices = [self._stream.device]
 
-    def run(self, function: Callable[[], Result]) -> Result:
-        """``function()``, in order with everything that the current stream is asked for."""
+    def run(self, update: Callable[[Any], Metrics], batch: Any) -> Metrics:
+        """``update(batch)``, in order with everything that the current stream is asked for."""
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         try:
             with torch.cuda.stream(self._stream):
-                return function()
+                return update(batch)
         finally:
             current.wait_stream(self._stream)
 
@@ -108,46 +94,16 @@ class SideStream:
                 function()
         except RuntimeError:
             # It also leaves its mark on the generator, which then refuses to draw.
-            self._generator.graphsafe_set_state(self._generator.clone_state())
+            generator = torch.cuda.default_generators[self._stream.device_index]
+            generator.graphsafe_set_state(generator.clone_state())
             raise
         return graph.replay
-
-    def get_random_state(self) -> torch.Tensor:
-        return self._generator.get_state()
-
-    def set_random_state(self, state: torch.Tensor) -> None:
-        self._generator.set_state(state)
-
-
-def captured(stream: SideStream, learner: Learner, batch: Any) -> Callable[[Any], Metrics]:
-    """An update as a graph, for batches of the layout of ``batch``; nothing is computed now.
-
-    :raises RuntimeError: if it cannot be captured
-    """
-    place = tree_map(torch.empty_like, batch)
-    names: list[str] = []
-    values: list[torch.Tensor] = []
-
-    def run() -> None:
-        metrics = learner.update(place)
-        names[:] = metrics
-        values[:] = [torch.stack([value.detach().float() for value in metrics.values()])]
-
-    launch = stream.capture(run)
-
-    def replay(batch: Any) -> Metrics:
-        put(tree_leaves(batch), tree_leaves(place))
-        launch()
-        # The next replay overwrites its own.
-        return dict(zip(names, values[0].clone().unbind()))
-
-    return replay
 
 
 class GraphedUpdates:
     """Makes an agent's updates: the first ones without graphs, then as CUDA graphs.
 
-    There is a graph for each kind of update. When anything that a graph holds has changed, updates
+    When anything that a graph holds has changed, updates
     are warmed up and captured again. If one cannot be captured, as it waits for a value, or its
     graph does something else, a warning says so, and no graph is used from then on.
     """
@@ -163,45 +119,43 @@ class GraphedUpdates:
         """Graphs belong to the process that captured them: a copy has none."""
         return GraphedUpdates, ()
 
-    def __call__(self, learner: Learner, batch: Any) -> Metrics:
-        """``learner.update(batch)``."""
+    def __call__(self, agent: Any, batch: Any) -> Metrics:
+        """``agent.update(batch)``; for each ``update_kind`` of the agent's there is a graph."""
         if self._gave_up:
-            return learner.update(batch)
-        if learner.held(batch) != self._held:
+            return agent.update(batch)
+        if held(agent, batch) != self._held:
             self._graphs.clear()
             self._n_warm_ups.clear()
-        if learner.kind in self._graphs:
-            return self._graphs[learner.kind](batch)
-        self._stream = self._stream or SideStream(next(learner.policy.parameters()).device)
-        if self._n_warm_ups[learner.kind] >= WARM_UPS:
-            return self._capture(self._stream, learner, batch)
-        metrics = self._stream.run(lambda: learner.update(batch))
-        self._n_warm_ups[learner.kind] += 1
+        if agent.update_kind in self._graphs:
+            return self._graphs[agent.update_kind](batch)
+        self._stream = self._stream or SideStream(agent.device)
+        if self._n_warm_ups[agent.update_kind] >= WARM_UPS:
+            return self._capture(self._stream, agent, batch)
+        metrics = self._stream.run(agent.update, batch)
+        self._n_warm_ups[agent.update_kind] += 1
         # Optimisers make their states in their first step, so after it.
-        self._held = learner.held(batch)
+        self._held = held(agent, batch)
         return metrics
 
-    def _capture(self, stream: SideStream, learner: Learner, batch: Any) -> Metrics:
-        """Capture an update and make it without the graph; keep the graph if it does the same."""
+    def _capture(self, stream: SideStream, agent: Any, batch: Any) -> Metrics:
+        """Capture an update and replay it, then make it eagerly; keep the graph if they agree."""
         try:
-            replay = captured(stream, learner, batch)
+            replay = captured(stream, agent, batch)
         except RuntimeError as error:
             reason = str(error.__context__ or error).partition("\n")[0]
             self._give_up(f"one could not be captured ({reason})")
-            return learner.update(batch)
-        tensors = learner.changed()
-        before, random_before = copies(tensors), stream.get_random_state()
-        metrics = stream.run(lambda: learner.update(batch))
-        after, random_after = copies(tensors), stream.get_random_state()
+            return agent.update(batch)
+        tensors = changed(agent)
+        before = [tensor.detach().clone() for tensor in tensors]
+        with torch.random.fork_rng(stream.devices):
+            replay(batch)
+        replayed = [tensor.detach().clone() for tensor in tensors]
         put(before, tensors)
-        stream.set_random_state(random_before)
-        replay(batch)
-        if are_close(tensors, after, before):
-            self._graphs[learner.kind] = replay
+        metrics = stream.run(agent.update, batch)
+        if are_close(replayed, tensors, before):
+            self._graphs[agent.update_kind] = replay
         else:
             self._give_up("a replay of one does not give what the update itself gives")
-        put(after, tensors)
-        stream.set_random_state(random_after)
         return metrics
 
     def _give_up(self, reason: str) -> None:
@@ -214,9 +168,29 @@ class GraphedUpdates:
         )
 
 
-def copies(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The values of tensors, to be put back later."""
-    return [tensor.detach().clone() for tensor in tensors]
+def captured(stream: SideStream, agent: Any, batch: Any) -> Callable[[Any], Metrics]:
+    """An update as a graph, for batches of the layout of ``batch``; nothing is computed now.
+
+    :raises RuntimeError: if it cannot be captured
+    """
+    place = tree_map(torch.empty_like, batch)
+    names: list[str] = []
+    values: list[torch.Tensor] = []
+
+    def run() -> None:
+        metrics = agent.update(place)
+        names[:] = metrics
+        values[:] = [torch.stack([value.detach().float() for value in metrics.values()])]
+
+    launch = stream.capture(run)
+
+    def replay(batch: Any) -> Metrics:
+        put(tree_leaves(batch), tree_leaves(place))
+        launch()
+        # The next replay overwrites its own.
+        return dict(zip(names, values[0].clone().unbind()))
+
+    return replay
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from core_agent.networks.encoders import (
 from core_agent.networks.layers import Activation
 from core_agent.networks.optimization import move_towards
 from core_agent.networks.types import Observation, TransitionBatch
-from core_agent.validation import Check, check_fraction, check_size
+from core_agent.validation import FRACTION, SIZE, Check
 
 
 class FrameStackPolicy(StatefulPolicy):
@@ -44,7 +44,7 @@ class FrameStackPolicy(StatefulPolicy):
     :raises ValueError: for a bad argument
     """
 
-    rules: ClassVar[dict[str, Check]] = {"n_stack": check_size}
+    rules: ClassVar[dict[str, Check]] = {"n_stack": SIZE}
     parts: ClassVar[tuple[type, ...]] = (ObservationEncoder,)
 
     def __init__(
@@ -131,9 +131,9 @@ class FrameStackAlgorithm(SequenceOffPolicyAlgorithm):
     """Off-policy learning from single transitions between stacks of frames."""
 
     rules: ClassVar[dict[str, Check]] = {
-        "n_stack": check_size,
-        "encoder_tau": check_fraction,
-        "target_update_freq": check_size,
+        "n_stack": SIZE,
+        "encoder_tau": FRACTION,
+        "target_update_freq": SIZE,
     }
     memory_settings: ClassVar[tuple[str, ...]] = ("batch_size", "n_stack")
     policy: FrameStackPolicy

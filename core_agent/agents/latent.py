@@ -31,7 +31,7 @@ from core_agent.networks.encoders import (
 from core_agent.networks.layers import Activation
 from core_agent.networks.types import ActingState, Latent, Observation
 from core_agent.networks.world_model import WorldModel
-from core_agent.validation import Check, as_array, check, check_boolean, finite_array
+from core_agent.validation import BOOLEAN, Check, as_array, check, finite_array
 
 FRAMES_AT_ONCE = 256
 """Images that the encoder takes in one go, to bound its memory."""
@@ -69,7 +69,7 @@ class RecurrentPolicy(StatefulPolicy):
 
     rules: ClassVar[dict[str, Check]] = {
         **ACTOR_RULES,
-        **dict.fromkeys(("sample_when_deterministic", "clamp_samples"), check_boolean),
+        **dict.fromkeys(("sample_when_deterministic", "clamp_samples"), BOOLEAN),
     }
     parts: ClassVar[tuple[type, ...]] = (WorldModel,)
     actor_optimizer: torch.optim.Optimizer

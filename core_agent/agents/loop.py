@@ -20,7 +20,7 @@ from core_agent.agents.transitions import store_transition
 from core_agent.networks.hardware import memory_advice
 from core_agent.replay.buffer import SequenceReplayBuffer
 from core_agent.saving.resumable import make_resumable
-from core_agent.validation import check, check_arguments, check_integer
+from core_agent.validation import check, check_arguments, whole
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="LearningLoop")
 
@@ -75,7 +75,7 @@ class LearningLoop(SavableAlgorithm):
             total_timesteps = PAPER_SIMULATOR_STEPS // self.action_repeat
         # 0 completes what a run was doing when it was stopped.
         lowest = 0 if self._is_unfinished and not reset_num_timesteps else 1
-        check_integer("total_timesteps", total_timesteps, lowest)
+        whole(lowest)("total_timesteps", total_timesteps)
         check_arguments(LEARN_RULES, locals())
         name = tb_log_name or type(self).__name__
         total_timesteps, callback = self._setup_learn(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -26,30 +25,29 @@ from core_agent.networks.encoders import (
     check_box,
     check_space,
     fits_space,
+    is_image,
 )
 from core_agent.networks.layers import ACTIVATIONS, Activation
 from core_agent.networks.types import Observation
 from core_agent.saving.integrity import check_state_dict
 from core_agent.saving.safe_loading import RESTRICTED_PICKLE, check_archive, opened, reading
 from core_agent.validation import (
+    BOOLEAN,
+    DEVICE,
+    FILE,
+    NUMBER,
+    SIZES,
     Check,
-    argument_names,
     as_array,
     check,
-    check_arguments,
-    check_boolean,
-    check_choice,
-    check_device,
-    check_file,
-    check_number,
-    check_sizes,
+    check_keywords,
+    choice,
     finite_array,
-    rules_of,
 )
 
 ACTOR_RULES: dict[str, Check] = {
-    "actor_dims": check_sizes,
-    "initial_log_ent_coef": check_number,
+    "actor_dims": SIZES,
+    "initial_log_ent_coef": NUMBER,
 }
 """Rules of policies with an actor and an entropy temperature."""
 SelfPolicy = TypeVar("SelfPolicy", bound="StatefulPolicy")
@@ -82,8 +80,8 @@ class StatefulPolicy(BasePolicy):
     rules: ClassVar[dict[str, Check]] = {
         "observation_space": check_space,
         "action_space": check_box,
-        "critic_dims": check_sizes,
-        "activation": partial(check_choice, choices=tuple(ACTIVATIONS)),
+        "critic_dims": SIZES,
+        "activation": choice(*ACTIVATIONS),
     }
     """Rules of the arguments; those of bases and ``parts`` hold too."""
     parts: ClassVar[tuple[type, ...]] = ()
@@ -191,17 +189,13 @@ class StatefulPolicy(BasePolicy):
         )
 
     @classmethod
-    def check_arguments(cls, arguments: Mapping[str, Any]) -> None:
+    def check_arguments(cls, arguments: Mapping[str, Any] | None) -> None:
         """Make sure that these are arguments of the policy, and follow their rules.
 
         :raises ValueError: if one does not
         """
-        known = argument_names(cls, *cls.parts) - {"constructor_kwargs"}
-        unknown = sorted(arguments.keys() - known)
-        way_out = f"they are {sorted(known)}"
-        rule = f"hold arguments of {cls.__name__}"
-        check(not unknown, "policy_kwargs", rule, unknown, way_out)
-        check_arguments(rules_of(cls, *cls.parts), arguments)
+        name, left_out = "policy_kwargs", "constructor_kwargs"
+        check_keywords(name, arguments, cls, *cls.parts, without=left_out)
 
     @classmethod
     def load(
@@ -218,9 +212,9 @@ class StatefulPolicy(BasePolicy):
         :raises UnsafeFileError: if the file asks for names that loading does not allow, or is no
             saved policy
         """
-        check_file("path", path)
-        check_device("device", device)
-        check_boolean("trusted", trusted)
+        FILE("path", path)
+        DEVICE("device", device)
+        BOOLEAN("trusted", trusted)
         if trusted:
             return super().load(path, device)
         device = get_device(device)
@@ -230,11 +224,14 @@ class StatefulPolicy(BasePolicy):
                 file, map_location=device, weights_only=False, pickle_module=RESTRICTED_PICKLE
             )
             with torch.device("meta"):
-                own = cls(**saved["data"]).state_dict()
-            check_state_dict("state_dict", own, saved["state_dict"])
-            policy = cls(**saved["data"])
+                policy = cls(**saved["data"])
+            check_state_dict("state_dict", policy.state_dict(), saved["state_dict"])
+            if cls.__module__.startswith("core_agent."):
+                policy.to_empty(device=device)
+            else:  # One of the user's may have tensors that its parameters do not tell of.
+                policy = cls(**saved["data"]).to(device)
             policy.load_state_dict(saved["state_dict"])
-        return policy.to(device)
+        return policy
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
         n_envs = len(any_entry(observation))
@@ -263,7 +260,7 @@ class StatefulPolicy(BasePolicy):
                 "returns (observation, info): pass the first of both"
             )
         self._check_observation(observation)
-        check_boolean("deterministic", deterministic)
+        BOOLEAN("deterministic", deterministic)
         self._notice_forgotten_state(state, episode_start)
         observations, vectorized = self.obs_to_tensor(observation)
         n_envs = len(any_entry(observations))
@@ -347,3 +344,10 @@ class StatefulPolicy(BasePolicy):
         unscaled = self.unscale_action(actions)
         low, high = self.action_space.low, self.action_space.high
         return np.clip(unscaled, low, high).astype(self.action_space.dtype)
+
+
+def policy_for(space: spaces.Space) -> str:
+    """The policy that ``"auto"`` stands for."""
+    if isinstance(space, spaces.Dict):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if is_image(space) else "MlpPolicy"

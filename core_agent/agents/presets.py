@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
-from core_agent.validation import check, check_choice, check_options, check_text, optional
+from core_agent.validation import OPTIONS, TEXT, check, choice, optional
 
 RECURRENT = ("core", "recurrent_sac")
 WITH_ACTOR = ("sacrad", "curl")
@@ -177,10 +177,10 @@ def get_preset(names: str) -> Preset:
 
     :raises ValueError: for an unknown name
     """
-    check_text("preset", names)
+    TEXT("preset", names)
     chosen = names.split("+")
     for name in chosen:
-        check_choice("preset", name, tuple(PRESETS))
+        choice(*PRESETS)("preset", name)
     return reduce(combine, (PRESETS[name] for name in chosen))
 
 
@@ -197,9 +197,9 @@ def preset(
         ``policy_kwargs`` that are no dict
     """
     known = get_preset(names).arguments
-    check_choice("agent", agent, AGENT_NAMES)
-    optional(check_text)("env_id", env_id)
-    check_options("policy_kwargs", overrides.get("policy_kwargs"))
+    choice(*AGENT_NAMES)("agent", agent)
+    optional(TEXT)("env_id", env_id)
+    OPTIONS("policy_kwargs", overrides.get("policy_kwargs"))
     check(agent in known, "preset", f"be one for {agent!r}", names, f"it is for {tuple(known)}")
     for_task = task_arguments(env_id, agent) if env_id is not None else {}
     return merge({**known[agent], **for_task}, overrides)

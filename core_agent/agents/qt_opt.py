@@ -6,7 +6,6 @@ Actions come from the cross-entropy method (:func:`best_actions`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +22,7 @@ from core_agent.networks.augmentations import random_shift
 from core_agent.networks.hardware import Precision
 from core_agent.networks.losses import twin_critic_loss
 from core_agent.networks.types import Observation, TransitionBatch
-from core_agent.validation import Check, check, check_at_least, check_size, handed_down
+from core_agent.validation import SIZE, Check, at_least, check, handed_down
 
 
 def best_actions(
@@ -63,10 +62,10 @@ class QTOptPolicy(FrameStackPolicy):
     """
 
     rules: ClassVar[dict[str, Check]] = {
-        "n_samples": check_size,
-        "n_elites": check_size,
-        "n_iterations": check_size,
-        "exploration_noise": partial(check_at_least, low=0),
+        "n_samples": SIZE,
+        "n_elites": SIZE,
+        "n_iterations": SIZE,
+        "exploration_noise": at_least(0),
     }
     fixed_noise: torch.Tensor
 

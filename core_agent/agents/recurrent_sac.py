@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,14 +28,7 @@ from core_agent.networks.hardware import Precision
 from core_agent.networks.losses import twin_critic_loss
 from core_agent.networks.optimization import move_towards
 from core_agent.networks.types import SequenceBatch
-from core_agent.validation import (
-    Check,
-    check_boolean,
-    check_fraction,
-    check_integer,
-    check_positive,
-    handed_down,
-)
+from core_agent.validation import BOOLEAN, FRACTION, POSITIVE, Check, handed_down, whole
 
 
 class RecurrentSAC(SequenceOffPolicyAlgorithm):
@@ -100,11 +92,11 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
 
     rules: ClassVar[dict[str, Check]] = {
         **SAC_RULES,
-        "sequence_length": partial(check_integer, low=2),
-        "overlay": check_fraction,
-        "critic_learning_rate": check_positive,
-        "behavior_updates": partial(check_integer, low=1),
-        "train_model_with_critic": check_boolean,
+        "sequence_length": whole(2),
+        "overlay": FRACTION,
+        "critic_learning_rate": POSITIVE,
+        "behavior_updates": whole(1),
+        "train_model_with_critic": BOOLEAN,
     }
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(
         POLICY_ALIASES, RecurrentPolicy

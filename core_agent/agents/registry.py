@@ -18,7 +18,7 @@ from core_agent.agents.sac_rad import SACRAD
 from core_agent.environments.make import make_described
 from core_agent.saving.checkpoint import CheckpointFolder
 from core_agent.saving.safe_loading import read_data
-from core_agent.validation import check, check_file
+from core_agent.validation import FILE, check
 
 AGENTS: dict[str, type[SequenceOffPolicyAlgorithm]] = {
     "core": CoRe,
@@ -71,7 +71,7 @@ def load_agent(
     :param arguments: of :meth:`~core_agent.agents.base.SequenceOffPolicyAlgorithm.load`
     :raises ValueError: for a file that is no saved model, or one of another class
     """
-    check_file("path", path)
+    FILE("path", path)
     auto = isinstance(env, str) and env == "auto"
     fits = auto or env is None or isinstance(env, (gym.Env, VecEnv))
     check(fits, "env", "be an environment, vectorised environments, None or 'auto'", env)

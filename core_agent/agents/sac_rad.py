@@ -29,7 +29,7 @@ from core_agent.networks.hardware import Precision
 from core_agent.networks.layers import Activation
 from core_agent.networks.losses import twin_critic_loss
 from core_agent.networks.types import TransitionBatch
-from core_agent.validation import Check, check_size, handed_down
+from core_agent.validation import SIZE, Check, handed_down
 
 
 class SACRADPolicy(FrameStackPolicy):
@@ -130,7 +130,7 @@ class SACRAD(FrameStackAlgorithm):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(
         POLICY_ALIASES, SACRADPolicy
     )
-    rules: ClassVar[dict[str, Check]] = {**SAC_RULES, "actor_update_freq": check_size}
+    rules: ClassVar[dict[str, Check]] = {**SAC_RULES, "actor_update_freq": SIZE}
     optimizer_names: ClassVar[tuple[str, ...]] = (
         "critic_optimizer",
         "actor_optimizer",

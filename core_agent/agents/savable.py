@@ -17,9 +17,9 @@ from core_agent.environments.make import describe, environment_for
 from core_agent.networks.optimization import FiniteGuard
 from core_agent.saving.checkpoint import CheckpointFolder
 from core_agent.saving.models import (
-    checked_file,
     checked_parameters,
     find_checkpoint,
+    load_model,
     warn_of_own_schedule,
 )
 from core_agent.saving.replay import load_replay, save_replay
@@ -91,11 +91,8 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         :raises ValueError: for an environment or an argument that does not fit the model
         """
         check_arguments(LOAD_RULES, locals())
-        rest = (print_system_info, force_reset)
-        if trusted:
-            return super().load(path, env, device, custom_objects, *rest, **kwargs)
-        with checked_file(cls, path, env, custom_objects, kwargs) as (content, wrapped, objects):
-            return super().load(content, wrapped, device, objects, *rest, **kwargs)
+        given = (path, env, device, custom_objects, print_system_info, force_reset)
+        return super().load(*given, **kwargs) if trusted else load_model(cls, *given, kwargs)
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """Save all that the replay buffer holds, as arrays and JSON: nothing is pickled.

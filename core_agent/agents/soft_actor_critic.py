@@ -15,7 +15,7 @@ from core_agent.agents.base import Metrics
 from core_agent.networks.losses import masked_mean
 from core_agent.networks.optimization import FiniteGuard, descend, frozen
 from core_agent.networks.types import SequenceBatch, TransitionBatch
-from core_agent.validation import Check, check, check_number, check_positive, is_number
+from core_agent.validation import NUMBER, POSITIVE, Check, check, is_number
 
 Batch: TypeAlias = SequenceBatch | TransitionBatch
 
@@ -51,11 +51,11 @@ def check_target_entropy(name: str, value: Any) -> None:
 
 
 SAC_RULES: dict[str, Check] = {
-    "actor_learning_rate": check_positive,
+    "actor_learning_rate": POSITIVE,
     "ent_coef": check_ent_coef,
-    "ent_coef_learning_rate": check_positive,
+    "ent_coef_learning_rate": POSITIVE,
     "target_entropy": check_target_entropy,
-    "max_log_ent_coef": check_number,
+    "max_log_ent_coef": NUMBER,
 }
 """Rules of the arguments that agents with an actor share."""
 

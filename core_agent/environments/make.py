@@ -25,10 +25,10 @@ from core_agent.validation import (
     OPTIONS,
     SIZE,
     TEXT,
-    argument_names,
     as_seed,
     check,
     check_arguments,
+    check_keywords,
 )
 
 RULES = {"env_id": TEXT, "n_envs": SIZE, "env_kwargs": OPTIONS, "vec_env_kwargs": OPTIONS}
@@ -153,10 +153,7 @@ def make_vec_env(
     """
     check_arguments(RULES, locals())
     seed = as_seed("seed", seed)
-    known = argument_names(SupervisedSubprocVecEnv) - {"env_fns"}
-    unknown = sorted(set(vec_env_kwargs or {}) - known)
-    rule = "hold arguments of SupervisedSubprocVecEnv"
-    check(not unknown, "vec_env_kwargs", rule, unknown, f"they are {sorted(known)}")
+    check_keywords("vec_env_kwargs", vec_env_kwargs, SupervisedSubprocVecEnv, without="env_fns")
     spec = find_spec(env_id)
     make = partial(_make_monitored, spec, dict(env_kwargs or {}))
     env: Any

@@ -14,15 +14,7 @@ from torch import nn
 from core_agent.networks.augmentations import center_crop
 from core_agent.networks.layers import MLP, ImageEncoder
 from core_agent.networks.types import Observation
-from core_agent.validation import (
-    Check,
-    as_array,
-    check,
-    check_boolean,
-    check_crop_size,
-    check_size,
-    check_sizes,
-)
+from core_agent.validation import BOOLEAN, CROP_SIZE, SIZE, SIZES, Check, as_array, check
 
 SINGLE_KEY = "observation"
 """The key under which an observation that is no ``Dict`` is kept."""
@@ -165,13 +157,13 @@ class ObservationEncoder(nn.Module):
 
     rules: ClassVar[dict[str, Check]] = {
         "observation_space": check_space,
-        "crop_size": check_crop_size,
-        "feature_dim": check_size,
-        "vector_dims": check_sizes,
-        "cnn_channels": check_sizes,
-        "cnn_strides": check_sizes,
-        "gating": check_boolean,
-        "center_images": check_boolean,
+        "crop_size": CROP_SIZE,
+        "feature_dim": SIZE,
+        "vector_dims": SIZES,
+        "cnn_channels": SIZES,
+        "cnn_strides": SIZES,
+        "gating": BOOLEAN,
+        "center_images": BOOLEAN,
     }
 
     def __init__(

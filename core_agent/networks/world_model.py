@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -16,14 +15,7 @@ from core_agent.networks.encoders import ObservationEncoder, any_entry
 from core_agent.networks.layers import MLP
 from core_agent.networks.rssm import RSSM
 from core_agent.networks.types import Gaussian, Observation, Rollout, SequenceBatch
-from core_agent.validation import (
-    Check,
-    check_arguments,
-    check_integer,
-    check_number,
-    check_size,
-    check_sizes,
-)
+from core_agent.validation import NUMBER, SIZE, SIZES, Check, check_arguments, sizes, whole
 
 CONTRASTIVE_SOURCES = ("prior", "posterior")
 
@@ -103,18 +95,18 @@ class WorldModel(nn.Module):
 
     rules: ClassVar[dict[str, Check]] = {
         **ObservationEncoder.rules,
-        "action_dim": check_size,
-        "deter_dim": check_size,
-        "stoch_dim": check_size,
-        "embed_dims": partial(check_sizes, fewest=2),
-        "gru_dims": check_sizes,
-        "prior_dims": check_sizes,
-        "posterior_dims": check_sizes,
-        "decoder_dims": check_sizes,
-        "head_dims": check_sizes,
-        "initial_log_std": check_number,
-        "initial_contrastive_scale": check_number,
-        "inverse_frames": partial(check_integer, low=0),
+        "action_dim": SIZE,
+        "deter_dim": SIZE,
+        "stoch_dim": SIZE,
+        "embed_dims": sizes(2),
+        "gru_dims": SIZES,
+        "prior_dims": SIZES,
+        "posterior_dims": SIZES,
+        "decoder_dims": SIZES,
+        "head_dims": SIZES,
+        "initial_log_std": NUMBER,
+        "initial_contrastive_scale": NUMBER,
+        "inverse_frames": whole(0),
     }
 
     def __init__(

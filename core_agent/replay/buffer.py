@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,31 +26,28 @@ from core_agent.networks.encoders import (
 from core_agent.networks.types import Observation, SequenceBatch, TransitionBatch
 from core_agent.replay.episode import Episode
 from core_agent.validation import (
+    BOOLEAN,
+    DEVICE,
+    SEED,
+    SIZE,
     Check,
     as_array,
     check,
     check_arguments,
-    check_boolean,
-    check_device,
-    check_integer,
-    check_seed,
-    check_size,
+    whole,
 )
 
 GPU_MEMORY_SHARE = 0.5
 """Frames are kept on the GPU if the full buffer takes at most this share of its free memory."""
-
-BUFFER_CHECKS: dict[str, Check] = {
-    "buffer_size": check_size,
+BUFFER_RULES: dict[str, Check] = {
+    "buffer_size": SIZE,
     "observation_space": check_space,
     "action_space": check_box,
-    "device": check_device,
-    "n_envs": check_size,
-    "optimize_memory_usage": check_boolean,
-    "handle_timeout_termination": check_boolean,
-    "sequence_length": partial(check_integer, low=2),
-    "seed": check_seed,
-    "storage_device": check_device,
+    **dict.fromkeys(("device", "storage_device"), DEVICE),
+    "n_envs": SIZE,
+    **dict.fromkeys(("optimize_memory_usage", "handle_timeout_termination"), BOOLEAN),
+    "sequence_length": whole(2),
+    "seed": SEED,
 }
 """The rule of each argument of :class:`SequenceReplayBuffer`."""
 
@@ -79,6 +75,8 @@ class SequenceReplayBuffer(ReplayBuffer):
     :raises ValueError: for a bad argument
     """
 
+    rules: ClassVar[dict[str, Check]] = BUFFER_RULES
+
     def __init__(
         self,
         buffer_size: int,
@@ -92,7 +90,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         seed: int | None = None,
         storage_device: torch.device | str = "auto",
     ) -> None:
-        check_arguments(BUFFER_CHECKS, locals())
+        check_arguments(self.rules, locals())
         # The parent would allocate every frame twice and at once, so only its fields are set.
         self.buffer_size = buffer_size
         self.observation_space = observation_space
@@ -258,7 +256,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         :return: ``T = sequence_length`` frames each, on the buffer's device
         :raises RuntimeError: if nothing is stored yet
         """
-        check_size("batch_size", batch_size)
+        SIZE("batch_size", batch_size)
         check(env is None or isinstance(env, VecNormalize), "env", "be a VecNormalize or None", env)
         episodes = self._stored_episodes()
         chosen = self._draw_episodes(episodes, batch_size)

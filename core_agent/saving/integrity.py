@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 
-from core_agent.validation import check, check_integer
+from core_agent.validation import SIZE, check, whole
 
 COUNTERS = (
     "_stats_window_size",
@@ -49,8 +49,8 @@ def check_attributes(model_class: type, data: Mapping[str, Any]) -> None:
         hides = callable(inherited) or isinstance(inherited, (property, classmethod, staticmethod))
         check(not hides and name not in NOT_SAVED, "the file", "hold attributes alone", name)
     for name in COUNTERS:
-        check_integer(name, data.get(name, 0), 0)
-    check_integer("n_envs", data.get("n_envs", 1), 1)
+        whole(0)(name, data.get(name, 0))
+    SIZE("n_envs", data.get("n_envs", 1))
     check(data.get("n_envs", 1) <= MAX_ENVS, "n_envs", f"be at most {MAX_ENVS}", data.get("n_envs"))
     policy_class = data.get("policy_class")
     is_policy = isinstance(policy_class, type) and issubclass(policy_class, BasePolicy)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import inspect
 import io
 import pathlib
+import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import recursive_getattr
+from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.utils import get_system_info
 
 from core_agent.saving.checkpoint import Checkpoint, CheckpointFolder, NoCheckpointError
 from core_agent.saving.integrity import (
@@ -30,33 +30,29 @@ from core_agent.saving.safe_loading import (
     read_parameters,
     reading,
 )
-from core_agent.validation import check, check_file
+from core_agent.validation import FILE, check, check_arguments, rules_of
 
 WHAT = "a saved model"
 
 
-class CheckedFile(NamedTuple):
-    """A model file that is safe to load, as arguments of Stable-Baselines3's ``load``."""
-
-    content: io.BytesIO
-    env: GymEnv | None
-    custom_objects: dict[str, Any]
-
-
-@contextmanager
-def checked_file(
+def load_model(
     model_class: Any,
     path: str | pathlib.Path | io.BufferedIOBase,
     env: GymEnv | None,
+    device: torch.device | str,
     custom_objects: Mapping[str, Any] | None,
+    print_system_info: bool,
+    force_reset: bool,
     arguments: Mapping[str, Any],
-) -> Iterator[CheckedFile]:
-    """A model file once it is checked; errors raised inside are reported as errors of the file.
+) -> Any:
+    """A model from a file, which is checked before networks take memory.
 
-    :param model_class: the agent that it should hold
-    :param env: to be wrapped for the model
+    The model is built once: its networks without memory, which they get when their parameters are
+    known to be those in the file. Errors of the file name it; those of the other arguments do not.
+
+    :param model_class: the agent that the file should hold
     :param custom_objects: take the place of entries of the file, which are not read
-    :param arguments: of the constructor, which take the place of the saved ones
+    :param arguments: attributes that take the place of the saved ones
     :raises UnsafeFileError: for a file that is not a safe and complete model of this class
     :raises ValueError: for an environment or an argument that does not fit the model
     """
@@ -68,47 +64,56 @@ def checked_file(
         replaced.setdefault("lr_schedule", None)  # made of learning_rate at set-up
     with reading(path, WHAT):
         saved = read_model(content, replaced)
-        data = {**saved.data, **replaced}
-        _check_saved(model_class, saved, data)
-    if arguments:
-        _model_without_networks(model_class, data["policy_class"], {**saved.data, **arguments})
+        model = _without_networks(model_class, device, saved)
+    if print_system_info:
+        sys.stdout.write("== CURRENT SYSTEM INFO ==\n")
+        get_system_info()
+        load_from_zip_file(content, load_data=False, device="cpu", print_system_info=True)
+    check_arguments(rules_of(model_class), arguments)
+    kept = arguments.get("policy_kwargs", model.policy_kwargs) == model.policy_kwargs
+    check(kept, "policy_kwargs", f"be {model.policy_kwargs}, as saved", arguments)
+    vars(model).update(arguments)
     if env is not None:
-        env = model_class._wrap_env(env, data["verbose"])
-        check_for_correct_spaces(env, data["observation_space"], data["action_space"])
-    unpickled = {key: saved.data[key] for key in saved.pickled}
+        wrapped = model_class._wrap_env(env, model.verbose)
+        model.n_envs = wrapped.num_envs
+        model.set_env(wrapped, force_reset)
     with reading(path, WHAT):
-        yield CheckedFile(content, env, {**unpickled, **replaced})
+        model._setup_model(_policy_without_values(model, saved.parameters["policy"]))
+        model.set_parameters(saved.parameters, device=device)
+    return model
 
 
-def _model_without_networks(
-    model_class: Any, policy_class: type[BasePolicy], data: Mapping[str, Any]
-) -> Any:
-    """A model made with those attributes that are the constructor's arguments.
+def _without_networks(model_class: Any, device: Any, saved: SavedModel) -> Any:
+    """A model with the attributes of a file, before networks take memory.
 
-    :raises ValueError: for a bad one
+    The constructor checks those that are its arguments.
+
+    :raises ValueError: if the file holds no model of this class
     """
-    names = inspect.signature(model_class).parameters.keys() & data.keys()
-    fixed = dict(policy=policy_class, env=None, device="cpu", _init_setup_model=False)
-    return model_class(**{**{name: data[name] for name in names}, **fixed})
-
-
-def _check_saved(model_class: Any, saved: SavedModel, data: Mapping[str, Any]) -> None:
-    """Make sure that a file holds a model of this class, before networks take memory.
-
-    :param saved: content of the file
-    :param data: its attributes, those replaced by the caller included
-    :raises ValueError: if it does not
-    """
+    data = {**saved.data, **saved.replaced}
     check_attributes(model_class, data)
-    probe = _model_without_networks(model_class, data["policy_class"], saved.data)
-    probe.__dict__.update(data)
-    names, found = set(probe._get_torch_save_params()[0]), set(saved.parameters)
+    names = inspect.signature(model_class).parameters.keys() & saved.data.keys()
+    fixed = dict(policy=data["policy_class"], env=None, device=device, _init_setup_model=False)
+    model = model_class(**{**{name: saved.data[name] for name in names}, **fixed})
+    vars(model).update(data)
+    names, found = set(model._get_torch_save_params()[0]), set(saved.parameters)
     check(found == names, "the file", f"hold the parameters of {sorted(names)}", sorted(found))
-    if not probe.policy_class.__module__.startswith("core_agent."):
-        return  # A policy of the user's may do what tensors without memory cannot.
+    return model
+
+
+def _policy_without_values(model: Any, parameters: Any) -> BasePolicy | None:
+    """The model's policy with memory for parameters that fit it; ``None`` for one of the user's.
+
+    What that does in its constructor, tensors without memory may not be able to do.
+
+    :raises ValueError: if the parameters do not fit
+    """
+    if not model.policy_class.__module__.startswith("core_agent."):
+        return None
     with torch.device("meta"):
-        own = probe._make_policy().state_dict()
-    check_state_dict("policy", own, saved.parameters["policy"])
+        policy = model._make_policy()
+    check_state_dict("policy", policy.state_dict(), parameters)
+    return policy.to_empty(device=model.device)
 
 
 def checked_parameters(
@@ -124,7 +129,7 @@ def checked_parameters(
     """
     parameters: Any = source
     if not isinstance(source, dict):
-        check_file("load_path_or_dict", source)
+        FILE("load_path_or_dict", source)
         with opened(source, "zip") as file, reading(source, WHAT):
             parameters = read_parameters(file)
     known = model._get_torch_save_params()[0]

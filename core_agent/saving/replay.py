@@ -16,7 +16,7 @@ from core_agent.replay.buffer import SequenceReplayBuffer
 from core_agent.replay.episode import Episode
 from core_agent.saving.archive import Tree, read_archive, write_archive
 from core_agent.saving.safe_loading import opened, reading
-from core_agent.validation import check, check_boolean, check_integer
+from core_agent.validation import BOOLEAN, check, whole
 
 FilePath = str | pathlib.Path | io.BufferedIOBase
 
@@ -47,8 +47,8 @@ def as_episode(tree: Any, buffer: SequenceReplayBuffer) -> Episode:
         "have frames, actions and rewards",
         tree if not isinstance(tree, dict) else sorted(tree),
     )
-    check_integer(f"{name}'s serial", tree["serial"], 0)
-    check_boolean(f"{name}'s terminated", tree["terminated"])
+    whole(0)(f"{name}'s serial", tree["serial"])
+    BOOLEAN(f"{name}'s terminated", tree["terminated"])
     n_steps = np.size(tree["rewards"])
     expected: dict[str, Any] = {"actions": ((n_steps, buffer.action_dim), np.dtype(np.float32))}
     for key, space in buffer.spaces.items():
@@ -92,8 +92,8 @@ def fill_buffer(buffer: SequenceReplayBuffer, layout: Tree, episodes: Iterable[E
     by_serial = {episode.serial: episode for episode in episodes}
     generator = np.random.default_rng()
     generator.bit_generator.state = layout["generator"]
-    check_integer("n_episodes_begun", layout["n_episodes_begun"], max(by_serial, default=-1) + 1)
-    check_boolean("full", layout["full"])
+    whole(max(by_serial, default=-1) + 1)("n_episodes_begun", layout["n_episodes_begun"])
+    BOOLEAN("full", layout["full"])
     running = [by_serial.pop(serial, None) for serial in layout["running"]]
     buffer.reset()
     buffer.episodes.extend(episodes)

@@ -222,8 +222,8 @@ class SavedModel(NamedTuple):
 
     data: dict[str, Any]
     """Attributes of the model by name, less those that the caller replaces."""
-    pickled: frozenset[str]
-    """Those that are pickled in the file."""
+    replaced: dict[str, Any]
+    """What the caller replaces them by."""
     parameters: dict[str, Any]
     """State dicts of networks and optimisers by name, on the CPU."""
 
@@ -235,10 +235,13 @@ def read_model(file: Any, replaced: dict[str, Any]) -> SavedModel:
     :param replaced: entries that the caller replaces; they are not read
     :raises UnsafeFileError: for anything that a saved model does not hold
     """
-    data = {key: item for key, item in _read_json(file).items() if key not in replaced}
-    pickled = {k for k, item in data.items() if isinstance(item, dict) and ":serialized:" in item}
-    data.update({key: _unpickle(key, data[key][":serialized:"]) for key in sorted(pickled)})
-    return SavedModel(data, frozenset(pickled), read_parameters(file))
+    data = _read_json(file)
+    replaced = {key: value for key, value in replaced.items() if key in data}
+    data = {key: item for key, item in data.items() if key not in replaced}
+    for key, item in sorted(data.items()):
+        if isinstance(item, dict) and ":serialized:" in item:
+            data[key] = _unpickle(key, item[":serialized:"])
+    return SavedModel(data, replaced, read_parameters(file))
 
 
 def read_data(path: str | pathlib.Path | io.BufferedIOBase) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from core_agent.validation import check, check_integer
+from core_agent.validation import SIZE, check
 
 MAX_RETURN = 1_000.0
 """A simulator step has a reward of at most 1, and an episode has 1,000 steps."""
@@ -135,7 +135,7 @@ def stratified_bootstrap(
     :raises ValueError: if a setting has no seed
     """
     check(fewest_seeds(*samples) > 0, "samples", "have a seed in every setting", samples)
-    check_integer("n_resamples", n_resamples, 1)
+    SIZE("n_resamples", n_resamples)
     generator = np.random.default_rng(seed)
     resamples = [
         [generator.choice(stratum, (n_resamples, len(stratum))) for stratum in strata]

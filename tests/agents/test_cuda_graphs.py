@@ -36,6 +36,7 @@ CPU = torch.device("cpu")
 class FakeStream:
     """In place of ``SideStream`` on a CPU: a replay makes the update again, and then lies."""
 
+    devices: ClassVar[list[torch.device]] = []  # The CPU's random state is always kept.
     n_captures: ClassVar[int] = 0
     lie: ClassVar[Callable[[], None] | None] = None
     refusal: ClassVar[str | None] = None
@@ -43,8 +44,8 @@ class FakeStream:
     def __init__(self, device: torch.device) -> None:
         pass
 
-    def run(self, function: Callable[[], Any]) -> Any:
-        return function()
+    def run(self, update: Callable[[Any], Any], batch: Any) -> Any:
+        return update(batch)
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         if self.refusal:
@@ -57,9 +58,6 @@ class FakeStream:
 
         FakeStream.n_captures += 1
         return replay
-
-    get_random_state = staticmethod(torch.get_rng_state)
-    set_random_state = staticmethod(torch.set_rng_state)
 
 
 @pytest.fixture

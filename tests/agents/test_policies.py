@@ -10,7 +10,7 @@ from gymnasium import spaces
 from core_agent import CoRe
 from core_agent.agents.latent import RecurrentPolicy
 from core_agent.networks.actor_critic import CLAMP, SquashedGaussian
-from tests.fakes import BOTH, TINY, TINY_POLICY, VECTOR, FakeEnv
+from tests.fakes import TINY, TINY_POLICY, FakeEnv
 
 IMAGE_FIRST = spaces.Box(0, 255, (3, 8, 8), np.uint8)
 ACTION = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
@@ -32,12 +32,6 @@ def test_predict_returns_actions_within_the_bounds_and_a_state_of_three_arrays()
     assert actions.dtype == np.float32
     assert all(ACTION.contains(action) for action in actions)
     assert [part.shape for part in state] == [(5, 6), (5, 4), (5, 2)]
-
-
-def test_one_observation_gives_one_action():
-    action, state = make_policy().predict(images(1)[0])
-    assert action.shape == (2,)
-    assert state[0].shape == (1, 6)
 
 
 def test_channels_first_or_last_makes_no_difference():
@@ -122,36 +116,9 @@ def test_an_observation_info_tuple_is_refused():
         make_policy().predict((images(1), {}))
 
 
-def test_a_state_of_another_size_is_refused():
-    policy = make_policy()
-    _, state = policy.predict(images(2))
-    with pytest.raises(ValueError, match="state must be arrays of shapes"):
-        policy.predict(images(3), state)
-
-
 def test_discrete_actions_are_refused():
     with pytest.raises(ValueError, match="action_space must be a Box of continuous actions"):
         RecurrentPolicy(IMAGE_FIRST, spaces.Discrete(3), **TINY_POLICY)
-
-
-@pytest.mark.parametrize("space", [VECTOR, BOTH, spaces.Discrete(5)])
-def test_any_observation_space_acts(space):
-    if isinstance(space, spaces.Dict):
-        space = spaces.Dict({"image": IMAGE_FIRST, "vector": VECTOR})
-    policy = make_policy(space)
-    space.seed(0)
-    action, state = policy.predict(space.sample(), deterministic=True)
-    action, _ = policy.predict(space.sample(), state, deterministic=True)
-    assert ACTION.contains(action)
-
-
-def test_policy_saves_and_loads_with_its_sizes(tmp_path):
-    policy = make_policy()
-    policy.save(tmp_path / "policy.pt")
-    loaded = RecurrentPolicy.load(tmp_path / "policy.pt", device="cpu")
-    a, _ = policy.predict(images(2), deterministic=True)
-    b, _ = loaded.predict(images(2), deterministic=True)
-    assert np.array_equal(a, b)
 
 
 def test_target_critics_start_as_copies_and_are_not_trained():

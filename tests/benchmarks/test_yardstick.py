@@ -10,7 +10,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
-from yardstick import Noise, PlainReplay, Yardstick, to_plain
+from yardstick import Noise, Yardstick, to_plain
 
 from core_agent import CoRe
 from core_agent.agents.soft_actor_critic import actor_loss
@@ -219,27 +219,3 @@ def test_parameters_agree_after_whole_updates(dtype, tolerance):
         moved = (plain - before[name]).norm()
         assert moved > 0, name
         assert (ours[name] - plain).norm() <= tolerance * moved, name
-
-
-def test_plain_replay_gives_crops_of_the_stored_frames():
-    model, _, _ = make()
-    buffer = model.replay_buffer
-    env = model.get_env()
-    observation = env.reset()
-    for step in range(12):
-        following, reward, *_ = env.step(np.zeros((1, 2)))
-        buffer.add(
-            observation, following, np.full((1, 2), step), reward, np.array([step == 11]), [{}]
-        )
-        observation = following
-    (frames,) = buffer.episodes[0].frames.values()
-    batch = PlainReplay(buffer, (13, 12)).sample(6)
-    assert batch.observations.shape == (5, 6, 3, 13, 12)
-    assert batch.observations.is_contiguous()
-    for b in range(6):
-        start = int(batch.actions[0, b, 0])
-        assert batch.actions[:, b, 0].tolist() == list(range(start, start + 4))
-        whole = frames[start : start + 5].permute(0, 3, 1, 2)
-        crops = whole.unfold(2, 13, 1).unfold(3, 12, 1)  # (T, C, tops, lefts, h, w)
-        equal = (crops == batch.observations[:, b, :, None, None]).flatten(4).all(-1)
-        assert equal.all(dim=1).all(dim=0).any()

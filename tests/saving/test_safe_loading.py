@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import json
 import zipfile
@@ -102,12 +103,8 @@ def test_a_replay_buffer_that_does_not_fit_leaves_the_models_own(tmp_path):
 @pytest.mark.parametrize("algorithm", AGENTS.values())
 def test_every_agents_file_is_told_apart_loads_and_is_searched_for_attacks(algorithm, tmp_path):
     path = tmp_path / "model.zip"
-    model = algorithm("CnnPolicy", FakeEnv(), **tiny(algorithm)).learn(12)
-    model.save(path)
-    loaded = load_agent(path, device="cpu")
-    assert type(loaded) is algorithm
-    for name, tensor in model.policy.state_dict().items():
-        assert torch.equal(tensor, loaded.policy.state_dict()[name]), name
+    algorithm("CnnPolicy", FakeEnv(), **tiny(algorithm)).save(path)
+    assert type(load_agent(path, device="cpu")) is algorithm
     set_object(tmp_path, "foreign", touch(tmp_path))
     with pytest.raises(UnsafeFileError, match="entry 'foreign' was not loaded, as it asks for"):
         load_agent(path)
@@ -255,3 +252,37 @@ def test_open_files_load_and_stay_open(path):
     file = io.BytesIO(path.read_bytes())
     CoRe.load(file)
     assert not file.closed
+
+
+@pytest.mark.parametrize("algorithm", AGENTS.values())
+def test_loading_builds_a_model_once_and_draws_no_parameter(algorithm, tmp_path, monkeypatch):
+    model = algorithm("CnnPolicy", FakeEnv(), **tiny(algorithm)).learn(12)
+    model.save(tmp_path / "model")
+    model.policy.save(tmp_path / "policy.pth")
+    policy_class, built, drawn = type(model.policy), [], []
+    for made in (algorithm, policy_class):
+        count_calls(monkeypatch, made, "__init__", built)
+    count_calls(monkeypatch, torch.nn.init, "orthogonal_", drawn)
+    loaded = algorithm.load(tmp_path / "model", env=FakeEnv(), device="cpu")
+    policy = policy_class.load(tmp_path / "policy.pth", device="cpu")
+    assert [type(one) for one in built] == [algorithm, policy_class, policy_class]
+    assert {tensor.device.type for tensor in drawn} == {"meta"}
+    for found in (loaded.policy, policy):
+        assert found.state_dict().keys() == model.policy.state_dict().keys()
+        for name, tensor in model.policy.state_dict().items():
+            assert torch.equal(tensor, found.state_dict()[name]), name
+        for wanted, parameter in zip(model.policy.parameters(), found.parameters()):
+            assert parameter.requires_grad == wanted.requires_grad
+    loaded.learn(12)
+
+
+def count_calls(monkeypatch, owner, name, calls) -> None:
+    """Append the first argument of each call to ``calls``."""
+    function = getattr(owner, name)
+
+    @functools.wraps(function)
+    def counted(first, *args, **kwargs):
+        calls.append(first)
+        return function(first, *args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counted)
