@@ -4,13 +4,16 @@
 #   VENV=.venv               folder of the virtual environment
 #   DEMO_ARGS="--seed 1"     arguments of `core-agent demo`
 #   PYTEST_ARGS="-k cli"     arguments of pytest, instead of those for several processes
+#   REPOSITORY=https://…     address on GitHub; `make build` makes the README's links absolute with it
 
 PYTHON      ?= python3
 VENV        ?= .venv
 TORCH       ?= torch==2.13.0
-TEST_EXTRAS ?= dev,zoo,export,cluster,docs,report
+TEST_EXTRAS ?= dev,zoo,export,hub,cluster,docs,report
 DEMO_ARGS   ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
+REPOSITORY  ?=
+export REPOSITORY
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -c $(VENV)/constraints.txt
@@ -32,23 +35,10 @@ endif
 
 define CHECK_PYTHON
 import sys
-if sys.version_info < (3, 10):
-    raise SystemExit("core-agent needs Python >= 3.10, got " + sys.version.split()[0] + ": set PYTHON=python3.x")
+if not (3, 10) <= sys.version_info < (3, 13):
+    raise SystemExit("core-agent needs Python 3.10 to 3.12, got " + sys.version.split()[0] + ": set PYTHON=python3.x")
 endef
 export CHECK_PYTHON
-
-# dm_control requires labmaze, which only its locomotion mazes import (nothing here does) and which has
-# no wheel for Python 3.13 and later: there, an empty distribution of that name satisfies pip.
-define STAND_IN_LABMAZE
-import pathlib, sys, sysconfig
-if sys.version_info >= (3, 13):
-    info = pathlib.Path(sysconfig.get_path("purelib"), "labmaze-1.0.6.dist-info")
-    info.mkdir(exist_ok=True)
-    info.joinpath("METADATA").write_text("Metadata-Version: 2.1\nName: labmaze\nVersion: 1.0.6\nSummary: Empty stand-in\n")
-    info.joinpath("INSTALLER").write_text("make\n")
-    info.joinpath("RECORD").write_text("".join(f"{info.name}/{name},,\n" for name in ("METADATA", "INSTALLER", "RECORD")))
-endef
-export STAND_IN_LABMAZE
 
 define CHECK_GL
 import ctypes, os
@@ -104,11 +94,12 @@ torture: gl-first $(VENV)/.dev gl ## kill runs, fill the disk, corrupt files, at
 	@$(BIN)/python benchmarks/torture.py mutations
 	@$(BIN)/python benchmarks/torture.py bad-inputs
 
-lint: $(VENV)/.dev ## ruff, mypy and lint-imports (the direction of imports)
+lint: $(VENV)/.dev ## ruff, mypy, lint-imports (the direction of imports) and hadolint (the Dockerfile)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
+	@$(BIN)/hadolint Dockerfile
 
 format: $(VENV)/.dev ## fix and format the sources with ruff
 	@$(BIN)/ruff check --fix-only .
@@ -178,7 +169,6 @@ $(VENV)/.torch: | $(BIN)/python
 $(VENV)/constraints.txt: constraints.txt $(VENV)/.torch
 	@grep -v '^torch==' constraints.txt > $@
 	@$(BIN)/python -c "import importlib.metadata as m; print('torch==' + m.version('torch'))" >> $@
-	@$(BIN)/python -c "$$STAND_IN_LABMAZE"
 
 $(VENV)/.runtime: pyproject.toml $(VENV)/constraints.txt
 	@echo "Installing core-agent"

@@ -3,6 +3,7 @@
     python -m core_agent.zoo train --algo core --env DCS-cheetah-run-easy-dynamic
     python -m core_agent.zoo train --algo core --env DCS-cheetah-run-easy-dynamic -i model.zip
     python -m core_agent.zoo enjoy --algo core --env DCS-cheetah-run-easy-dynamic -f logs
+    python -m core_agent.zoo record_video --algo core --env DCS-cheetah-run-easy-dynamic -f logs
     python -m core_agent.zoo train --algo core --env Pendulum-v1 --optimize --n-trials 20
 
 Every option is rl-zoo's own. Added are the algorithms ``core``, ``recurrent_sac``, ``sacrad``,
@@ -14,6 +15,7 @@ which they do not have; and seeds of evaluations that training never uses.
 from __future__ import annotations
 
 import argparse
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +29,7 @@ from core_agent.environments.suite import first_seed, is_in_suite
 from core_agent.validation import check
 
 CONFIGS = Path(__file__).parent / "configs"
-COMMANDS = ("train", "enjoy")
+COMMANDS = ("train", "enjoy", "record_video")
 
 
 def suggest_common(trial: Any) -> dict[str, Any]:
@@ -147,7 +149,7 @@ def register() -> None:
 def with_defaults(command: str, arguments: list[str]) -> list[str]:
     """rl-zoo's arguments with those added that these algorithms and environments need.
 
-    :param command: ``"train"`` or ``"enjoy"``
+    :param command: one of :data:`COMMANDS`
     :param arguments: what the user typed after it
     """
     parser = argparse.ArgumentParser(add_help=False)
@@ -162,7 +164,7 @@ def with_defaults(command: str, arguments: list[str]) -> list[str]:
     added: list[str] = []
     if command == "train" and given.conf_file is None and given.algo in AGENTS:
         added += ["--conf-file", str(CONFIGS / f"{given.algo}.yml")]
-    if command == "enjoy":
+    if command != "train":
         added += ["--seed", str(first_seed(given.seed, split="val"))]
     if is_in_suite(given.env):
         if command == "train" and not given.eval_env_kwargs:
@@ -176,7 +178,7 @@ def with_defaults(command: str, arguments: list[str]) -> list[str]:
 def main(arguments: list[str] | None = None) -> None:
     """Run a command of rl-zoo with the algorithms of this package.
 
-    :param arguments: ``["train", …]`` or ``["enjoy", …]``; by default the process's own
+    :param arguments: ``["train", …]`` and the like; by default the process's own
     :raises ValueError: for another command
     """
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
@@ -185,10 +187,14 @@ def main(arguments: list[str] | None = None) -> None:
     from rl_zoo3.enjoy import enjoy
     from rl_zoo3.train import train
 
+    def record_video() -> None:
+        # A script, without a function to call.
+        runpy.run_module("rl_zoo3.record_video", run_name="__main__")
+
     own = sys.argv
     sys.argv = [f"core_agent.zoo {command}", *with_defaults(command, rest)]
     try:
-        {"train": train, "enjoy": enjoy}[command]()
+        {"train": train, "enjoy": enjoy, "record_video": record_video}[command]()
     finally:
         sys.argv = own
 

@@ -4,11 +4,10 @@ The Python blocks of a page are executed one after the other in an empty folder.
 shell go through bash, which lists the commands instead of running them; then each program must
 exist and accept the options. A comment before a block gives instructions::
 
-    <!-- test: run; needs wandb; 2_000 => 60; "small" => "debug" -->
+    <!-- test: run; 2_000 => 60; "small" => "debug" -->
 
 ``a => b`` replaces one text with another, to make the block small; the text must be there. ``run``
-also runs the commands of a block for the shell. ``needs`` skips the block if that package is not
-installed.
+also runs the commands of a block for the shell. ``alone`` leaves a block to a test of its own.
 """
 
 from __future__ import annotations
@@ -49,6 +48,7 @@ from core_agent.table5.paper import (
     read_table5,
 )
 from distracting_envs.env import DistractingControlEnv
+from tests.fake_hub import hub  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "envs" / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -57,7 +57,7 @@ BLOCK = re.compile(
     re.M | re.S,
 )
 LANGUAGES = {"bash", "math", "python", "yaml"}
-ELSEWHERE = {"mkdir", "rm", "sbatch", "squeue", "srun", "sudo", "tar", "tensorboard"}
+ELSEWHERE = {"hf", "mkdir", "rm", "sbatch", "squeue", "srun", "sudo", "tar", "tensorboard"}
 """Programs of others, which are not checked."""
 LIST_COMMANDS = """
 command_not_found_handle() { printf '%s\\037' "$@" >> "$COMMANDS"; printf '\\036' >> "$COMMANDS"; }
@@ -84,7 +84,7 @@ class Block(NamedTuple):
     text: str
     replacements: tuple[tuple[str, str], ...] = ()
     runs: bool = False
-    needs: str = ""
+    alone: bool = False
 
     def made_tiny(self) -> str:
         """The text with its replacements."""
@@ -101,18 +101,15 @@ def read_blocks(page: Path) -> list[Block]:
     blocks = []
     for match in BLOCK.finditer(markdown):
         line = markdown[: match.start("text")].count("\n")
-        pairs, runs, needs = [], False, ""
+        pairs, words = [], set()
         for remark in filter(None, (match["remark"] or "").split("; ")):
             if " => " in remark:
                 pairs.append(tuple(remark.split(" => ")))
-            elif remark.startswith("needs "):
-                needs = remark.removeprefix("needs ")
             else:
-                assert remark == "run", f"{page}:{line}: {remark}"
-                runs = True
-        blocks.append(
-            Block(page, line, match["language"], match["text"], tuple(pairs), runs, needs)  # type: ignore[arg-type]
-        )
+                assert remark in ("run", "alone"), f"{page}:{line}: {remark}"
+                words.add(remark)
+        block = Block(page, line, match["language"], match["text"], tuple(pairs))  # type: ignore[arg-type]
+        blocks.append(block._replace(runs="run" in words, alone="alone" in words))
     return blocks
 
 
@@ -213,8 +210,20 @@ def check_ray(arguments: list[str]) -> None:
         command.make_context(arguments[0], arguments[1:]).close()
 
 
+def check_docker(arguments: list[str]) -> None:
+    """Arguments of a build are those of the Dockerfile; what a container runs is a command."""
+    if arguments[0] == "build":
+        for option, value in zip(arguments, arguments[1:]):
+            name = value.partition("=")[0]
+            assert option != "--build-arg" or f"\nARG {name}=" in (ROOT / "Dockerfile").read_text()
+    else:
+        (image,) = (i for i, value in enumerate(arguments) if value.startswith("core-agent"))
+        check_core_agent(arguments[image + 1 :])
+
+
 CHECKS: dict[str, Callable[[list[str]], None]] = {
     "core-agent": check_core_agent,
+    "docker": check_docker,
     "make": check_make,
     "pip": check_pip,
     "python": check_python,
@@ -279,13 +288,15 @@ def _environments_closed():
 
 @pytest.mark.usefixtures("_environments_closed")
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: str(page.relative_to(ROOT)))
-def test_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
+def test_blocks_run_one_after_the_other(page, tmp_path, monkeypatch, request):
+    if "core_agent.hub" in page.read_text():
+        request.getfixturevalue("hub")
     work, aside = tmp_path / "work", tmp_path / "aside"
     work.mkdir(), aside.mkdir()
     monkeypatch.chdir(work)
     variables = {"__name__": "__main__"}
     for block in read_blocks(page):
-        if block.needs and importlib.util.find_spec(block.needs) is None:
+        if block.alone:
             continue
         if block.language == "python":
             place = "\n" * block.line + block.made_tiny()
@@ -295,6 +306,24 @@ def test_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
                 assert program == "core-agent"
                 result = CliRunner().invoke(cli.app, arguments)
                 assert result.exit_code == 0, f"{arguments}: {result.output} {result.exception!r}"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="needs wandb")
+def test_weights_and_biases_gets_what_is_logged(tmp_path):
+    (block,) = (block for block in read_blocks(ROOT / "docs" / "training.md") if block.alone)
+    # wandb changes TensorBoard's writers, so it gets its own process.
+    result = subprocess.run(
+        [sys.executable, "-c", block.made_tiny()],
+        env={**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": f"{ROOT}:{ROOT / 'envs'}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    (history,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    logged = history.read_bytes()
+    for name in ("rollout/ep_rew_mean", "train/model_loss", "train/critic_loss"):
+        assert name.encode() in logged, name
 
 
 def test_configurations_name_arguments_of_the_agent(tmp_path):

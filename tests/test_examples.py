@@ -79,7 +79,33 @@ def test_resume(tmp_path):
 
 def test_every_example_is_run_here():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
-    assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
+    examples = [path for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")]
+    assert {path.stem for path in examples} <= tested
+
+
+@pytest.mark.skipif(importlib.util.find_spec("nbclient") is None, reason="needs nbclient")
+def test_quickstart(tmp_path, monkeypatch):
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    (parameters,) = (cell for cell in code if "parameters" in cell.metadata.get("tags", ()))
+    parameters.source += (
+        "\nenv_id, preset_name = 'DCS-cartpole-swingup-easy-dynamic', 'debug'"
+        "\ntotal_timesteps = 250"
+    )
+    root = str(EXAMPLES.parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, f"{root}/envs"]))
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = "".join(out.get("text", "") for cell in code for out in cell.outputs)
+    assert "250 steps, 2 episodes" in printed
+    assert "latents (126, " in printed and "imagined rewards (30,)" in printed
+    shown = [kind for cell in code for out in cell.outputs for kind in out.get("data", {})]
+    assert shown.count("image/png") == 2 and shown.count("image/gif") == 1
+    assert (tmp_path / "cheetah.zip").is_file()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("rl_zoo3") is None, reason="needs rl_zoo3")

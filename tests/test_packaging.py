@@ -1,6 +1,8 @@
 """The package as others get it: its wheel, an editable install and its metadata."""
 
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("core_agent", "distracting_envs")
+REPOSITORY = "https://example.org/owner/core-agent"
+PICTURES = ("gallery", "cheetah")
+"""Of the README."""
 
 
 def run(*command: object, cwd: Path, **environment: str) -> str:
@@ -30,9 +35,20 @@ def run(*command: object, cwd: Path, **environment: str) -> str:
     return done.stdout
 
 
-def pip(*arguments: object, cwd: Path) -> str:
+def pip(*arguments: object, cwd: Path, **environment: str) -> str:
     command = (sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments)
-    return run(*command, cwd=cwd, PIP_NO_INDEX="1", PIP_NO_INPUT="1")
+    return run(*command, cwd=cwd, PIP_NO_INDEX="1", PIP_NO_INPUT="1", **environment)
+
+
+def empty_environment(folder: Path) -> Path:
+    """The interpreter of a virtual environment with this one's libraries, but not this package."""
+    venv.create(folder, symlinks=True)
+    # A path in a .pth file does not bring that path's own .pth files along, so an editable install
+    # of the checkout stays out.
+    paths = {"base": str(folder), "platbase": str(folder)}
+    purelib = Path(sysconfig.get_path("purelib", vars=paths))
+    (purelib / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin" / "python"
 
 
 def locations(python: object, cwd: Path, **environment: str) -> dict[str, Path]:
@@ -49,7 +65,7 @@ def locations(python: object, cwd: Path, **environment: str) -> dict[str, Path]:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what the wheel is made from, so that building leaves nothing in the checkout."""
     copy = tmp_path_factory.mktemp("source").resolve()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
     shutil.copytree(ROOT / "core_agent", copy / "core_agent", ignore=ignore)
@@ -60,7 +76,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("wheel")
-    pip("wheel", "-q", "--no-deps", "--no-build-isolation", "-w", directory, source, cwd=directory)
+    command = ("wheel", "-q", "--no-deps", "--no-build-isolation", "-w", directory, source)
+    pip(*command, cwd=directory, REPOSITORY=f"{REPOSITORY}/")
     (wheel,) = directory.glob("*.whl")
     return wheel
 
@@ -111,13 +128,7 @@ def test_wheel_lets_a_users_own_envs_folder_win(site: Path, tmp_path: Path) -> N
 
 
 def test_editable_install_imports_from_the_sources(source: Path, tmp_path: Path) -> None:
-    venv.create(tmp_path / "venv", symlinks=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    # This interpreter's libraries, setuptools among them. A path in a .pth file does not bring
-    # that path's own .pth files along, so an editable install of the checkout stays out.
-    paths = {"base": str(tmp_path / "venv"), "platbase": str(tmp_path / "venv")}
-    purelib = Path(sysconfig.get_path("purelib", vars=paths))
-    (purelib / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    python = empty_environment(tmp_path / "venv")
     options = ("-q", "--no-deps", "--no-build-isolation", "--ignore-installed")
     pip("--python", python, "install", *options, "-e", source, cwd=tmp_path)
 
@@ -130,20 +141,83 @@ def test_editable_install_imports_from_the_sources(source: Path, tmp_path: Path)
     assert run(python, "-c", "import envs; print(envs.owner)", cwd=tmp_path) == "user\n"
 
 
-def test_command_line_starts_from_the_wheel(site: Path, tmp_path: Path) -> None:
-    printed = run(site / "bin" / "core-agent", "--help", cwd=tmp_path, PYTHONPATH=str(site))
-    assert "demo" in printed
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment into which a user has installed the wheel."""
+    folder = tmp_path_factory.mktemp("user")
+    python = empty_environment(folder / "venv")
+    options = ("-q", "--no-deps", "--ignore-installed")
+    pip("--python", python, "install", *options, wheel, cwd=folder)
+    return python.parent
+
+
+def test_what_the_wheel_requires_is_all_that_it_needs(installed: Path, tmp_path: Path) -> None:
+    pip("--python", installed / "python", "check", cwd=tmp_path, PYTHONPATH="")
+    where = locations(installed / "python", cwd=tmp_path, PYTHONPATH="")
+    assert all(installed.parent.resolve() in path.parents for path in where.values())
+
+
+DEMO = """
+from pathlib import Path
+from core_agent.demo import run_demo
+run_demo(
+    Path("demo"), 0, 250, env_id="DCS-cartpole-swingup-easy-dynamic", preset_name="debug",
+    n_random=1, n_validation=1,
+)
+"""
+DEMO_FILES = {"learning_curve.png", "model.zip", "summary.json", "trained_and_random.mp4"}
+
+
+def test_a_short_demo_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    assert "demo" in run(installed / "core-agent", "--help", cwd=tmp_path, PYTHONPATH="")
+    run(installed / "python", "-c", DEMO, cwd=tmp_path, PYTHONPATH="")
+    assert {path.name for path in (tmp_path / "demo").iterdir()} >= DEMO_FILES
+
+
+@pytest.mark.slow
+def test_the_demo_command_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    command = (installed / "core-agent", "demo", "--steps", "1000", "--folder", "demo")
+    run(*command, cwd=tmp_path, PYTHONPATH="")
+    assert {path.name for path in (tmp_path / "demo").iterdir()} >= DEMO_FILES
 
 
 def test_metadata_names_what_users_and_indexes_read(metadata: Message) -> None:
     assert metadata["Name"] == "core-agent"
-    assert metadata["Requires-Python"] == ">=3.10"
+    # In the metadata's own order.
+    assert set(metadata["Requires-Python"].split(",")) == {">=3.10", "<3.13"}
     assert metadata["License-Expression"] == "MIT"
     assert metadata["License-File"] == "LICENSE"
     assert metadata["Description-Content-Type"] == "text/markdown"
-    assert {"cluster", "dev", "docs", "export", "report", "zoo"} == set(
+    assert {"cluster", "dev", "docs", "export", "hub", "report", "zoo"} == set(
         metadata.get_all("Provides-Extra", [])
     )
+
+
+def rendered(markdown: str) -> tuple[list[str], list[str], str]:
+    """Pictures, links and HTML of a description as package indexes show it."""
+    html = pytest.importorskip("readme_renderer.markdown").render(markdown)
+    assert html is not None
+    return re.findall(r'<img[^>]* src="([^"]*)"', html), re.findall(r'href="([^"]*)"', html), html
+
+
+def test_an_index_shows_the_readme_with_its_pictures(metadata: Message) -> None:
+    pictures, links, html = rendered(metadata.get_payload())
+    assert pictures == [f"{REPOSITORY}/raw/HEAD/docs/images/{name}.png" for name in PICTURES]
+    assert all(link.startswith(("https://", "#")) for link in links)
+    assert f"{REPOSITORY}/blob/HEAD/docs/quickstart.md" in links
+    assert "test:" not in html, "a comment for the tests is shown"
+    for address in (*pictures, *links):
+        path = re.match(f"{REPOSITORY}/(?:raw|blob)/HEAD/([^#]*)", address)
+        assert path is None or (ROOT / path[1]).exists(), address
+
+
+def test_without_an_address_an_index_shows_the_text_alone() -> None:
+    for_index = runpy.run_path(str(ROOT / "setup.py"))["for_index"]
+    pictures, links, html = rendered(for_index((ROOT / "README.md").read_text(), ""))
+    assert not pictures
+    assert "https://arxiv.org/abs/2112.01163" in links
+    assert all(link.startswith(("https://", "#")) for link in links)
+    assert "Quick start" in html
 
 
 def test_version_is_the_same_everywhere(metadata: Message) -> None:
@@ -168,3 +242,30 @@ def test_constraints_name_versions_and_no_place_to_get_them_from() -> None:
     (torch,) = (line for line in lines if line.startswith("torch=="))
     assert "+" not in torch, "a local version would exclude every other build of PyTorch"
     assert not any(line.startswith("opencv-python==") for line in lines)
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The instructions of the Dockerfile with their arguments, one line each."""
+    text = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text())
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [(name, " ".join(rest.split())) for name, rest in (line.split(" ", 1) for line in lines)]
+
+
+def test_the_image_is_made_by_the_makefile() -> None:
+    runs = " && ".join(arguments for name, arguments in instructions() if name == "RUN")
+    steps = [step.split("make ", 1)[1].split() for step in runs.split("&&") if " make " in step]
+    made = [target for step in steps for target in step]
+    makefile = (ROOT / "Makefile").read_text().replace("$(VENV)", ".venv")
+    assert {"setup", "gl"} <= set(made)
+    assert all(f"\n{target}:" in makefile for target in made), made
+    assert "pip install" not in runs
+
+
+def test_the_image_copies_what_installing_needs_and_no_more() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {".git", ".venv", "runs"} <= set(ignored)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "core_agent", "envs"):
+        assert not any(Path(name).match(pattern) for pattern in ignored), name
+    for name, arguments in instructions():
+        if name == "COPY":
+            assert all((ROOT / source).exists() for source in arguments.split()[:-1])

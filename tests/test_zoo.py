@@ -12,8 +12,11 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import av
+import gymnasium as gym
 import pytest
 import yaml
+from stable_baselines3.common.vec_env import DummyVecEnv, VecVideoRecorder
 
 from core_agent import CURL, CoRe, RecurrentSAC
 from core_agent.agents.registry import AGENTS
@@ -31,6 +34,12 @@ from tests.fakes import VECTOR, FakeEnv, tiny
 ROOT = Path(__file__).parents[1]
 needs_zoo = pytest.mark.skipif(find_spec("rl_zoo3") is None, reason="needs rl_zoo3")
 ZOO_KEYS = {"n_timesteps", "policy"}
+DISTRACTING_ID = "DCS-cartpole-swingup-easy-dynamic"
+
+
+def n_frames(video: Path) -> int:
+    with av.open(str(video)) as container:
+        return sum(1 for _ in container.decode(video=0))
 
 
 def zoo(folder: Path, *arguments: str, fails: bool = False) -> str:
@@ -104,18 +113,55 @@ def test_optimize_searches_with_a_sampler(tmp_path):
     assert list((tmp_path / "logs/core").glob("report_*.csv"))
 
 
-@needs_zoo
-def test_distracting_control_trains_and_is_validated(tmp_path):
-    arguments = ["--algo", "recurrent_sac", "--env", "DCS-cartpole-swingup-easy-dynamic"]
+@pytest.fixture(scope="module")
+def distracted(tmp_path_factory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("distracted")
+    arguments = ["--algo", "recurrent_sac", "--env", DISTRACTING_ID]
     fast = ["--env-kwargs", "image_size:40", "render_quality:'fast'"]
     tiny = "policy_kwargs:dict(actor_dims=(8,),critic_dims=(8,),cnn_channels=(4,),cnn_strides=(2,))"
     small = ["learning_starts:8", "train_freq:10", "gradient_steps:1", "batch_size:2", tiny]
     run = ["-n", "30", "--eval-freq", "20", "--eval-episodes", "1", "-params", *small]
-    output = zoo(tmp_path, "train", *arguments, *fast, *run)
+    return folder, zoo(folder, "train", *arguments, *fast, *run)
+
+
+@needs_zoo
+def test_distracting_control_trains_and_is_validated(distracted):
+    folder, output = distracted
     assert "'split': 'val'" in output
-    run_folder = tmp_path / "logs/recurrent_sac/DCS-cartpole-swingup-easy-dynamic_1"
+    run_folder = folder / f"logs/recurrent_sac/{DISTRACTING_ID}_1"
     model = RecurrentSAC.load(run_folder / "best_model.zip")
     assert model.observation_space.shape == (3, 40, 40)
+
+
+@needs_zoo
+def test_record_video_writes_what_the_agent_does(distracted):
+    folder, _ = distracted
+    arguments = ["--algo", "recurrent_sac", "--env", DISTRACTING_ID, "-f", "logs"]
+    zoo(folder, "record_video", *arguments, "-n", "12")
+    (video,) = (folder / f"logs/recurrent_sac/{DISTRACTING_ID}_1/videos").glob("*.mp4")
+    assert 12 <= n_frames(video) <= 13
+
+
+@needs_zoo
+def test_recorders_of_gymnasium_and_stable_baselines3_work(tmp_path):
+    def make():
+        return gym.make(DISTRACTING_ID, render_mode="rgb_array", image_size=40)
+
+    env = gym.wrappers.RecordVideo(make(), str(tmp_path / "one"), video_length=3)
+    env.reset(seed=0)
+    for _ in range(4):
+        env.step(env.action_space.sample())
+    env.close()
+    envs = VecVideoRecorder(
+        DummyVecEnv([make]), str(tmp_path / "many"), lambda step: step == 0, video_length=3
+    )
+    envs.reset()
+    for _ in range(4):
+        envs.step([envs.action_space.sample()])
+    envs.close()
+    for folder in ("one", "many"):
+        (video,) = (tmp_path / folder).glob("*.mp4")
+        assert 3 <= n_frames(video) <= 4
 
 
 @needs_zoo
@@ -138,10 +184,10 @@ def test_mistakes_are_one_line(tmp_path):
 
 def test_an_unknown_command_is_named():
     with pytest.raises(
-        ValueError, match=r"command must be one of \('train', 'enjoy'\), got 'plot'"
+        ValueError, match=r"command must be one of \('train', 'enjoy', 'record_video'\), got 'plot'"
     ):
         main(["plot"])
-    assert COMMANDS == ("train", "enjoy")
+    assert COMMANDS == ("train", "enjoy", "record_video")
 
 
 # ---- configurations ----
