@@ -25,9 +25,10 @@ from core_agent.agents.arguments import (
 )
 from core_agent.agents.collection import COLLECTORS, Progress
 from core_agent.agents.cuda_graphs import GraphedUpdates
-from core_agent.agents.loop import LearningLoop
+from core_agent.agents.loop import LearningLoop, SelfAlgorithm
 from core_agent.agents.metrics import Metrics, UpdateLog
 from core_agent.agents.policies import StatefulPolicy, policy_for
+from core_agent.agents.sb3_names import GIVEN_BY_THE_AGENT, refuse_unknown_arguments
 from core_agent.agents.transitions import refuse_normalized_images
 from core_agent.environments.make import environment_for, seed_environments
 from core_agent.networks.hardware import (
@@ -65,6 +66,11 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
     max_critic_grad_norm: ClassVar[float] = math.inf
     policy: StatefulPolicy
 
+    def __new__(cls: type[SelfAlgorithm], *_: Any, **arguments: Any) -> SelfAlgorithm:
+        """Refuses arguments that the constructor does not have, saying what to use instead."""
+        refuse_unknown_arguments(cls, arguments)
+        return object.__new__(cls)
+
     def __init__(
         self,
         policy: str | type[BasePolicy],
@@ -85,10 +91,11 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
     ) -> None:
         check_arguments(rules_of(type(self)), {**locals(), **arguments})
         buffer_class = replay_buffer_class or SequenceReplayBuffer
-        check_keywords("replay_buffer_kwargs", replay_buffer_kwargs, buffer_class)
+        name, hidden = "replay_buffer_kwargs", GIVEN_BY_THE_AGENT
+        check_keywords(name, replay_buffer_kwargs, buffer_class, hidden=hidden)
         if env is None and isinstance(policy, str) and policy not in self.policy_aliases:
             policy, env = "auto", policy
-        check_policy(policy, policy_kwargs, self.policy_aliases)
+        policy_kwargs = check_policy(policy, policy_kwargs, self.policy_aliases)
         if isinstance(env, str):
             env = environment_for(env, collect)
         if policy == "auto":
