@@ -37,8 +37,8 @@ POLICY_ARGUMENTS = {
 """The way out by the name of an entry of ``policy_kwargs``."""
 
 NO_HER = (
-    "the agents' own takes images, vectors and Dict observations; hindsight experience replay (HER) "
-    "is not available, use it with stable_baselines3.SAC"
+    "the agents' own takes images, vectors and Dict observations; hindsight experience replay "
+    "(HER) is not available, use it with stable_baselines3.SAC"
 )
 """The way out for another class of replay buffers."""
 

@@ -102,9 +102,7 @@ def test_sizes_from_net_arch_are_checked_too():
 
 
 def test_hindsight_replay_is_refused_by_its_name():
-    with pytest.raises(
-        ValueError, match=r"replay_buffer_class must .* \(HER\) is not"
-    ):
+    with pytest.raises(ValueError, match=r"replay_buffer_class must .* \(HER\) is not"):
         build(replay_buffer_class=HerReplayBuffer)
 
 
