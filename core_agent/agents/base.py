@@ -132,6 +132,7 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
         # Saved, so that a file tells which agent it holds, and what it learned in.
         self.origin = {}
         self.agent_class = type(self).__name__
+        self.begins_at_random = True
         self._last_states = None
         self._updates_per_second = 0.0
         self._progress = Progress()
@@ -300,7 +301,7 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Actions as the environments take them, and scaled to [-1, 1] for the buffer."""
         random_actions = None
-        if self.num_timesteps < learning_starts:
+        if self.begins_at_random and self.num_timesteps < learning_starts:
             sampled = np.stack([self.action_space.sample() for _ in range(n_envs)])
             random_actions = self.policy.scale_action(sampled).reshape(n_envs, -1)
         with torch.no_grad():
