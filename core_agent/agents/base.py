@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import time
 from abc import abstractmethod
 from typing import Any, ClassVar
 
@@ -25,10 +26,10 @@ from core_agent.agents.arguments import (
 )
 from core_agent.agents.collection import COLLECTORS, Progress
 from core_agent.agents.cuda_graphs import GraphedUpdates
-from core_agent.agents.loop import LearningLoop, SelfAlgorithm
+from core_agent.agents.loop import LearningLoop
 from core_agent.agents.metrics import Metrics, UpdateLog
 from core_agent.agents.policies import StatefulPolicy, policy_for
-from core_agent.agents.sb3_names import GIVEN_BY_THE_AGENT, refuse_unknown_arguments
+from core_agent.agents.sb3_names import GIVEN_BY_THE_AGENT, naming_unknown_arguments
 from core_agent.agents.transitions import refuse_normalized_images
 from core_agent.environments.make import environment_for, seed_environments
 from core_agent.networks.hardware import (
@@ -62,14 +63,15 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
     not_saved: ClassVar[tuple[str, ...]] = (
         *("_awaiting", "_endings", "_stopping", "_checkpoints"),
         *("_collector", "_guard", "_graphed_updates"),
+        *("_first_updates", "_cost_is_told", "_updates_per_step"),
     )
     max_critic_grad_norm: ClassVar[float] = math.inf
     policy: StatefulPolicy
 
-    def __new__(cls: type[SelfAlgorithm], *_: Any, **arguments: Any) -> SelfAlgorithm:
-        """Refuses arguments that the constructor does not have, saying what to use instead."""
-        refuse_unknown_arguments(cls, arguments)
-        return object.__new__(cls)
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = naming_unknown_arguments(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(
         self,
@@ -256,9 +258,9 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
         self._log_updates(updates)
 
     def _update_once(self, batch_size: int, updates: UpdateLog) -> None:
+        started = time.perf_counter()
         updates.add(self._update(self._sample_batch(batch_size)))
-        self._n_updates += 1
-        self._progress.updates_due -= 1
+        self._learned_once(started)
 
     @abstractmethod
     def _sample_batch(self, batch_size: int) -> Any:

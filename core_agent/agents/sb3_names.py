@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from core_agent.validation import argument_names, check
@@ -49,24 +50,28 @@ GIVEN_BY_THE_AGENT = {
 """Arguments of policies and replay buffers that ``*_kwargs`` do not give."""
 
 
-def refuse_unknown_arguments(agent_class: type, given: Mapping[str, Any]) -> None:
-    """Make sure that a constructor has the arguments that it is called with.
+def naming_unknown_arguments(constructor: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that says of arguments which it does not have what to use instead.
 
-    :param given: keywords
-    :raises TypeError: naming one that it does not have, and what to use instead
+    It raises a ``TypeError``, as Python does.
     """
-    known = inspect.signature(agent_class).parameters
+    known = inspect.signature(constructor).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
-        return  # A user's subclass, which hands them on.
-    for name in given:
-        if name not in known:
+        return constructor  # It hands them on.
+
+    @wraps(constructor)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        for name in kwargs.keys() - known.keys():
             similar = difflib.get_close_matches(name, known, 1)
-            others = [each for each in known if not each.startswith("_")]
-            hint = f"did you mean {similar[0]}?" if similar else f"they are {others}"
-            hint = ARGUMENTS.get(name, hint)
+            own = [each for each in known if each != "self" and not each.startswith("_")]
+            hint = f"did you mean {similar[0]}?" if similar else f"they are {own}"
+            agent, value = type(self).__name__, kwargs[name]
             raise TypeError(
-                f"{name} must be an argument of {agent_class.__name__}, got {given[name]!r}; {hint}"
+                f"{name} must be an argument of {agent}, got {value!r}; {ARGUMENTS.get(name, hint)}"
             )
+        constructor(self, *args, **kwargs)
+
+    return checked
 
 
 def translate(policy_kwargs: Any, policy_class: type) -> Any:

@@ -113,3 +113,5 @@ def test_a_subclass_may_hand_its_arguments_on():
             self.own = own
 
     assert Own("MlpPolicy", FakeEnv(VECTOR), own=3, **TINY).own == 3
+    with pytest.raises(TypeError, match="use_sde must be an argument of Own, got True"):
+        Own("MlpPolicy", FakeEnv(VECTOR), use_sde=True, **TINY)
