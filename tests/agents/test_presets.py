@@ -47,13 +47,13 @@ def test_sizes_are_for_every_agent_and_ablations_for_core():
 
 @pytest.mark.parametrize("agent", ["core", "recurrent_sac"])
 def test_networks_for_vectors_have_sacs_layers_and_no_more_frames_than_its_batch(agent):
-    arguments = preset("vector", agent)
-    model = AGENTS[agent]("MlpPolicy", FakeEnv(VECTOR), **arguments, device="cpu", buffer_size=100)
+    arguments = preset("vector", agent, learning_starts=8, buffer_size=100, device="cpu")
+    model = AGENTS[agent]("MlpPolicy", FakeEnv(VECTOR), **arguments)
     n_inputs = model.policy.world_model.latent_dim
     layers = [m for m in model.policy.actor.modules() if isinstance(m, torch.nn.Linear)]
     assert [layer.in_features for layer in layers] == [n_inputs, 256, 256]
     assert model.batch_size * model.sequence_length <= 256
-    assert model.learn(1_010)._n_updates == 5
+    assert model.learn(14)._n_updates == 4
 
 
 def test_overrides_win_and_policy_kwargs_are_merged():
