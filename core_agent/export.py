@@ -1,10 +1,10 @@
 """Export of a trained agent's step function to ONNX, to run without PyTorch.
 
-    from core_agent.export import OnnxAgent, export_onnx
+    from core_agent.export import export_onnx
+    from core_agent.onnx_agent import OnnxAgent  # needs only onnxruntime and numpy
 
     export_onnx(model, "agent.onnx")
-    agent = OnnxAgent("agent.onnx")                       # needs only onnxruntime and numpy
-    action, state = agent.predict(observation, state, episode_start)
+    action = OnnxAgent("agent.onnx").act(observation)
 
 The function takes the observation of each environment, the state of the last step, and the
 environments that start an episode; it returns the actions, within the bounds of the environment,
@@ -27,10 +27,8 @@ Dict. The outputs are ``action`` and the next state, ``next_deter`` and so on.
 from __future__ import annotations
 
 import copy
-import importlib
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,13 +38,10 @@ from torch import nn
 
 from core_agent.agents.latent import RecurrentPolicy
 from core_agent.agents.policies import StatefulPolicy
-from core_agent.networks.encoders import SINGLE_KEY, as_dict_space
+from core_agent.networks.encoders import as_dict_space
 from core_agent.networks.layers import set_compute_dtype
+from core_agent.onnx_agent import START_NAME, need
 from core_agent.validation import PATH, check
-
-START_NAME = "episode_start"
-ONNX_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
-"""ONNX's names that are not NumPy's, with ``tensor()`` around them."""
 
 
 class StepFunction(nn.Module):
@@ -111,7 +106,7 @@ def export_onnx(model: BaseAlgorithm, path: str | Path) -> Path:
     )
     assert isinstance(policy, StatefulPolicy)
     PATH("path", path)
-    _need("onnx"), _need("onnxscript")
+    need("onnx"), need("onnxscript")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     function = StepFunction(policy).eval()
@@ -132,63 +127,3 @@ def export_onnx(model: BaseAlgorithm, path: str | Path) -> Path:
             verbose=False,
         )
     return path
-
-
-def _need(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{package} cannot be imported ({error}); install it with: pip install {package}"
-        ) from error
-
-
-class OnnxAgent:
-    """An exported agent with the interface of ``model.predict``.
-
-    :param path: file written by :func:`export_onnx`
-    :raises ValueError: if there is no such file
-    :raises ModuleNotFoundError: without onnxruntime
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        PATH("path", path)
-        runtime = _need("onnxruntime")
-        check(Path(path).is_file(), "path", "be an exported agent", str(path))
-        self.session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        inputs = self.session.get_inputs()
-        n_state = len(self.session.get_outputs()) - 1
-        self.names = [entry.name for entry in inputs[: -n_state - 1]]
-        self.state_inputs = inputs[-n_state - 1 : -1]
-
-    def initial_state(self, n_envs: int) -> tuple[np.ndarray, ...]:
-        """The state before the first observation: zeros."""
-        return tuple(
-            np.zeros((n_envs, *entry.shape[1:]), ONNX_DTYPES.get(entry.type, entry.type[7:-1]))
-            for entry in self.state_inputs
-        )
-
-    def predict(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """Deterministic actions and the state to pass to the next call.
-
-        :param observation: ``(n, ...)``, or by key; images channels first
-        :param state: the state that the last call returned; ``None`` resets all environments
-        :param episode_start: ``(n,)`` bool: environments to reset
-        """
-        entries = observation if isinstance(observation, dict) else {SINGLE_KEY: observation}
-        n_envs = len(entries[self.names[0]])
-        if state is None:
-            state = self.initial_state(n_envs)
-            episode_start = np.ones(n_envs, dtype=bool)
-        elif episode_start is None:
-            episode_start = np.zeros(n_envs, dtype=bool)
-        feed = {name: entries[name] for name in self.names}
-        feed.update(zip([entry.name for entry in self.state_inputs], state))
-        feed[START_NAME] = np.asarray(episode_start, dtype=bool)
-        action, *next_state = self.session.run(None, feed)
-        return action, tuple(next_state)

@@ -14,7 +14,7 @@ import inspect
 import io
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,20 +93,31 @@ def argument_names(*classes: type) -> set[str]:
     } - {"self"}
 
 
-def check_keywords(name: str, given: Any, *classes: type, without: str = "") -> None:
+def check_keywords(
+    name: str,
+    given: Any,
+    *classes: type,
+    without: str = "",
+    hidden: Collection[str] = (),
+    instead: Mapping[str, str] | None = None,
+) -> None:
     """Make sure that a dict holds arguments of classes that follow their rules.
 
     :param name: of the argument that is the dict
     :param given: the dict, or ``None``
     :param classes: the first is the one to be made, the others are its parts
     :param without: an argument that the dict may not hold
+    :param hidden: arguments that the error does not list, as users do not give them
+    :param instead: what to use in place of arguments that users may expect
     :raises ValueError: if it is anything else
     """
     OPTIONS(name, given)
     known = argument_names(*classes) - {without}
     unknown = sorted((given or {}).keys() - known)
     rule = f"hold arguments of {classes[0].__name__}"
-    check(not unknown, name, rule, unknown, f"they are {sorted(known)}")
+    advice = [f"{key}: {instead[key]}" for key in unknown if instead and key in instead]
+    way_out = "; ".join(advice) or f"they are {sorted(known.difference(hidden))}"
+    check(not unknown, name, rule, unknown, way_out)
     check_arguments(rules_of(*classes), given or {})
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,8 @@ from gymnasium import spaces
 from stable_baselines3 import SAC
 
 from core_agent import SACRAD, CoRe, QTOptRAD, RecurrentSAC
-from core_agent.export import OnnxAgent, StepFunction, example_inputs, export_onnx
+from core_agent.export import StepFunction, example_inputs, export_onnx
+from core_agent.onnx_agent import OnnxAgent
 from tests.fakes import BOTH, IMAGE, TINY, TINY_POLICY, VECTOR, FakeEnv, policy_name, tiny
 
 
@@ -122,3 +126,105 @@ def test_missing_packages_say_how_to_get_them(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ModuleNotFoundError, match="pip install onnxruntime"):
         OnnxAgent(tmp_path / "agent.onnx")
+
+
+# ---- the exported agent in one environment ----
+
+ON_A_ROBOT = """
+import sys
+for name in ("torch", "stable_baselines3", "gymnasium"):
+    sys.modules[name] = None  # as if it were not installed
+
+import numpy as np
+from core_agent.onnx_agent import OnnxAgent
+
+played = np.load("played.npz")
+agent = OnnxAgent("agent.onnx")
+for _ in range(2):
+    agent.reset()
+    actions = [
+        agent.act({"image": image, "vector": vector})
+        for image, vector in zip(played["image"], played["vector"])
+    ]
+    assert np.allclose(actions, played["actions"], atol=1e-5)
+for name in ("torch", "stable_baselines3", "gymnasium"):
+    assert sys.modules[name] is None
+"""
+
+
+def exported(space, tmp_path, algorithm=CoRe):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    model = make_model(space, algorithm)
+    export_onnx(model, tmp_path / "agent.onnx")
+    return model
+
+
+@pytest.mark.parametrize("algorithm", [CoRe, SACRAD])
+def test_an_exported_agent_acts_where_nothing_else_is_installed(algorithm, tmp_path):
+    model = exported(BOTH, tmp_path, algorithm)
+    observations = [BOTH.sample() for _ in range(5)]  # images channels last
+    actions, state = [], None
+    for observation in observations:
+        action, state = model.predict(observation, state, deterministic=True)
+        actions.append(action)
+    frames = {key: np.stack([o[key] for o in observations]) for key in BOTH}
+    np.savez(tmp_path / "played.npz", actions=actions, **frames)
+    root = Path(__file__).parents[1]
+    paths = os.pathsep.join([str(root), str(root / "envs")])
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_ROBOT],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("space", [IMAGE, VECTOR])
+def test_an_exported_agent_takes_what_the_environment_gives(space, tmp_path):
+    model = exported(space, tmp_path)
+    agent, env, state = OnnxAgent(tmp_path / "agent.onnx"), FakeEnv(space), None
+    observation, _ = env.reset(seed=0)
+    first, over = agent.act(observation), False
+    agent.reset()
+    while not over:
+        expected, state = model.predict(observation, state, deterministic=True)
+        action = agent.act(observation)
+        assert env.action_space.contains(action)
+        assert np.allclose(action, expected, atol=1e-5)
+        observation, _, _, over, _ = env.step(action)
+    agent.reset()
+    assert np.array_equal(agent.act(env.reset(seed=0)[0]), first)
+
+
+@pytest.mark.parametrize(
+    ("observation", "found"),
+    [
+        (np.zeros((8, 8, 4), np.uint8), r"\(3, 8, 8\) or \(8, 8, 3\) .* got \(8, 8, 4\)"),
+        (np.zeros((8, 8, 3), np.float32), "dtype uint8, got .* float32"),
+        ({"image": np.zeros((8, 8, 3), np.uint8)}, r"the keys \['observation'\], got \['image'\]"),
+        (3, "got .* int64"),
+    ],
+)
+def test_an_exported_agent_names_a_bad_observation(observation, found, tmp_path):
+    exported(IMAGE, tmp_path)
+    with pytest.raises(ValueError, match=f"observation must have .*{found}"):
+        OnnxAgent(tmp_path / "agent.onnx").act(observation)
+
+
+def test_the_agents_are_imported_when_they_are_asked_for():
+    program = (
+        "import sys, core_agent\n"
+        "assert 'stable_baselines3' not in sys.modules and 'mujoco' not in sys.modules\n"
+        "import gymnasium\n"
+        "assert 'DCS-cheetah-run-clean' in gymnasium.registry\n"
+        "assert set(core_agent.__all__) <= set(dir(core_agent))\n"
+        "for name in core_agent.__all__: getattr(core_agent, name)\n"
+        "assert core_agent.CoRe.__module__ == 'core_agent.agents.core'\n"
+        "try: core_agent.SAC\n"
+        "except AttributeError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "module 'core_agent' has no attribute 'SAC'\n", done.stderr

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from core_agent import CURL, CoRe
+from core_agent import CURL, CoRe, load_agent
 from core_agent.finetuning import freeze, refresh, unfreeze
-from tests.fakes import TINY, TINY_ACTOR_STACKS, FakeEnv
+from tests.fakes import TINY, TINY_ACTOR_STACKS, FakeEnv, SavableEnv
 
 PARTS = ["world_model.encoder", "world_model.rssm", "world_model", "actor", "critic"]
 
@@ -77,3 +78,62 @@ def test_unknown_parts_are_named(path, function):
         function(model, "encoder")
     with pytest.raises(ValueError, match="parts must name at least one module"):
         function(model)
+
+
+# ---- acting after loading ----
+
+
+def n_random(model, n_steps: int = 12, **arguments) -> int:
+    """Random actions among so many steps of ``learn``."""
+    space, n_drawn = model.action_space, 0
+    draw = space.sample
+
+    def sample():
+        nonlocal n_drawn
+        n_drawn += 1
+        return draw()
+
+    space.sample = sample
+    model.learn(n_steps, **arguments)
+    del space.sample
+    return n_drawn
+
+
+@pytest.mark.parametrize("load", [CoRe.load, load_agent])
+def test_a_loaded_model_acts_with_what_it_has_learned(path, load):
+    model = load(path, env=FakeEnv())
+    assert model.learning_starts == 8
+    n_updates = model._n_updates
+    assert n_random(model, 8) == 0
+    assert model._n_updates == n_updates  # Until there is as much data as at the start.
+    assert n_random(model, 4, reset_num_timesteps=False) == 0
+    assert model._n_updates > n_updates
+
+
+def test_random_actions_after_loading_are_there_for_the_asking(path):
+    assert n_random(CoRe.load(path, env=FakeEnv(), learning_starts=5)) == 5
+    model = CoRe.load(path, env=FakeEnv(), custom_objects={"learning_starts": 3})
+    assert n_random(model) == 3
+
+
+def test_a_model_that_has_not_learned_yet_still_begins_at_random(tmp_path):
+    CoRe("CnnPolicy", FakeEnv(), **TINY).save(tmp_path / "new")
+    assert n_random(CoRe.load(tmp_path / "new", env=FakeEnv())) == 8
+
+
+def test_fine_tuning_resumes_exactly_amid_its_first_steps(path, tmp_path):
+    def actions(model):
+        return torch.from_numpy(np.concatenate([e.actions for e in model.replay_buffer.episodes]))
+
+    model = CoRe.load(path, env=SavableEnv())
+    model.learn(4)
+    model.checkpoint(tmp_path / "checkpoints")
+    expected = actions(model.learn(12, reset_num_timesteps=False))
+    resumed = CoRe.resume(tmp_path / "checkpoints", SavableEnv())
+    assert n_random(resumed, 12, reset_num_timesteps=False) == 0
+    assert torch.equal(actions(resumed), expected)
+
+
+def test_a_checkpoint_within_the_random_steps_resumes_at_random(path, tmp_path):
+    CoRe.load(path, env=SavableEnv(), learning_starts=8).learn(4).checkpoint(tmp_path / "new")
+    assert n_random(CoRe.resume(tmp_path / "new", SavableEnv()), reset_num_timesteps=False) == 4

@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv
 
 from core_agent.agents.policies import StatefulPolicy
+from core_agent.agents.sb3_names import NO_HER, translate
 from core_agent.networks.hardware import PRECISIONS
 from core_agent.replay.buffer import SequenceReplayBuffer
 from core_agent.validation import (
@@ -69,8 +70,8 @@ def _is_buffer_class(value: Any) -> bool:
     return value is None or (isinstance(value, type) and issubclass(value, SequenceReplayBuffer))
 
 
-def check_policy(policy: Any, policy_kwargs: Any, aliases: Mapping[str, type[BasePolicy]]) -> None:
-    """Make sure that a policy can be made of these arguments.
+def check_policy(policy: Any, policy_kwargs: Any, aliases: Mapping[str, type[BasePolicy]]) -> Any:
+    """The ``policy_kwargs`` with SB3's ``net_arch`` translated, if a policy can be made of them.
 
     :param aliases: classes of policies by name
     :raises ValueError: if it cannot
@@ -81,7 +82,9 @@ def check_policy(policy: Any, policy_kwargs: Any, aliases: Mapping[str, type[Bas
     check(fits, "policy", f"be one of {names} or a class of policies", policy)
     policy_class: Any = policy if is_class else next(iter(aliases.values()))
     if issubclass(policy_class, StatefulPolicy):
+        policy_kwargs = translate(policy_kwargs, policy_class)
         policy_class.check_arguments(policy_kwargs)
+    return policy_kwargs
 
 
 ENVIRONMENT = instance(
@@ -103,7 +106,9 @@ CONSTRUCTOR_RULES: Mapping[str, Check] = {
     "crop_size": CROP_SIZE,
     "precision": choice(*PRECISIONS),
     "action_noise": optional(instance("be an ActionNoise or None", ActionNoise)),
-    "replay_buffer_class": Rule("be a subclass of SequenceReplayBuffer, or None", _is_buffer_class),
+    "replay_buffer_class": Rule(
+        "be a subclass of SequenceReplayBuffer, or None", _is_buffer_class, NO_HER
+    ),
     "policy_kwargs": OPTIONS,
     "stats_window_size": SIZE,
     "tensorboard_log": optional(PATH),

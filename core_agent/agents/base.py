@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import time
 from abc import abstractmethod
 from typing import Any, ClassVar
 
@@ -28,6 +29,7 @@ from core_agent.agents.cuda_graphs import GraphedUpdates
 from core_agent.agents.loop import LearningLoop
 from core_agent.agents.metrics import Metrics, UpdateLog
 from core_agent.agents.policies import StatefulPolicy, policy_for
+from core_agent.agents.sb3_names import GIVEN_BY_THE_AGENT, naming_unknown_arguments
 from core_agent.agents.transitions import refuse_normalized_images
 from core_agent.environments.make import environment_for, seed_environments
 from core_agent.networks.hardware import (
@@ -61,9 +63,15 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
     not_saved: ClassVar[tuple[str, ...]] = (
         *("_awaiting", "_endings", "_stopping", "_checkpoints"),
         *("_collector", "_guard", "_graphed_updates"),
+        *("_first_updates", "_cost_is_told", "_updates_per_step"),
     )
     max_critic_grad_norm: ClassVar[float] = math.inf
     policy: StatefulPolicy
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = naming_unknown_arguments(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(
         self,
@@ -85,10 +93,11 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
     ) -> None:
         check_arguments(rules_of(type(self)), {**locals(), **arguments})
         buffer_class = replay_buffer_class or SequenceReplayBuffer
-        check_keywords("replay_buffer_kwargs", replay_buffer_kwargs, buffer_class)
+        name, hidden = "replay_buffer_kwargs", GIVEN_BY_THE_AGENT
+        check_keywords(name, replay_buffer_kwargs, buffer_class, hidden=hidden)
         if env is None and isinstance(policy, str) and policy not in self.policy_aliases:
             policy, env = "auto", policy
-        check_policy(policy, policy_kwargs, self.policy_aliases)
+        policy_kwargs = check_policy(policy, policy_kwargs, self.policy_aliases)
         if isinstance(env, str):
             env = environment_for(env, collect)
         if policy == "auto":
@@ -125,6 +134,7 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
         # Saved, so that a file tells which agent it holds, and what it learned in.
         self.origin = {}
         self.agent_class = type(self).__name__
+        self.begins_at_random = True
         self._last_states = None
         self._updates_per_second = 0.0
         self._progress = Progress()
@@ -248,9 +258,9 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
         self._log_updates(updates)
 
     def _update_once(self, batch_size: int, updates: UpdateLog) -> None:
+        started = time.perf_counter()
         updates.add(self._update(self._sample_batch(batch_size)))
-        self._n_updates += 1
-        self._progress.updates_due -= 1
+        self._learned_once(started)
 
     @abstractmethod
     def _sample_batch(self, batch_size: int) -> Any:
@@ -293,7 +303,7 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Actions as the environments take them, and scaled to [-1, 1] for the buffer."""
         random_actions = None
-        if self.num_timesteps < learning_starts:
+        if self.begins_at_random and self.num_timesteps < learning_starts:
             sampled = np.stack([self.action_space.sample() for _ in range(n_envs)])
             random_actions = self.policy.scale_action(sampled).reshape(n_envs, -1)
         with torch.no_grad():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import time
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
@@ -15,8 +18,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from core_agent.agents.arguments import LEARN_RULES
 from core_agent.agents.collection import Progress, vectorized_noise
 from core_agent.agents.metrics import UpdateLog
+from core_agent.agents.presets import RECURRENT
 from core_agent.agents.savable import SavableAlgorithm
 from core_agent.agents.transitions import store_transition
+from core_agent.networks.encoders import as_dict_space, is_image
 from core_agent.networks.hardware import memory_advice
 from core_agent.replay.buffer import SequenceReplayBuffer
 from core_agent.saving.resumable import make_resumable
@@ -25,6 +30,13 @@ from core_agent.validation import check, check_arguments, whole
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="LearningLoop")
 
 PAPER_SIMULATOR_STEPS = 500_000
+N_TIMED_UPDATES = 3
+LONGEST_TIMING = 5.0
+"""Seconds after which fewer updates have to do."""
+LONG_RUN = 3_600.0
+"""Seconds of updates on a CPU from which on a run gets a warning."""
+MANY_FRAMES = 4_096
+"""Frames of a batch from which on a run gets a warning; the paper's batch has 1,024."""
 
 
 class LearningLoop(SavableAlgorithm):
@@ -41,6 +53,10 @@ class LearningLoop(SavableAlgorithm):
     _endings: list[Callable[[BaseException | None], None]]
     _stopping: bool
     _updates_per_second: float
+    _updates_per_step = 0.0
+    _first_updates: list[float] | None = None
+    """Seconds that the first updates of :meth:`learn` took; ``None``: they are known."""
+    _cost_is_told = False
 
     def learn(
         self: SelfAlgorithm,
@@ -91,6 +107,7 @@ class LearningLoop(SavableAlgorithm):
             error = raised
             raise
         finally:
+            self._first_updates = None
             endings, self._endings, self._awaiting = self._endings, [], []
             for ending in reversed(endings):
                 ending(error)
@@ -142,6 +159,7 @@ class LearningLoop(SavableAlgorithm):
         assert self.env is not None and isinstance(self.train_freq, TrainFreq)
         assert self.replay_buffer is not None
         progress, self._stopping = self._progress, False
+        self._first_updates = None if self._cost_is_told else []
         while not self._stopping and (self.num_timesteps < total_timesteps or self._is_unfinished):
             all_collected = self.num_timesteps >= total_timesteps and not progress.steps
             if progress.updates_due and (all_collected or self._collector.updates_in_between):
@@ -160,7 +178,9 @@ class LearningLoop(SavableAlgorithm):
                 break
             if self.num_timesteps > self.learning_starts:
                 n_steps = rollout.episode_timesteps
-                progress.add_updates(self._gradient_steps_after(n_steps), n_steps // self.n_envs)
+                n_updates = self._gradient_steps_after(n_steps)
+                self._updates_per_step = n_updates / n_steps
+                progress.add_updates(n_updates, n_steps // self.n_envs)
             self._reach_safe_point()
         self._stopping = False
 
@@ -176,6 +196,53 @@ class LearningLoop(SavableAlgorithm):
             self._progress.fraction_due = due % 1.0
             return int(due)
         return n_steps if self.gradient_steps < 0 else self.gradient_steps
+
+    def _learned_once(self, started: float) -> None:
+        """Count an update that began at ``started``; once the cost of updates is known, tell it."""
+        self._n_updates += 1
+        self._progress.updates_due -= 1
+        if self._first_updates is None:
+            return
+        self._first_updates.append(time.perf_counter() - started)
+        enough = len(self._first_updates) >= N_TIMED_UPDATES
+        if enough or sum(self._first_updates) >= LONGEST_TIMING:
+            seconds, self._first_updates = min(self._first_updates), None
+            self._warn_of_cost(seconds)
+
+    def _warn_of_cost(self, seconds: float) -> None:
+        """Warn of updates that take this long each, if the run takes long or batches are large."""
+        n_steps = max(0, self._total_timesteps - self.num_timesteps)
+        n_updates = self._progress.updates_due + round(n_steps * self._updates_per_step)
+        is_long = self.device.type == "cpu" and n_updates * seconds > LONG_RUN
+        sizes = {name: getattr(self, name) for name in self.memory_settings}
+        n_frames = math.prod(sizes.values())
+        if not is_long and n_frames <= MANY_FRAMES:
+            return
+        self._cost_is_told = True
+        took = (
+            f"; at {seconds:.3g} s each, the {n_updates:,} updates that are left take about "
+            f"{n_updates * seconds / 3600:.2g} hours on this CPU"
+            if self.device.type == "cpu"
+            else ""
+        )
+        times = " × ".join(f"{name}={value}" for name, value in sizes.items())
+        ratio = "update_ratio" if self.gradient_steps is None else "gradient_steps"
+        warnings.warn(
+            f"updates are expensive: a batch holds {n_frames:,} frames ({times}){took}. Use "
+            f"{self._cheaper_preset}, or lower {', '.join(sizes)} or {ratio}",
+            stacklevel=2,
+        )
+
+    @property
+    def _cheaper_preset(self) -> str:
+        """How to ask for networks and batches that suit a CPU."""
+        from core_agent.agents.registry import AGENTS  # it knows all agents, and they know this
+
+        names = {agent: name for name, agent in AGENTS.items()}
+        agent = next(names[base] for base in type(self).__mro__ if base in names)
+        has_images = any(map(is_image, as_dict_space(self.observation_space).values()))
+        size = "vector" if agent in RECURRENT and not has_images else "small"
+        return f'preset("{size}")' if agent == "core" else f'preset("{size}", "{agent}")'
 
     def at_next_safe_point(self, action: Callable[[], bool]) -> None:
         """Have ``action`` called once, between two steps or updates of :meth:`learn`.

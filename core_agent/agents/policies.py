@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import get_device
 from torch import nn
 
+from core_agent.agents.sb3_names import GIVEN_BY_THE_AGENT, POLICY_ARGUMENTS
 from core_agent.networks.actor_critic import Critic
 from core_agent.networks.encoders import (
     SINGLE_KEY,
@@ -194,8 +195,14 @@ class StatefulPolicy(BasePolicy):
 
         :raises ValueError: if one does not
         """
-        name, left_out = "policy_kwargs", "constructor_kwargs"
-        check_keywords(name, arguments, cls, *cls.parts, without=left_out)
+        check_keywords(
+            "policy_kwargs",
+            arguments,
+            *(cls, *cls.parts),
+            without="constructor_kwargs",
+            hidden=GIVEN_BY_THE_AGENT,
+            instead=POLICY_ARGUMENTS,
+        )
 
     @classmethod
     def load(

@@ -100,6 +100,22 @@ SMALL_LOSSES: dict[str, Any] = dict(
     joint_update=True,
     behavior_updates=3,
 )
+# SAC's (arXiv:1801.01290) two layers of 256 for actor and critics, and a model of half that width.
+VECTOR: dict[str, Any] = dict(
+    actor_dims=(256, 256),
+    critic_dims=(256, 256),
+    activation="relu",
+    vector_dims=(128,),
+    embed_dims=(128, 128),
+    deter_dim=128,
+    stoch_dim=32,
+    gru_dims=(128,),
+    prior_dims=(128, 128),
+    posterior_dims=(128,),
+    decoder_dims=(128, 128),
+    head_dims=(128,),
+    initial_log_std=-2.0,
+)
 SMALL_ENV: dict[str, Any] = dict(image_size=64, render_quality="fast")
 DEBUG: dict[str, Any] = dict(batch_size=2, learning_starts=20, buffer_size=1_000, update_ratio=0.05)
 
@@ -122,6 +138,14 @@ SIZES: dict[str, Preset] = {
             **for_agents(WITHOUT_ACTOR, SMALL_CRITICS, batch_size=128),
         },
         SMALL_ENV,
+    ),
+    "vector": Preset(
+        "for observations without images: networks of Stable-Baselines3's SAC, 32 sequences of 8 "
+        "steps; an update takes at most three times SAC's",
+        {
+            **for_agents(RECURRENT, VECTOR, batch_size=32, sequence_length=8),
+            **for_agents(("core",), VECTOR, batch_size=32, sequence_length=8, joint_update=True),
+        },
     ),
     "debug": Preset(
         "runs through everything in seconds and learns nothing",

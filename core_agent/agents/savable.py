@@ -37,6 +37,8 @@ class SavableAlgorithm(OffPolicyAlgorithm):
     """Attributes that are left out of model files, besides SB3's."""
     collect: Collect
     origin: dict[str, Any]
+    begins_at_random: bool
+    """Whether the first ``learning_starts`` agent steps are random."""
     _collector: Collector
     _guard: FiniteGuard
     _checkpoints: CheckpointFolder | None = None
@@ -82,7 +84,9 @@ class SavableAlgorithm(OffPolicyAlgorithm):
     ) -> SelfAlgorithm:
         """Load a model, without running anything that the file brings along.
 
-        The arguments are those of SB3's ``load``, and
+        Unlike in SB3, a model that has learned acts with its policy from the first step of
+        :meth:`learn`; updates still wait for ``learning_starts`` steps. Give ``learning_starts``
+        here to have so many random actions first. The arguments are those of SB3's ``load``, and
 
         :param trusted: unpickle whatever the file holds, as SB3 does
         :raises UnsafeFileError: if the file asks for names that loading does not allow, or is not a
@@ -92,7 +96,11 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         """
         check_arguments(LOAD_RULES, locals())
         given = (path, env, device, custom_objects, print_system_info, force_reset)
-        return super().load(*given, **kwargs) if trusted else load_model(cls, *given, kwargs)
+        model = super().load(*given, **kwargs) if trusted else load_model(cls, *given, kwargs)
+        if force_reset:  # A run that is resumed continues as it was.
+            asked = "learning_starts" in {*kwargs, *(custom_objects or {})}
+            model.begins_at_random = asked or model._n_updates == 0
+        return model
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """Save all that the replay buffer holds, as arrays and JSON: nothing is pickled.

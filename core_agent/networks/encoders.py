@@ -16,13 +16,26 @@ from core_agent.networks.layers import MLP, ImageEncoder
 from core_agent.networks.types import Observation
 from core_agent.validation import BOOLEAN, CROP_SIZE, SIZE, SIZES, Check, as_array, check
 
+MOST_CHANNELS = 4
+"""Channels that a single image may have, when one tells by its shape which axis they are on."""
 SINGLE_KEY = "observation"
 """The key under which an observation that is no ``Dict`` is kept."""
 
 
 def check_space(name: str, value: Any) -> None:
-    """Make sure that ``value`` is a space."""
+    """Make sure that ``value`` is a space, and its images have their channels first."""
     check(isinstance(value, spaces.Space), name, "be a space of Gymnasium", value)
+    for space in value.values() if isinstance(value, spaces.Dict) else [value]:
+        shape: Any = getattr(space, "shape", None)
+        channels_last = is_image(space) and shape[2] <= MOST_CHANNELS < min(shape[:2])
+        check(
+            not channels_last,
+            name,
+            "have images channels first, (C, H, W)",
+            space,
+            "Stable-Baselines3 transposes images of bytes in [0, 255] alone; let the environment "
+            "give others, such as depth, as np.moveaxis(image, -1, 0)",
+        )
 
 
 def check_box(name: str, value: Any) -> None:

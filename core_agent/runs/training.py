@@ -209,6 +209,8 @@ def train_run(
         stack.enter_context(locked(folder, patience))
         if model is None:
             model = resume_model(run, env, folder)
+        # The command announces the time, and the progress shows what is left of it.
+        model._cost_is_told = True
         resumed_at = model.num_timesteps or None
         total = total_timesteps or -(-simulator_steps // model.action_repeat)
         if model.num_timesteps >= total and not model._is_unfinished:

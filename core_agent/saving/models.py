@@ -24,8 +24,10 @@ from core_agent.saving.integrity import (
 )
 from core_agent.saving.safe_loading import (
     SavedModel,
+    UnsafeFileError,
     loads_safely,
     opened,
+    read_json,
     read_model,
     read_parameters,
     reading,
@@ -60,6 +62,9 @@ def load_model(
         # The bytes that are checked are those that are loaded, whoever writes the file meanwhile.
         content = io.BytesIO(file.read())
     replaced = dict(custom_objects or {})
+    with reading(path, WHAT):
+        plain = read_json(content)
+    _check_agent(model_class, path, {**plain, **replaced})
     if "learning_rate" in replaced:
         replaced.setdefault("lr_schedule", None)  # made of learning_rate at set-up
     with reading(path, WHAT):
@@ -81,6 +86,32 @@ def load_model(
         model._setup_model(_policy_without_values(model, saved.parameters["policy"]))
         model.set_parameters(saved.parameters, device=device)
     return model
+
+
+def _check_agent(model_class: type, path: Any, data: Mapping[str, Any]) -> None:
+    """Make sure that a file is of this agent, as far as it says of whom it is.
+
+    :param data: attributes of the saved model, what is pickled left as it is
+    :raises UnsafeFileError: naming the algorithm that the file holds, and what to use
+    """
+    # A user's subclass may load what its parent has saved.
+    ours = [base.__module__.startswith("core_agent.") for base in model_class.__mro__]
+    accepted = [base.__name__ for base in model_class.__mro__[: ours.index(True) + 1]]
+    saved_by = data.get("agent_class", accepted[0])
+    policy_class = data.get("policy_class")
+    module = policy_class.get("__module__") if isinstance(policy_class, dict) else None
+    library, *names = str(module).split(".")
+    if library in ("stable_baselines3", "sb3_contrib") and names:
+        # Its modules have the names of algorithms; the on-policy ones share theirs.
+        found = "an on-policy algorithm" if names[0] == "common" else names[0].upper()
+        found, way_out = f"{found} of {library}", f"load it with {library}; no agent here reads it"
+    elif saved_by not in accepted:
+        found, way_out = str(saved_by), f"use {saved_by}.load, or load_agent, which finds the class"
+    else:
+        return
+    name = repr(str(path)) if isinstance(path, (str, pathlib.Path)) else "an open file"
+    rule = f"be a saved model of {model_class.__name__}"
+    raise UnsafeFileError(f"path must {rule}, got {name}, a model of {found}; {way_out}")
 
 
 def _without_networks(model_class: Any, device: Any, saved: SavedModel) -> Any:

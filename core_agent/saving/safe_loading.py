@@ -235,7 +235,7 @@ def read_model(file: Any, replaced: dict[str, Any]) -> SavedModel:
     :param replaced: entries that the caller replaces; they are not read
     :raises UnsafeFileError: for anything that a saved model does not hold
     """
-    data = _read_json(file)
+    data = read_json(file)
     replaced = {key: value for key, value in replaced.items() if key in data}
     data = {key: item for key, item in data.items() if key not in replaced}
     for key, item in sorted(data.items()):
@@ -251,7 +251,7 @@ def read_data(path: str | pathlib.Path | io.BufferedIOBase) -> dict[str, Any]:
     :raises UnsafeFileError: for a file that is no saved model
     """
     with opened(path, "zip") as file, reading(path, "a saved model"):
-        return _read_json(file)
+        return read_json(file)
 
 
 def read_parameters(file: Any) -> dict[str, Any]:
@@ -268,7 +268,12 @@ def read_parameters(file: Any) -> dict[str, Any]:
     return found
 
 
-def _read_json(file: Any) -> dict[str, Any]:
+def read_json(file: Any) -> dict[str, Any]:
+    """The ``data`` entry of a model file, what is pickled in it left as it is.
+
+    :param file: binary, open
+    :raises UnsafeFileError: for a file without one
+    """
     if "data" not in check_archive(file):
         raise UnsafeFileError("the file has no entry 'data'")
     with zipfile.ZipFile(file) as archive:

@@ -28,9 +28,10 @@ from core_agent import CoRe, load_agent, preset
 from core_agent.agents.latent import RecurrentPolicy
 from core_agent.environments.make import make_vec_env
 from core_agent.environments.workers import SupervisedSubprocVecEnv
-from core_agent.export import OnnxAgent, export_onnx
+from core_agent.export import export_onnx
 from core_agent.finetuning import freeze, refresh, unfreeze
 from core_agent.networks.world_model import WorldModel
+from core_agent.onnx_agent import OnnxAgent
 from core_agent.replay.buffer import SequenceReplayBuffer
 from core_agent.runs.callbacks import (
     ExactCheckpointCallback,

@@ -7,10 +7,10 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from core_agent import CoRe
+from core_agent import SACRAD, CoRe
 from core_agent.agents.latent import RecurrentPolicy
 from core_agent.networks.actor_critic import CLAMP, SquashedGaussian
-from tests.fakes import TINY, TINY_POLICY, FakeEnv
+from tests.fakes import IMAGE, TINY, TINY_POLICY, VECTOR, FakeEnv, policy_name, tiny
 
 IMAGE_FIRST = spaces.Box(0, 255, (3, 8, 8), np.uint8)
 ACTION = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
@@ -39,6 +39,33 @@ def test_channels_first_or_last_makes_no_difference():
     first, _ = policy.predict(batch, deterministic=True)
     last, _ = policy.predict(batch.transpose(0, 2, 3, 1), deterministic=True)
     assert np.array_equal(first, last)
+
+
+def depth(*shape: int) -> spaces.Box:
+    return spaces.Box(0.0, 1.0, shape, np.float32)
+
+
+@pytest.mark.parametrize("algorithm", [CoRe, SACRAD])
+def test_depth_next_to_a_picture_is_taken_as_it_is_with_channels_first(algorithm):
+    space = spaces.Dict({"depth": depth(1, 8, 8), "image": IMAGE})
+    model = algorithm("MultiInputPolicy", FakeEnv(space), **tiny(algorithm)).learn(14)
+    assert model._n_updates > 0
+    encoders = model.policy.observation_encoder.image_encoders
+    pixels = torch.rand(2, 1, 7, 7)
+    assert torch.equal(encoders["depth"].prepare(pixels), pixels)
+
+
+@pytest.mark.parametrize("algorithm", [CoRe, SACRAD])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_floats_with_channels_last_are_refused_by_their_order(algorithm, channels):
+    image = depth(8, 8, channels)
+    for space in (image, spaces.Dict({"depth": image, "vector": VECTOR})):
+        with pytest.raises(
+            ValueError,
+            match=r"observation_space must have images channels first, \(C, H, W\), got "
+            rf"Box\(0.0, 1.0, \(8, 8, {channels}\), float32\); .* np\.moveaxis\(image, -1, 0\)",
+        ):
+            algorithm(policy_name(space), FakeEnv(space), **tiny(algorithm))
 
 
 def test_the_state_ends_with_the_action_that_was_returned():

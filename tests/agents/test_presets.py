@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import TrainFrequencyUnit
@@ -18,7 +19,7 @@ from core_agent.agents.registry import AGENTS
 from core_agent.networks.actor_critic import CLAMP
 from core_agent.runs import training
 from core_agent.zoo import CONFIGS
-from tests.fakes import TINY, FakeEnv
+from tests.fakes import TINY, VECTOR, FakeEnv
 
 BUILDS = [(name, agent) for name in SIZES for agent in SIZES[name].arguments]
 
@@ -39,8 +40,20 @@ def test_every_size_builds_every_agent_that_it_is_for(name, agent):
 def test_sizes_are_for_every_agent_and_ablations_for_core():
     for name in ("paper", "small", "debug"):
         assert tuple(PRESETS[name].arguments) == AGENT_NAMES == tuple(AGENTS)
+    assert tuple(PRESETS["vector"].arguments) == ("core", "recurrent_sac")
     for ablation in (*ABLATIONS, "release"):
         assert tuple(PRESETS[ablation].arguments) == ("core",)
+
+
+@pytest.mark.parametrize("agent", ["core", "recurrent_sac"])
+def test_networks_for_vectors_have_sacs_layers_and_no_more_frames_than_its_batch(agent):
+    arguments = preset("vector", agent, learning_starts=8, buffer_size=100, device="cpu")
+    model = AGENTS[agent]("MlpPolicy", FakeEnv(VECTOR), **arguments)
+    n_inputs = model.policy.world_model.latent_dim
+    layers = [m for m in model.policy.actor.modules() if isinstance(m, torch.nn.Linear)]
+    assert [layer.in_features for layer in layers] == [n_inputs, 256, 256]
+    assert model.batch_size * model.sequence_length <= 256
+    assert model.learn(14)._n_updates == 4
 
 
 def test_overrides_win_and_policy_kwargs_are_merged():

@@ -20,6 +20,7 @@ import pytest
 import throughput
 import torch
 import update
+import vectors
 
 
 @pytest.mark.parametrize("name", [*update.VARIANTS, *update.OTHER_AGENTS])
@@ -78,6 +79,16 @@ def test_memory_counts_each_frame_once(tmp_path):
     # Each episode of 125 steps has 126 frames.
     assert figures["frames"] == pytest.approx(8 * 126 * 64 * 64 * 3 / 1e9)
     assert figures["frames"] < figures["resident"] < figures["peak"]
+
+
+def test_vectors_compares_with_the_sac_of_stable_baselines3(tmp_path, capsys):
+    path = tmp_path / "vectors.json"
+    assert vectors.main(["--repetitions", "1", "--updates", "1", "--json", str(path)]) == 0
+    assert "times SAC" in capsys.readouterr().out
+    rows = json.loads(path.read_text())["rows"]
+    assert list(rows) == ["SAC", "core, vector", "recurrent_sac, vector", "core, small"]
+    for row in rows.values():
+        assert row["times SAC"] == pytest.approx(row["median"] / rows["SAC"]["median"])
 
 
 def test_spread_of_known_values():

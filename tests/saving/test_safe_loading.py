@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 from stable_baselines3.common.utils import LinearSchedule
 
@@ -135,6 +136,42 @@ def test_an_unknown_agent_is_named(path):
     set_agent_class(path, "MyCoRe")
     with pytest.raises(ValueError, match=r"path must be a model of one of .*, got 'MyCoRe'"):
         load_agent(path)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "found"),
+    [(SAC, "SAC of stable_baselines3"), (PPO, "an on-policy algorithm of stable_baselines3")],
+)
+def test_a_model_of_stable_baselines3_is_named_and_never_to_be_trusted(algorithm, found, tmp_path):
+    path = tmp_path / "other.zip"
+    algorithm("MlpPolicy", FakeEnv(VECTOR)).save(path)
+    with pytest.raises(
+        UnsafeFileError, match=f"of CoRe, got .*other.zip', a model of {found}; load"
+    ) as e:
+        CoRe.load(path)
+    assert "trusted" not in str(e.value)
+
+
+@pytest.mark.parametrize("algorithm", AGENTS.values())
+def test_a_model_of_another_agent_names_the_class_to_use(algorithm, tmp_path):
+    path = tmp_path / "model.zip"
+    algorithm("CnnPolicy", FakeEnv(), **tiny(algorithm)).save(path)
+    name = algorithm.__name__
+    for other in set(AGENTS.values()) - {algorithm}:
+        with pytest.raises(
+            UnsafeFileError,
+            match=f"be a saved model of {other.__name__}, .* of {name}; use {name}.load, or load_a",
+        ):
+            other.load(path)
+
+
+def test_a_subclass_loads_what_its_parent_saved(path):
+    class Own(CoRe):
+        pass
+
+    assert type(Own.load(path)) is Own
+    with pytest.raises(UnsafeFileError, match=r"a model of CoRe; use CoRe\.load"):
+        type("Own", (RecurrentSAC,), {}).load(path)
 
 
 def test_mutants_load_or_are_refused_and_nothing_else(tmp_path):
