@@ -1,12 +1,13 @@
-# An image with core-agent, for the CPU:
+# An image with core-agent and PyTorch's default build, which serves CPUs and NVIDIA GPUs:
 #     docker build -t core-agent .
-# With PyTorch's CUDA build, for NVIDIA GPUs:
-#     docker build -t core-agent:cuda --build-arg TORCH_INDEX= .
+# With another build of PyTorch, such as the smaller one for CPUs alone:
+#     docker build -t core-agent:cpu --build-arg TORCH_INDEX=ADDRESS .
+# ADDRESS is the package index that https://pytorch.org/get-started/locally names for that build.
 # Its steps are those of the Makefile.
 FROM debian:12-slim
 
-# Where pip finds PyTorch's CPU build. Without it, pip gets PyTorch's default build, which has CUDA.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# A further index in which pip looks for PyTorch.
+ARG TORCH_INDEX=
 
 # MuJoCo renders off-screen with EGL: by Mesa, or by the driver of an NVIDIA GPU.
 ENV MUJOCO_GL=egl \
