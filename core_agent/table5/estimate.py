@@ -129,11 +129,8 @@ def announce(run: Run, agent_steps: int | None) -> str:
     names = run.preset.split("+")
     device = str(run.arguments.get("device", "auto"))
     on_gpu = torch.cuda.is_available() and device != "cpu"
-    if (
-        on_gpu
-        or {"small", "vector", "debug"} & set(names)
-        or (agent_steps or SHORT_RUN) < SHORT_RUN
-    ):
+    is_small = not {"small", "vector", "debug"}.isdisjoint(names)
+    if on_gpu or is_small or (agent_steps or SHORT_RUN) < SHORT_RUN:
         return ""
     small = "+".join(["small", *(name for name in names if name != "paper")])
     paper, smaller = (
