@@ -255,8 +255,10 @@ def kills(
     outcomes: dict[Case, Outcome] = {}
     failures = []
     for case in cases:
+        # A real environment takes longer to make and to step.
+        patience = 8 * longest if case.observations == REAL else longest
         try:
-            outcomes[case] = kill(case, n, longest, rng)
+            outcomes[case] = kill(case, n, patience, rng)
         except (RuntimeError, EOFError) as error:
             failures.append(f"{case}: {error!r}")
             continue

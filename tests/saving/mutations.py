@@ -35,7 +35,7 @@ from core_agent import CoRe
 from core_agent.agents.latent import RecurrentPolicy
 from core_agent.saving.safe_loading import UnsafeFileError
 from distracting_envs.videos import VideoError, open_clips
-from tests.fakes import TINY, FakeEnv, SavableEnv
+from tests.fakes import HANGS_AFTER, TINY, FakeEnv, SavableEnv
 from tests.saving.attacks import read_zip, save_sound_files, write_zip
 
 PICTURE_SIZE, N_FRAMES = (32, 24), 5
@@ -46,6 +46,7 @@ FILES = {**SAVED, **CHECKPOINT, **VIDEOS}
 """Patterns of the sound files by kind; the last file that one fits is spoilt."""
 EXTRA_MEMORY = 512 * 2**20
 MOST_SECONDS = 30
+"""Of processor time, for one file."""
 FORBIDDEN_EVENTS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.", "socket.")
 OTHER_VALUES = (None, True, -1, 0, 10**30, 1e400, 0.5, "", "x", [], [1], [[]], {}, {"x": 1})
 
@@ -229,7 +230,8 @@ def limit_memory() -> None:
 
 def outcome_of(folder: Path, kind: str, model: CoRe, watch: Watch) -> str:
     watch.seen.clear()
-    signal.alarm(MOST_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
+    signal.alarm(HANGS_AFTER)
     watch.active = True
     try:
         load(folder, kind, model)
@@ -242,6 +244,7 @@ def outcome_of(folder: Path, kind: str, model: CoRe, watch: Watch) -> str:
         outcome = f"another error: {error!r}"
     finally:
         watch.active = False
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
     return f"code ran: {watch.seen}" if watch.seen else outcome
 
