@@ -4,6 +4,7 @@
     python benchmarks/learning_curves.py --env pendulum --agents recurrent_sac sb3_sac --steps 10000
     python benchmarks/learning_curves.py --agents core --collect async
     python benchmarks/learning_curves.py --agents core curl --seeds 0 --env DCS-cheetah-run-clean
+    python benchmarks/learning_curves.py --agents core recurrent_sac --compare-precisions
 
 Tasks:
 
@@ -16,7 +17,8 @@ Tasks:
 Agents have the preset's arguments or, where ``core_agent/configs`` has them, those of the task;
 ``sb3_sac`` is Stable-Baselines3's SAC with its defaults. A run that takes longer than ``--minutes``
 is stopped and marked. Lines are means over seeds of the mean return of the last 10 episodes. The
-JSON file is written after every run.
+JSON file is written after every run. ``--compare-precisions`` computes the values of the trained
+agent in float32 and in bfloat16, for the recurrent agents.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 import yaml
 from gymnasium import spaces
 from measuring import add_common_options, save_json, start
@@ -42,10 +45,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.utils import LinearSchedule
 
-from core_agent.agents.presets import get_preset
+from core_agent.agents.presets import RECURRENT, get_preset
 from core_agent.agents.registry import AGENTS
 from core_agent.environments.make import make_env
 from core_agent.environments.workers import SupervisedSubprocVecEnv
+from core_agent.networks.encoders import SINGLE_KEY
+from core_agent.networks.layers import set_compute_dtype
 from core_agent.runs.callbacks import EpisodeReturns, TimeLimitCallback
 from core_agent.runs.evaluation import play, summarize
 from core_agent.runs.plotting import plot_runs, running_mean
@@ -148,13 +153,33 @@ def train(agent: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     env = make_task(options.env, options.preset)
     evaluation = summarize(play(env, model, options.episodes, seed=10_000))
     env.close()
+    compared = compare_precisions(model, options.episodes) if options.compare_precisions else {}
     return {
+        **compared,
         "episodes": returns.episodes,
         "agent_steps": model.num_timesteps,
         "updates": model._n_updates,
         "seconds": seconds,
         "return": evaluation.mean,
         "standard_error": evaluation.standard_error,
+    }
+
+
+def compare_precisions(model: Any, n_episodes: int) -> dict[str, float]:
+    """Mean Q of the last episodes of the replay buffer, and how much bfloat16 changes it."""
+    values = []
+    for dtype in (None, torch.bfloat16):
+        set_compute_dtype(model.policy, dtype)
+        for episode in list(model.replay_buffer.episodes)[-n_episodes:]:
+            frames = {key: value.cpu().numpy() for key, value in episode.frames.items()}
+            actions = model.policy.to_env_actions(episode.actions)
+            latents = model.encode(frames.get(SINGLE_KEY, frames), actions)
+            values.append(model.value(latents[:-1], actions))
+    exact, rough = np.split(np.concatenate(values), 2)
+    return {
+        "mean_q": float(exact.mean()),
+        "changed_q": float(np.abs(rough - exact).mean()),
+        "most_changed_q": float(np.abs(rough - exact).max()),
     }
 
 
@@ -197,8 +222,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--minutes", type=float, default=5.0, help="limit of one run")
     parser.add_argument("--episodes", type=int, default=20, help="of the evaluation at the end")
+    parser.add_argument("--compare-precisions", action="store_true", help="see above")
     parser.add_argument("--output", type=Path, default=Path("learning_curves.png"))
     options = parser.parse_args(arguments)
+    if options.compare_precisions and not set(options.agents) <= set(RECURRENT):
+        parser.error(f"--compare-precisions needs --agents among {RECURRENT}")
     options.set = dict(options.set)
     machine = start(options)
     env = make_task(options.env, options.preset)
@@ -217,6 +245,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{run['seconds']:.0f} s{cut}",
                 flush=True,
             )
+            if options.compare_precisions:
+                q, mean, most = (run[f"{name}_q"] for name in ("mean", "changed", "most_changed"))
+                print(f"  Q {q:.2f}, bfloat16 changes it by {mean:.4f}, at most by {most:.4f}")
             figures = {"env": options.env, "preset": options.preset, "machine": machine}
             figures |= {"collect": options.collect, "set": options.set}
             figures |= {"random_return": random_return, "agents": results}

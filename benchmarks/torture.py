@@ -1,12 +1,13 @@
 """Loads files that carry attacks or damage, and passes bad input: every one must be refused.
 
     python benchmarks/torture.py attacks
-    python benchmarks/torture.py mutations --n 1000 --seed 0
+    python benchmarks/torture.py mutations --n 2000 --seed 0
     python benchmarks/torture.py bad-inputs --n 100
 
-``attacks`` loads files that carry attacks, ``mutations`` files damaged at random; ``bad-inputs``
-passes bad values for every public argument. Short forms are among the tests, with which they share
-the code under ``tests``. The exit status is 1 if something happened that must not.
+``attacks`` loads files that carry attacks, ``mutations`` files damaged at random: models, replay
+buffers, policies, checkpoints, pictures and videos; ``bad-inputs`` passes bad values for every
+public argument. Short forms are among the tests, with which they share the code under ``tests``.
+The exit status is 1 if something happened that must not.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         sub_parser = parsers.add_parser(name, help=help_text)
         sub_parser.add_argument("--json", type=Path, help="also write the figures to this file")
         if name == "mutations":
-            sub_parser.add_argument("--n", type=int, default=1_000, help="mutants")
+            sub_parser.add_argument("--n", type=int, default=2_000, help="mutants")
             sub_parser.add_argument("--seed", type=int, default=0)
         if name == "bad-inputs":
             sub_parser.add_argument("--n", type=int, default=100, help="values of each argument")

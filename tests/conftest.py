@@ -3,6 +3,8 @@
 import os
 import sys
 
+import pytest
+
 # Read when these libraries are first imported, so set before any test module is.
 if sys.platform == "linux" and not os.environ.get("DISPLAY"):
     os.environ.setdefault("MUJOCO_GL", "egl")
@@ -13,3 +15,9 @@ import torch
 
 # Tiny networks are quickest on one thread, and leave the other cores to other tests.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def short_episodes(monkeypatch):
+    """Distracting Control episodes of 200 simulator steps instead of 1000, in this process."""
+    monkeypatch.setattr("distracting_envs.env.EPISODE_STEPS", 200)

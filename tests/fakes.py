@@ -13,6 +13,9 @@ from core_agent import SACRAD, RecurrentSAC
 from core_agent.agents.latent import RecurrentPolicy
 from core_agent.networks.types import SequenceBatch
 
+HANGS_AFTER = 3_600
+"""Seconds after which a process that a test waits for counts as hanging, on the busiest machine."""
+
 TINY_ENCODER: dict[str, Any] = dict(
     feature_dim=5, vector_dims=(8, 8, 8), cnn_channels=(4,), cnn_strides=(2,)
 )

@@ -245,7 +245,9 @@ def test_commands_exist_and_take_their_options(tmp_path, monkeypatch):
                 pytest.fail(f"{place}: {program} {arguments} fails: {error!r}")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("rl_zoo3") is None, reason="needs rl_zoo3")
+@pytest.mark.skipif(
+    importlib.util.find_spec("rl_zoo3") is None, reason="needs rl_zoo3: pip install -e '.[zoo]'"
+)
 def test_commands_of_rl_zoo_take_their_options(tmp_path):
     prefix = ["python", "-m", "core_agent.zoo"]
     commands = [rest for _, [*rest] in all_commands(tmp_path) if rest[:3] == prefix]
@@ -286,7 +288,7 @@ def _environments_closed():
             thing.close()
 
 
-@pytest.mark.usefixtures("_environments_closed")
+@pytest.mark.usefixtures("_environments_closed", "short_episodes")
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_run_one_after_the_other(page, tmp_path, monkeypatch, request):
     if "core_agent.hub" in page.read_text():
@@ -294,6 +296,7 @@ def test_blocks_run_one_after_the_other(page, tmp_path, monkeypatch, request):
     work, aside = tmp_path / "work", tmp_path / "aside"
     work.mkdir(), aside.mkdir()
     monkeypatch.chdir(work)
+    monkeypatch.setenv("WANDB_MODE", "offline")
     variables = {"__name__": "__main__"}
     for block in read_blocks(page):
         if block.alone:
@@ -405,7 +408,7 @@ class Loaded(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocs", reason="needs MkDocs: pip install -e '.[docs]'")
     folder = tmp_path_factory.mktemp("site")
     # In its own process: MkDocs' libraries emit warnings.
     result = subprocess.run(

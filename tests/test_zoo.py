@@ -29,10 +29,11 @@ from core_agent.zoo import (
     with_defaults,
 )
 from distracting_envs import ENV_IDS, TASKS
-from tests.fakes import VECTOR, FakeEnv, tiny
+from tests.fakes import HANGS_AFTER, VECTOR, FakeEnv, tiny
 
 ROOT = Path(__file__).parents[1]
-needs_zoo = pytest.mark.skipif(find_spec("rl_zoo3") is None, reason="needs rl_zoo3")
+NEEDS_ZOO = "needs rl_zoo3: pip install -e '.[zoo]'"
+needs_zoo = pytest.mark.skipif(find_spec("rl_zoo3") is None, reason=NEEDS_ZOO)
 ZOO_KEYS = {"n_timesteps", "policy"}
 DISTRACTING_ID = "DCS-cartpole-swingup-easy-dynamic"
 
@@ -50,7 +51,7 @@ def zoo(folder: Path, *arguments: str, fails: bool = False) -> str:
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'envs'}"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANGS_AFTER,
     )
     assert (result.returncode != 0) == fails, result.stdout + result.stderr
     return result.stdout + result.stderr

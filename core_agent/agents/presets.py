@@ -124,10 +124,13 @@ SIZES: dict[str, Preset] = {
     "release": for_core(
         "the authors' experiments where they differ from the text: smooth-L1 for rewards, ReLU in "
         "actor and critics, sampled actions clamped before the log-density, the first frame "
-        "contrasted with core-posterior, a sampled state in evaluation",
+        "contrasted with core-posterior, an ELU before the sigmoid of core-gating's mask, a "
+        "sampled state in evaluation",
         smooth_reward_loss=True,
         contrast_first_frame=True,
-        policy_kwargs=dict(activation="relu", sample_when_deterministic=True, clamp_samples=True),
+        policy_kwargs=dict(
+            activation="relu", sample_when_deterministic=True, clamp_samples=True, gate_elu=True
+        ),
     ),
     "small": Preset(
         "for CPUs: 16 sequences of 16 steps or 128 transitions, 64 pixels, a shallower encoder",

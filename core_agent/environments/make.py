@@ -7,6 +7,7 @@ model = CoRe("CnnPolicy", env)
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 from collections.abc import Mapping
@@ -54,8 +55,11 @@ def find_spec(env_id: str) -> EnvSpec:
     :raises ValueError: for an unknown id
     """
     check_arguments(RULES, locals())
+    package, _, name = env_id.rpartition(":")
     try:
-        return gym.spec(env_id)
+        if package:
+            importlib.import_module(package)
+        return gym.spec(name)
     except (gym.error.Error, ImportError) as error:
         raise ValueError(
             f"env must be the id of a registered environment, got {env_id!r}; import the package "

@@ -165,6 +165,7 @@ class ObservationEncoder(nn.Module):
     :param cnn_channels: see :class:`~core_agent.networks.layers.ImageEncoder`
     :param cnn_strides: see :class:`~core_agent.networks.layers.ImageEncoder`
     :param gating: see :class:`~core_agent.networks.layers.ImageEncoder`
+    :param gate_elu: see :class:`~core_agent.networks.layers.ImageEncoder`
     :param center_images: see :class:`~core_agent.networks.layers.ImageEncoder`
     """
 
@@ -176,6 +177,7 @@ class ObservationEncoder(nn.Module):
         "cnn_channels": SIZES,
         "cnn_strides": SIZES,
         "gating": BOOLEAN,
+        "gate_elu": BOOLEAN,
         "center_images": BOOLEAN,
     }
 
@@ -188,6 +190,7 @@ class ObservationEncoder(nn.Module):
         cnn_channels: Sequence[int] = (32, 32, 32, 32),
         cnn_strides: Sequence[int] = (2, 1, 1, 1),
         gating: bool = False,
+        gate_elu: bool = False,
         center_images: bool = False,
     ) -> None:
         super().__init__()
@@ -202,6 +205,7 @@ class ObservationEncoder(nn.Module):
                     cnn_channels,
                     cnn_strides,
                     gating,
+                    gate_elu,
                     max_value=255.0 if self.spaces[key].dtype == np.uint8 else 1.0,
                     center_images=center_images,
                 )

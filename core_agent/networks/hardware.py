@@ -77,13 +77,13 @@ def measure_bfloat16_speedup() -> float:
 
 
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """The type in which hidden layers compute; ``"auto"``: see :func:`auto_precision`.
+    """The type in which hidden layers compute; ``None`` is the type of the parameters."""
+    return torch.bfloat16 if used_precision(precision, device) == "bfloat16" else None
 
-    ``None`` is the type of the parameters.
-    """
-    if precision == "auto":
-        precision = auto_precision(device).precision
-    return torch.bfloat16 if precision == "bfloat16" else None
+
+def used_precision(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """The precision that hidden layers compute in; ``"auto"``: see :func:`auto_precision`."""
+    return auto_precision(device).precision if precision == "auto" else precision
 
 
 def keep_freed_memory() -> bool:

@@ -177,12 +177,18 @@ class LayerNormGRUCell(nn.Module):
 
 
 class Gate(nn.Module):
-    """Optional soft mask that a small CNN lays over the image (Table 1, arXiv:2112.01163)."""
+    """Optional soft mask that a small CNN lays over the image (Table 1, arXiv:2112.01163).
+
+    :param channels: of the image
+    :param last_elu: an ELU between the last convolution and the sigmoid, as in the authors'
+        experiments: the mask is then above ``sigmoid(-1)``, 0.27, everywhere
+    """
 
     convs: Sequence[nn.Conv2d]
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, last_elu: bool = False) -> None:
         super().__init__()
+        self.last_elu = last_elu
         sizes = [(channels, 16, 5), (16, 16, 5), (16, 16, 5), (16, 1, 1)]
         convs = [nn.Conv2d(i, o, k, padding=k // 2) for i, o, k in sizes]
         self.convs = nn.ModuleList(convs)  # type: ignore[assignment]
@@ -194,7 +200,8 @@ class Gate(nn.Module):
         x = images
         for conv in self.convs[:-1]:
             x = F.elu(cast_conv(x, conv))
-        return torch.sigmoid(cast_conv(x, self.convs[-1]))
+        logits = cast_conv(x, self.convs[-1])
+        return torch.sigmoid(F.elu(logits) if self.last_elu else logits)
 
 
 def cast_conv(x: torch.Tensor, conv: nn.Conv2d, scale: float = 1.0) -> torch.Tensor:
@@ -222,6 +229,7 @@ class ImageEncoder(nn.Module):
     :param cnn_channels: channels of each convolution
     :param cnn_strides: stride of each convolution
     :param gating: multiply the image with a learned soft mask first
+    :param gate_elu: see ``last_elu`` of :class:`Gate`
     :param max_value: of the images: 255 for bytes, 1 for images that are scaled already
     :param center_images: subtract half of ``max_value`` first. Without it the features of all
         images point in nearly the same direction at first, and learning starts slowly
@@ -238,6 +246,7 @@ class ImageEncoder(nn.Module):
         cnn_channels: Sequence[int] = (32, 32, 32, 32),
         cnn_strides: Sequence[int] = (2, 1, 1, 1),
         gating: bool = False,
+        gate_elu: bool = False,
         max_value: float = 255.0,
         center_images: bool = False,
     ) -> None:
@@ -261,7 +270,7 @@ class ImageEncoder(nn.Module):
             "pass larger images or fewer convolutions, for example "
             "policy_kwargs=dict(cnn_channels=(32, 32), cnn_strides=(2, 1))",
         )
-        self.gate = Gate(channels) if gating else None
+        self.gate = Gate(channels, gate_elu) if gating else None
         sizes = [channels, *cnn_channels]
         convs = [
             nn.Conv2d(i, o, 3, stride=stride) for i, o, stride in zip(sizes, sizes[1:], cnn_strides)

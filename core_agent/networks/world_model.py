@@ -83,6 +83,7 @@ class WorldModel(nn.Module):
     :param cnn_strides: strides of the encoder's convolutions
     :param crop_size: side of the crop of images
     :param gating: lay a learned soft mask over images
+    :param gate_elu: an ELU before that mask's sigmoid, as in the authors' experiments
     :param center_images: let pixels range from -½ to ½ instead of 0 to 1
     :param initial_log_std: mean log standard deviation of prior and posterior at the start
     :param initial_contrastive_scale: τ at the start; the logits are scaled by ``softplus(τ)``
@@ -127,6 +128,7 @@ class WorldModel(nn.Module):
         cnn_strides: Sequence[int] = (2, 1, 1, 1),
         crop_size: int | tuple[int, int] | None = None,
         gating: bool = False,
+        gate_elu: bool = False,
         center_images: bool = False,
         initial_log_std: float = 0.0,
         initial_contrastive_scale: float = 1.0,
@@ -142,6 +144,7 @@ class WorldModel(nn.Module):
             cnn_channels,
             cnn_strides,
             gating,
+            gate_elu,
             center_images,
         )
         self.embed = MLP(self.encoder.out_dim, embed_dims[:-1], embed_dims[-1], output_norm="plain")

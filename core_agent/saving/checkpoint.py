@@ -224,12 +224,15 @@ class CheckpointFolder:
         Reads every file that belongs to it. Damage is reported by a warning.
         """
         self._latest = self._latest_number()
-        fallback = None
+        incomplete: list[Checkpoint] = []
         for checkpoint in self.checkpoints():
             if not checkpoint.damaged_episodes():
+                for each in incomplete:
+                    text = f"{each.path} is passed over: episodes of it are damaged or missing"
+                    warnings.warn(text, stacklevel=2)
                 return checkpoint
-            fallback = fallback or checkpoint
-        return fallback
+            incomplete.append(checkpoint)
+        return incomplete[0] if incomplete else None
 
     def restore(self, model: Resumed, checkpoint: Checkpoint) -> None:
         """Bring a model, loaded from the checkpoint's ``model``, to where it was.

@@ -4,7 +4,7 @@ Each run has a folder of its own, ``agent/environment/seed-n``, and can be start
 continued at any time, by this process or another; a finished run is left alone. Next to what
 :mod:`core_agent.runs.training` leaves there, the folder holds::
 
-    status.json        state, error, speed, versions
+    status.json        state, error, speed, precisions used, versions
     evaluations.jsonl  returns at fixed steps, deterministic policy, validation videos
     episodes.jsonl     training episodes
     losses.jsonl       means of the losses between two episodes
@@ -37,6 +37,7 @@ from core_agent.agents.loop import PAPER_SIMULATOR_STEPS
 from core_agent.agents.presets import preset
 from core_agent.agents.registry import get_agent
 from core_agent.environments.suite import first_seed
+from core_agent.networks.hardware import used_precision
 from core_agent.runs.callbacks import next_multiple
 from core_agent.runs.evaluation import play
 from core_agent.runs.training import RUN_FILE, Run, train_run, training_environment
@@ -203,10 +204,15 @@ class Recorder(BaseCallback):
     def __init__(self, job: Job, folder: Path) -> None:
         super().__init__()
         self.job, self.folder = job, folder
-        self.attempts = read_status(folder).get("attempts", 0) + 1
+        status = read_status(folder)
+        self.attempts = status.get("attempts", 0) + 1
+        self.precisions: set[str] = set(status.get("precisions", ()))
 
     def _on_training_start(self) -> None:
         self._action_repeat = self.model.action_repeat  # type: ignore[attr-defined]
+        # A run may continue on a machine where "auto" is another one.
+        precision = self.model.precision  # type: ignore[attr-defined]
+        self.precisions.add(used_precision(precision, self.model.device))
         self._clock_before = 0.0
         for name in ("evaluations", "episodes", "losses"):
             path = self.folder / f"{name}.jsonl"
@@ -284,6 +290,7 @@ class Recorder(BaseCallback):
             wall_clock_seconds=self._clock,
             steps_per_second=(self.num_timesteps - self._first[0]) / seconds,
             updates_per_second=(self.model._n_updates - self._first[1]) / seconds,
+            precisions=sorted(self.precisions),
             host=platform.node(),
             versions=library_versions(),
         )

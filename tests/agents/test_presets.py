@@ -125,6 +125,15 @@ def test_release_follows_the_experiments():
     assert preset("release+core-posterior")["contrastive_from"] == "posterior"
 
 
+def test_the_gate_of_release_has_an_elu_before_its_sigmoid():
+    for name, expected in (("release+core-gating", True), ("core-gating", False)):
+        arguments = preset(name, policy_kwargs=TINY["policy_kwargs"])
+        model = CoRe("CnnPolicy", FakeEnv(), **{**TINY, **arguments})
+        (encoder,) = model.policy.observation_encoder.image_encoders.values()
+        assert encoder.gate.last_elu == expected
+        assert model.learn(14)._n_updates > 0
+
+
 @pytest.mark.parametrize("agent", AGENT_NAMES)
 def test_a_task_has_one_learning_rate_in_presets_runs_and_rl_zoo(agent, monkeypatch):
     """The papers of SAC + RAD and CURL learn the cheetah at 2e-4, all else at 1e-3."""

@@ -114,6 +114,19 @@ def test_learning_curves_are_measured_and_drawn(tmp_path, capsys, collect):
     assert "random actions on dots" in capsys.readouterr().out
 
 
+def test_learning_curves_tell_what_bfloat16_changes(tmp_path, capsys):
+    path = tmp_path / "curves.json"
+    options = ["--agents", "core", "--preset", "debug", "--steps", "100", "--episodes", "1"]
+    others = ["--seeds", "0", "--learning-starts", "50", "--compare-precisions"]
+    outputs = ["--json", str(path), "--output", str(tmp_path / "curves.png")]
+    assert learning_curves.main([*options, *others, *outputs]) == 0
+    run = json.loads(path.read_text())["agents"]["core"]["0"]
+    assert 0 < run["changed_q"] <= run["most_changed_q"] < 0.1
+    assert f"Q {run['mean_q']:.2f}, bfloat16 changes it by" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        learning_curves.main(["--agents", "curl", "--compare-precisions"])
+
+
 def test_the_pendulum_compares_with_the_sac_of_stable_baselines3(tmp_path):
     path = tmp_path / "curves.json"
     options = ["--env", "pendulum", "--agents", "recurrent_sac", "sb3_sac", "--steps", "200"]

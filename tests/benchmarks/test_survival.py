@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from benchmarks import survival
+import pytest
+
+from benchmarks import kills, survival
 
 
 def test_a_run_that_is_killed_ends_as_one_that_is_not():
-    figures = survival.kills(n=2, longest=1.0)
-    assert figures["resumed from the last checkpoint"] == 2
-    assert figures["equal to a run never killed, bit for bit"]
+    cases = [
+        kills.Case("core", "sequential", 3, "Dict"),
+        kills.Case("curl", "async", 1, "VecNormalize"),
+    ]
+    figures = kills.kills(n=2, cases=cases)
+    assert figures["failures"] == []
+    assert figures["kills"] == 4
+    assert figures["runs equal to one never killed, bit for bit"] == 2
 
 
-def test_every_flipped_bit_is_detected():
-    figures = survival.flips(n=20)
-    assert figures["detected"] == figures["bits flipped"] == 20
+def test_a_run_that_ends_by_itself_is_a_failure():
+    case = kills.Case("core", "sequential", 1, "no such space")
+    (failure,) = kills.kills(n=1, cases=[case])["failures"]
+    assert failure.startswith(f"{case}: ")
 
 
-def test_the_soak_is_read_and_drawn(tmp_path):
-    figures = survival.soak(steps=1_000, picture=tmp_path / "soak.png")
-    assert 950 < figures["steps"] <= 1_000
+def test_a_run_that_ends_otherwise_is_a_failure(monkeypatch):
+    case = kills.Case("core", "sequential", 1, "images")
+    outcome = kills.Outcome(in_writing=0, lost=0, steps=30, equal=False)
+    monkeypatch.setattr(kills, "kill", lambda *_: outcome)
+    assert kills.kills(n=1, cases=[case])["failures"] == [f"{case}: {outcome}"]
+
+
+@pytest.mark.parametrize("env_id", [survival.ENV_ID, "Pendulum-v1"])
+def test_the_soak_is_read_and_drawn(tmp_path, env_id):
+    figures = survival.soak(steps=200, env=env_id, picture=tmp_path / "soak.png")
+    assert 190 < figures["steps"] <= 200
     assert (tmp_path / "soak.png").read_bytes()[:4] == b"\x89PNG"

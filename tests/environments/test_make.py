@@ -116,3 +116,22 @@ def test_vectorised_environments_are_seeded_by_their_split():
     seed_environments(env, 7, "val")
     env.reset()
     assert env.get_attr("seeds")[0][-1] == first_seed(7, 0, "val")
+
+
+def test_an_id_with_its_package_imports_what_registers_it(tmp_path, monkeypatch):
+    code = (
+        "import gymnasium, tests.fakes\n"
+        "def make(render_mode): return tests.fakes.FakeEnv()\n"
+        "gymnasium.register('Registered-v0', make)\n"
+    )
+    (tmp_path / "registering.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="env must be the id of a registered environment"):
+        make_env("Registered-v0")
+    with pytest.raises(ValueError, match="No module named 'unregistering'"):
+        make_env("unregistering:Registered-v0")
+    try:
+        assert isinstance(make_env("registering:Registered-v0").unwrapped, FakeEnv)
+    finally:
+        gym.registry.pop("Registered-v0", None)
+        sys.modules.pop("registering", None)

@@ -116,6 +116,16 @@ def test_gate_is_a_mask_of_the_image_size():
     assert mask.max() < 1
 
 
+def test_an_elu_before_the_gates_sigmoid_changes_negative_logits_alone():
+    torch.manual_seed(0)
+    plain, with_elu = Gate(3), Gate(3, last_elu=True)
+    with_elu.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 3, 11, 9)
+    logits = torch.logit(plain(images))
+    assert (logits < 0).any() and (logits > 0).any()
+    assert torch.allclose(with_elu(images), torch.sigmoid(F.elu(logits)), atol=1e-5)
+
+
 def test_gated_encoder_multiplies_the_mask_into_the_image():
     encoder = ImageEncoder(3, (9, 9), 5, (4,), (2,), gating=True)
     images = torch.randint(0, 256, (2, 3, 9, 9), dtype=torch.uint8)

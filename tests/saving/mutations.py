@@ -3,6 +3,10 @@
 As a command, ``python -m tests.saving.mutations FOLDER FIRST LAST SEED``, it loads mutants of the
 sound files in a folder and prints one line of JSON for each. Its memory is limited; it dies when a
 mutant takes too long.
+
+Models, buffers and policies load or are refused. Checkpoints have sums, so each mutant of one is
+noticed. Videos have none: where one is not refused, as many frames of the same size as ever are
+shown, whatever is on them.
 """
 
 from __future__ import annotations
@@ -11,29 +15,72 @@ import base64
 import io
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
 import torch
+from PIL import Image
 
 from core_agent import CoRe
 from core_agent.agents.latent import RecurrentPolicy
 from core_agent.saving.safe_loading import UnsafeFileError
-from tests.fakes import TINY, FakeEnv
+from distracting_envs.videos import VideoError, open_clips
+from tests.fakes import HANGS_AFTER, TINY, FakeEnv, SavableEnv
 from tests.saving.attacks import read_zip, save_sound_files, write_zip
 
-FILES = ("model.zip", "replay.npz", "policy.pth")
+PICTURE_SIZE, N_FRAMES = (32, 24), 5
+SAVED = {"model": "model.zip", "replay buffer": "replay.npz", "policy": "policy.pth"}
+CHECKPOINT = {"checkpoint": "run/checkpoint-*.npz", "episode": "run/replay/*.npz"}
+VIDEOS = {"picture": "pictures/clip/2.jpg", "video": "videos/clip.mp4"}
+FILES = {**SAVED, **CHECKPOINT, **VIDEOS}
+"""Patterns of the sound files by kind; the last file that one fits is spoilt."""
 EXTRA_MEMORY = 512 * 2**20
 MOST_SECONDS = 30
+"""Of processor time, for one file."""
 FORBIDDEN_EVENTS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.", "socket.")
 OTHER_VALUES = (None, True, -1, 0, 10**30, 1e400, 0.5, "", "x", [], [1], [[]], {}, {"x": 1})
+
+
+# ---- sound files ----
+
+
+def save_all(folder: Path) -> None:
+    """Write the sound files."""
+    save_sound_files(folder)
+    run = CoRe("CnnPolicy", SavableEnv(), **TINY)
+    for _ in range(2):
+        run.learn(14, reset_num_timesteps=False)
+        run.checkpoint(folder / "run")
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (N_FRAMES, 3, 4, 3), np.uint8)
+    pictures = [Image.fromarray(each).resize(PICTURE_SIZE) for each in small]
+    for name, pattern in VIDEOS.items():
+        (folder / pattern).parent.mkdir(parents=True)
+        if name == "picture":
+            for number, picture in enumerate(pictures):
+                picture.save((folder / pattern).with_name(f"{number}.jpg"))
+    with av.open(str(folder / VIDEOS["video"]), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height = PICTURE_SIZE
+        stream.pix_fmt = "yuv420p"
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode())
+
+
+def find(folder: Path, kind: str) -> Path:
+    """The file of a kind that is spoilt."""
+    return max(folder.glob(FILES[kind]))
 
 
 # ---- mutants ----
@@ -124,13 +171,36 @@ def mutate(content: bytes, rng: np.random.Generator) -> bytes:
 # ---- loading them ----
 
 
-def load(path: Path, model: CoRe) -> None:
-    if path.name == "model.zip":
+class UnnoticedError(Exception):
+    """A file is damaged and nothing said so."""
+
+
+def load(folder: Path, kind: str, model: CoRe) -> None:
+    """Load a kind of file from a folder of sound ones, of which that one may be spoilt."""
+    path = folder / FILES[kind]
+    if kind == "model":
         CoRe.load(path, device="cpu")
-    elif path.name == "replay.npz":
+    elif kind == "replay buffer":
         model.load_replay_buffer(path)
-    else:
+    elif kind == "policy":
         RecurrentPolicy.load(path, device="cpu")
+    elif kind in CHECKPOINT:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            CoRe.resume(folder / "run", SavableEnv(), device="cpu")
+    else:
+        show(path.parent.parent if kind == "picture" else path.parent)
+
+
+def show(folder: Path) -> None:
+    """Decode the only clip of a folder.
+
+    :raises UnnoticedError: if it is not what is to be shown
+    """
+    (clip,) = open_clips(folder, "train", None)
+    shapes = [frame.shape for frame in clip.frames()]
+    if shapes != [(*PICTURE_SIZE[::-1], 3)] * N_FRAMES or clip.n_frames != N_FRAMES:
+        raise UnnoticedError(f"{clip.n_frames} frames, {shapes}")
 
 
 class Watch:
@@ -158,19 +228,23 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def outcome_of(path: Path, model: CoRe, watch: Watch) -> str:
+def outcome_of(folder: Path, kind: str, model: CoRe, watch: Watch) -> str:
     watch.seen.clear()
-    signal.alarm(MOST_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
+    signal.alarm(HANGS_AFTER)
     watch.active = True
     try:
-        load(path, model)
-        outcome = "loaded"
-    except UnsafeFileError:
+        load(folder, kind, model)
+        outcome = "not noticed" if kind in CHECKPOINT else "loaded"
+    except (UnsafeFileError, VideoError):
         outcome = "refused"
+    except UserWarning as warning:
+        outcome = "refused" if "damaged" in str(warning) else f"a warning: {warning}"
     except Exception as error:
         outcome = f"another error: {error!r}"
     finally:
         watch.active = False
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
     return f"code ran: {watch.seen}" if watch.seen else outcome
 
@@ -178,18 +252,21 @@ def outcome_of(path: Path, model: CoRe, watch: Watch) -> str:
 def main(folder: str, first: str, last: str, seed: str) -> None:
     torch.set_num_threads(1)
     watch = Watch()
-    sound = {name: (Path(folder) / name).read_bytes() for name in FILES}
+    files = {kind: find(Path(folder), kind) for kind in FILES}
+    sound = {kind: path.read_bytes() for kind, path in files.items()}
     model = CoRe("CnnPolicy", FakeEnv(), **TINY)
-    for name in FILES:
-        load(Path(folder) / name, model)
+    for kind in FILES:
+        load(Path(folder), kind, model)
     limit_memory()
     for number in range(int(first), int(last)):
         rng = np.random.default_rng([int(seed), number])
-        name = FILES[number % len(FILES)]
-        path = Path(folder) / "mutants" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(mutate(sound[name], rng))
-        print(json.dumps([number, name, outcome_of(path, model, watch)]), flush=True)
+        kind = list(FILES)[number % len(FILES)]
+        mutant = mutate(sound[kind], rng)
+        while mutant == sound[kind]:
+            mutant = mutate(sound[kind], rng)
+        files[kind].write_bytes(mutant)
+        print(json.dumps([number, kind, outcome_of(Path(folder), kind, model, watch)]), flush=True)
+        files[kind].write_bytes(sound[kind])
 
 
 class Fuzzed(NamedTuple):
@@ -202,8 +279,8 @@ class Fuzzed(NamedTuple):
 
 
 def fuzz(folder: Path, n_mutants: int, seed: int) -> Fuzzed:
-    """Load ``n_mutants`` mutants of sound files, which are left in ``folder``."""
-    save_sound_files(folder)
+    """Load ``n_mutants`` mutants of sound files in ``folder``, one at a time."""
+    save_all(folder)
     counts: Counter[tuple[str, str]] = Counter()
     failures, first = [], 0
     while first < n_mutants:
@@ -224,8 +301,13 @@ def fuzz(folder: Path, n_mutants: int, seed: int) -> Fuzzed:
         first += len(outcomes)
         if result.returncode:
             end = f"the process ended with {result.returncode}: {result.stderr[-500:]}"
-            failures.append(f"mutant {first}, {FILES[first % len(FILES)]}: {end}")
+            kind = list(FILES)[first % len(FILES)]
+            failures.append(f"mutant {first}, {kind}: {end}")
             first += 1
+            # It could not put the sound file back: start from new ones.
+            shutil.rmtree(folder)
+            folder.mkdir()
+            save_all(folder)
     return Fuzzed(counts, failures)
 
 

@@ -371,7 +371,8 @@ def episode_files(folder, index: int):
 
 def test_damage_to_the_newest_episode_leads_to_the_checkpoint_before(folder):
     flip(episode_files(folder, -1))
-    assert RecurrentSAC.resume(folder, images()).num_timesteps == 20
+    with pytest.warns(UserWarning, match=r"checkpoint-000003-\S+ is passed over: episodes of it"):
+        assert RecurrentSAC.resume(folder, images()).num_timesteps == 20
 
 
 def test_damage_to_a_shared_episode_costs_its_steps_alone(folder):
@@ -541,7 +542,8 @@ def test_two_runs_that_write_at_once_leave_a_complete_checkpoint(folder, name, n
     with contextlib.suppress(OSError):
         first.checkpoint(folder)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        # The other run may have removed episodes of the newest one; then there is one before it.
+        warnings.filterwarnings("ignore", ".* is passed over: episodes of it")
         assert RecurrentSAC.resume(folder, images()).num_timesteps == 36
 
 
@@ -613,7 +615,8 @@ def test_a_forged_checkpoint_cannot_reach_outside_its_folder(folder):
     stolen.write_bytes(b"")
     entry = {"file": "../../stolen.npz", "steps": 6}
     forge(newest(folder), lambda tree: tree["episodes"].append(entry))
-    assert RecurrentSAC.resume(folder, images()).num_timesteps == 20
+    with pytest.warns(UserWarning, match="is passed over: episodes of it are damaged or missing"):
+        assert RecurrentSAC.resume(folder, images()).num_timesteps == 20
     assert stolen.exists()
 
 

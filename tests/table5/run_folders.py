@@ -23,6 +23,7 @@ STATUS = {
     "wall_clock_seconds": 7_200.0,
     "steps_per_second": 17.5,
     "updates_per_second": 8.5,
+    "precisions": ["bfloat16"],
     "host": "node-1",
     "versions": {"python": "3.11.2", "torch": "2.13.0"},
     "action_repeat": ACTION_REPEAT,

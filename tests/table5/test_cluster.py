@@ -2,67 +2,167 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import os
-import threading
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import gymnasium as gym
 import pytest
 
 from core_agent.runs.training import Run
 from core_agent.table5.cluster import check_room, run_on_ray
 from core_agent.table5.grid import Job, read_lines, read_status
+from tests.fakes import HANGS_AFTER, VECTOR, SavableEnv
 
-ray = pytest.importorskip("ray")
+ray = pytest.importorskip("ray", reason="needs Ray: pip install -e '.[cluster]'")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+LENGTH, N_STEPS, WAITS_AFTER = 10, 60, 25
 
 
-def make_job(seed: int, n_steps: int) -> Job:
-    """Ten agent steps in an episode, one update after each."""
+class WaitingEnv(SavableEnv):
+    """Does not go on after some steps before a file is there."""
+
+    def __init__(self, render_mode: str, gate: str) -> None:
+        super().__init__(VECTOR, LENGTH, bound=1.0)
+        self.gate, self.n_steps = Path(gate), 0
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        self.n_steps += 1
+        while self.n_steps > WAITS_AFTER and not self.gate.exists():
+            time.sleep(0.05)
+        return super().step(action)
+
+
+gym.register("Waiting-v0", "tests.table5.test_cluster:WaitingEnv")
+
+
+def make_job(seed: int, gate: Path) -> Job:
+    """One update after each episode."""
     run = Run(
-        "DCS-reacher-easy-easy-dynamic",
+        "tests.table5.test_cluster:Waiting-v0",
         preset="debug",
         seed=seed,
-        arguments={"update_ratio": 0.1},
-        env_arguments={"action_repeat": 100},
+        arguments={"update_ratio": 0.1, "learning_starts": LENGTH, "device": "cpu"},
+        env_arguments={"gate": str(gate)},
     )
-    return Job(run, 100 * n_steps, 100 * n_steps, n_episodes=1, checkpoint_every=10)
+    return Job(run, N_STEPS, N_STEPS, n_episodes=1, checkpoint_every=LENGTH)
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Those whose command names the folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(folder).encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:  # it has ended meanwhile
+            continue
+    return found
+
+
+def node_arguments() -> dict[str, Any]:
+    """One processor, and ports that are chosen here: see :func:`be_patient`."""
+    names = ("dashboard_agent_listen", "metrics_agent", "metrics_export", "runtime_env_agent")
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in names]
+        for each in sockets:
+            each.bind(("", 0))
+        ports = {f"{name}_port": each.getsockname()[1] for name, each in zip(names, sockets)}
+    return dict(wait=False, num_cpus=1, include_log_monitor=False, **ports)
+
+
+PATIENCE = {
+    "gcs_rpc_server_connect_timeout_s": HANGS_AFTER,
+    "gcs_server_port_wait_time_s": HANGS_AFTER,
+    "gcs_server_request_timeout_seconds": HANGS_AFTER,
+    "agent_register_timeout_ms": 1_000 * HANGS_AFTER,
+    "worker_register_timeout_seconds": HANGS_AFTER,
+    "health_check_timeout_ms": 1_000 * HANGS_AFTER,
+}
+"""Ray's settings, which it reads from the environment with ``RAY_`` in front."""
+
+
+def be_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a node take its time to start. Two limits of Ray are numbers in its code."""
+    for name, value in PATIENCE.items():
+        monkeypatch.setenv(f"RAY_{name}", str(value))
+    # 30 seconds for all of it: they pass slowly.
+    slowly = {**vars(time), "monotonic": lambda: 30 / HANGS_AFTER * time.monotonic()}
+    monkeypatch.setattr("ray._private.node.time", SimpleNamespace(**slowly))
+    # 15 seconds for its agents to choose ports: those that are chosen already are not waited for,
+    # but for one, which is read from a file that the agent writes.
+    start = ray._private.services.start_raylet
+
+    def start_raylet(*args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(start).bind(*args, **kwargs).arguments
+        name = "dashboard_agent_listen_port"
+        Path(given["session_dir"], f"{name}_{given['node_id']}").write_text(str(given[name]))
+        return start(*args, **kwargs)
+
+    monkeypatch.setattr("ray._private.services.start_raylet", start_raylet)
 
 
 @pytest.fixture
 def cluster(monkeypatch):
+    """A head; whatever becomes of it, no process of it is left."""
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.path.abspath("envs")]))
-    quickly = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
-    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": quickly}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    be_patient(monkeypatch)
+    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
+    # Short, as paths of sockets have to be.
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    cluster = Cluster()
+    try:
+        cluster.add_node(
+            **node_arguments(),
+            include_dashboard=False,
+            no_monitor=True,
+            temp_dir=str(folder),
+            _system_config=quick,
+        )
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        for process in processes_of(folder):
+            os.kill(process, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_runs_survive_the_loss_of_a_machine_and_none_is_done_twice(cluster, tmp_path):
-    node = cluster.add_node(num_cpus=1)
-    jobs = [make_job(seed, n_steps=300) for seed in range(2)]
-    lost = []
+    node = cluster.add_node(**node_arguments())
+    cluster.wait_for_nodes(HANGS_AFTER)
+    gate = tmp_path / "gate"
+    jobs = [make_job(seed, gate) for seed in range(2)]
 
     def lose_a_machine_once_both_are_at_work() -> None:
         steps = [read_status(job.folder(tmp_path)).get("agent_steps", 0) for job in jobs]
         written = all(list(job.folder(tmp_path).glob("checkpoints/checkpoint-*")) for job in jobs)
-        if not lost and written and min(steps) > 20:
-            lost.append(steps)
-            threading.Thread(target=cluster.remove_node, args=(node, False)).start()
+        if not gate.exists() and written and min(steps) >= LENGTH:
+            cluster.remove_node(node, False)
+            gate.touch()
 
     ended = run_on_ray(
         jobs, tmp_path, cluster.address, 1.0, 0.0, lose_a_machine_once_both_are_at_work, 0.2
     )
-    assert lost, "the runs were over before a machine could be lost"
     assert list(ended.values()) == ["finished"] * 2
     statuses = [read_status(job.folder(tmp_path)) for job in jobs]
     assert sorted(status["attempts"] for status in statuses) == [1, 2]
     for job, status in zip(jobs, statuses):
-        assert (status["state"], status["agent_steps"]) == ("finished", 300)
+        assert (status["state"], status["agent_steps"]) == ("finished", N_STEPS)
         episodes = read_lines(job.folder(tmp_path) / "episodes.jsonl")
-        assert [entry["agent_steps"] for entry in episodes] == list(range(10, 301, 10))
+        assert [entry["agent_steps"] for entry in episodes] == list(
+            range(LENGTH, N_STEPS + 1, LENGTH)
+        )
         assert len(read_lines(job.folder(tmp_path) / "evaluations.jsonl")) == 1
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
 from core_agent import CoRe, cli
+from core_agent.networks.hardware import auto_precision
 from core_agent.runs.training import Run
 from core_agent.table5 import grid as benchmark
 from core_agent.table5.estimate import (
@@ -102,6 +104,7 @@ def test_a_run_leaves_its_whole_record(finished):
     assert (status["state"], status["attempts"], status["error"]) == ("finished", 1, None)
     assert status["agent_steps"] == 40 and status["simulator_steps"] == 4_000
     assert status["updates"] == 2, "one for each episode of ten steps after 20 random ones"
+    assert status["precisions"] == [auto_precision(torch.device("cpu")).precision]
     evaluations = read_lines(folder / "evaluations.jsonl")
     assert [entry["simulator_steps"] for entry in evaluations] == [2_000, 4_000]
     assert all(len(entry["returns"]) == 2 for entry in evaluations)
@@ -149,8 +152,11 @@ def test_a_run_that_was_stopped_continues_its_record(tmp_path, finished, monkeyp
     # What a process that was killed wrote after its last checkpoint is not to be kept.
     with (folder / "episodes.jsonl").open("a") as file:
         file.write('{"agent_steps": 39, "return": 7, "wall_clock_seconds": 1}\n{"agent_st')
+    (first,) = read_status(folder)["precisions"]
+    monkeypatch.setattr(benchmark, "used_precision", lambda *_: "another machine's")
     assert run_job(make_job(), tmp_path) == "finished"
     assert read_status(folder)["attempts"] == 2
+    assert read_status(folder)["precisions"] == ["another machine's", first]
     for name in ("evaluations", "episodes"):
         first, second = (read_lines(each / f"{name}.jsonl") for each in (folder, other))
         for entry in (*first, *second):

@@ -15,7 +15,7 @@ from core_agent import cli
 from core_agent.table5.paper import TASKS
 from core_agent.table5.report import page, write_report
 from core_agent.table5.report.figures import shortened, spread
-from core_agent.table5.report.notes import notes
+from core_agent.table5.report.notes import facts, notes
 from core_agent.table5.report.results import (
     aggregates,
     binned_means,
@@ -226,6 +226,12 @@ def test_the_machine_s_videos_are_noted_if_the_arguments_do_not_name_them(tmp_pa
     study = study_of(tmp_path)
     said = f"Background videos: {said}"
     assert any(note.startswith(said) for note in notes(study, table_rows(study)))
+
+
+def test_the_precisions_that_runs_used_are_listed(tmp_path):
+    for seed, used in enumerate((["bfloat16"], ["float32"], ["bfloat16", "float32"])):
+        write_run(tmp_path / str(seed), status={**STATUS, "precisions": used}, seed=seed)
+    assert ("Precision", "bfloat16 and float32") in facts(study_of(tmp_path))
 
 
 def test_text_of_runs_never_becomes_markup(tmp_path):

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.browser
 
 SETTINGS = {"DCS-cheetah-run-easy-dynamic": 400.0, "DCS-walker-walk-easy-dynamic": 700.0}
 AGENTS = {"core": 0.0, "curl": -150.0}
+NEEDS_PLAYWRIGHT = "needs Playwright: pip install -e '.[dev]'"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 POINT = "#curves .chart .point"
 TASKS = "#table .scroll:last-child tbody tr"
@@ -21,10 +22,10 @@ TASKS = "#table .scroll:last-child tbody tr"
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
+    playwright = pytest.importorskip("playwright.sync_api", reason=NEEDS_PLAYWRIGHT)
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     if executable is None:
-        pytest.skip(f"none of {BROWSERS} is installed")
+        pytest.skip("needs a browser: sudo apt-get install chromium (Debian, Ubuntu)")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=executable)
         yield browser
@@ -157,7 +158,7 @@ def test_the_button_turns_the_theme_and_the_charts_with_it(open_page, scheme):
 
 
 def test_charts_follow_the_systems_theme(open_page):
-    expect = pytest.importorskip("playwright.sync_api").expect
+    expect = pytest.importorskip("playwright.sync_api", reason=NEEDS_PLAYWRIGHT).expect
     page = open_page()
     page.locator("#curves").scroll_into_view_if_needed()
     page.locator(POINT).first.wait_for()

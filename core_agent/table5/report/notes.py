@@ -91,6 +91,7 @@ def facts(study: Study) -> list[tuple[str, str]]:
         "Evaluated up to": [f"{span(steps)} simulator steps"] if steps else [],
         "Episodes per evaluation": [span(episodes)] if (episodes := episode_counts(runs)) else [],
         "Background videos": backgrounds(runs),
+        "Precision": sorted({name for run in runs for name in run.status.get("precisions", ())}),
         "Machines": sorted({str(run.status["host"]) for run in runs if "host" in run.status}),
         "Versions": [", ".join(sorted(versions))],
     }
