@@ -9,7 +9,7 @@
 PYTHON      ?= python3
 VENV        ?= .venv
 TORCH       ?= torch==2.13.0
-TEST_EXTRAS ?= dev,zoo,export,hub,cluster,docs,report
+TEST_EXTRAS ?= dev,zoo,export,hub,cluster,docs,report,window
 DEMO_ARGS   ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 REPOSITORY  ?=

@@ -31,7 +31,7 @@ def main() -> None:
             f"{run['last_training_return']:16.1f} | {run['random_validation_return']:18.1f} | "
             f"{run['validation_return']:10.1f} | {run['total_seconds'] / 60:7.1f}"
         )
-    plot_runs(arguments.output, "return, mean of the last 10 episodes", curves)
+    plot_runs(arguments.output, "return, mean of the last 10 episodes", {"": curves})
     print(f"figure: {arguments.output}")
 
 

@@ -198,7 +198,7 @@ def draw(path: Path, results: dict[str, dict[str, Any]], random_return: float) -
     last = max(steps[-1] for steps, _ in curves.values())
     curves["random actions"] = ([0, last], [random_return, random_return])
     path.parent.mkdir(parents=True, exist_ok=True)
-    plot_runs(path, "return, mean of the last 10 episodes", curves)
+    plot_runs(path, "return, mean of the last 10 episodes", {"": curves})
 
 
 def key_and_value(text: str) -> tuple[str, Any]:

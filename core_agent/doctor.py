@@ -97,12 +97,15 @@ def check_rendering(backend: str) -> Finding:
 
 
 def check_backends() -> Iterator[Finding]:
-    """EGL and OSMesa; a missing OSMesa is no failure where EGL works."""
-    egl, osmesa = check_rendering("egl"), check_rendering("osmesa")
-    yield egl
-    if egl.works and not osmesa.works and os.environ.get("MUJOCO_GL") != "osmesa":
-        osmesa = Finding(osmesa.subject, True, "not installed, and not needed: egl works")
-    yield osmesa
+    """EGL and OSMesa; one that fails is no failure if the other works and it is not in use."""
+    both = {name: check_rendering(name) for name in ("egl", "osmesa")}
+    for name, finding in both.items():
+        other = next(each for each in both if each != name)
+        is_needed = os.environ.get("MUJOCO_GL") == name or not both[other].works
+        if not finding.works and not is_needed:
+            detail = f"does not render, and is not needed: {other} works"
+            finding = Finding(finding.subject, True, detail)
+        yield finding
 
 
 def check_gpu() -> Finding:
@@ -142,7 +145,5 @@ def examine() -> Iterator[Finding]:
 
 
 def is_healthy(findings: list[Finding]) -> bool:
-    """Whether everything needed works: one way of rendering is enough."""
-    rendering = [finding for finding in findings if finding.subject.startswith("OpenGL")]
-    others = [finding for finding in findings if finding not in rendering]
-    return all(finding.works for finding in others) and any(f.works for f in rendering)
+    """Whether everything needed works: the chosen way of rendering, or one if none is chosen."""
+    return all(finding.works for finding in findings)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 
+import av
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
+import core_agent
 from core_agent import CoRe, QTOptDrQ, cli, doctor, load_agent
+from core_agent.cli.pictures import plot
 from core_agent.demo import ENV_ID, run_demo, show_trained
+from core_agent.doctor import Finding
+from core_agent.environments import suite
 from core_agent.runs.settings import parse_settings, read_config
 from core_agent.runs.training import Outcome
 from core_agent.trained import read_card
@@ -64,6 +70,21 @@ def test_evaluate_plays_a_saved_model(demo):
         assert "mean return" in result.output and summary.env_id in result.output
 
 
+def test_evaluate_prints_json_alone(demo):
+    folder, summary = demo
+    arguments = ["evaluate", str(folder), "--episodes", "2", "--env-set", "action_repeat=100"]
+    result = runner.invoke(cli.app, [*arguments, "--json"])
+    found = json.loads(result.stdout)
+    assert (found["env_id"], found["split"], len(found["returns"])) == (summary.env_id, "val", 2)
+    assert found["mean"] == pytest.approx(sum(found["returns"]) / 2)
+    assert found["standard_error"] >= 0 and found["random_mean"] >= 0
+
+
+def test_the_version_is_the_packages():
+    result = runner.invoke(cli.app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"core-agent {core_agent.__version__}\n")
+
+
 def test_the_environment_of_a_model_is_overridden(demo):
     folder, _ = demo
     other, changed = "DCS-cartpole-swingup-clean", ["--env-set", "image_size=64"]
@@ -87,12 +108,20 @@ def test_a_model_is_loaded_with_the_environment_that_it_learned_in(demo, tmp_pat
         load_agent(tmp_path, env="x")
 
 
-def test_record_writes_a_video(demo, tmp_path):
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_record_writes_a_video(demo, tmp_path, suffix):
     folder, _ = demo
-    video = tmp_path / "new" / "agent.mp4"
-    result = runner.invoke(cli.app, ["record", str(folder), "--output", str(video)])
+    video = tmp_path / "new" / f"agent{suffix}"
+    shorter = ["--env-set", "action_repeat=100"]
+    result = runner.invoke(cli.app, ["record", str(folder), "--output", str(video), *shorter])
     assert result.exit_code == 0, result.output
-    assert video.stat().st_size > 10_000
+    with av.open(str(video)) as container:
+        assert len(list(container.decode(video=0))) == 11, "one frame, and one after each step"
+
+
+def test_record_refuses_other_formats_before_it_plays():
+    result = runner.invoke(cli.app, ["record", "missing.zip", "--output", "agent.avi"])
+    assert "--output must end in one of ('.mp4', '.gif'), got 'agent.avi'" in str(result.exception)
 
 
 def test_probe_reads_the_simulators_state(demo):
@@ -100,6 +129,16 @@ def test_probe_reads_the_simulators_state(demo):
     result = runner.invoke(cli.app, ["probe", str(folder), "--episodes", "2"])
     assert result.exit_code == 0, result.output
     assert "position[0]" in result.output and "validation videos" in result.output
+
+
+def test_watch_shows_the_agent_of_a_run_next_to_its_clean_twin(demo, tmp_path):
+    folder, _ = demo
+    video = tmp_path / "watch.gif"
+    result = runner.invoke(cli.app, ["watch", str(folder), "--output", str(video)])
+    assert result.exit_code == 0, result.output
+    assert f"video: {video}" in result.output
+    with av.open(str(video)) as container:
+        assert next(container.decode(video=0)).width == 2 * 320
 
 
 def test_watch_lists_trained_agents_and_refuses_other_names():
@@ -218,11 +257,11 @@ def test_plot_draws_what_was_logged(demo, tmp_path):
 
 def test_plot_names_the_tags_there_are(demo):
     folder, _ = demo
-    expected = r"tag must be one of \[.*'train/model_loss'.*got 'nothing'"
+    expected = r"tag must be one of \[.*'train/model_loss'.*, got 'nothing'"
     with pytest.raises(ValueError, match=expected):
-        cli.plot([folder], tag="nothing")
+        plot([folder], tag="nothing")
     with pytest.raises(ValueError, match="runs must be folders with TensorBoard logs"):
-        cli.plot([folder / "model.zip"])
+        plot([folder / "model.zip"])
 
 
 def test_doctor_finds_this_machine_healthy():
@@ -230,6 +269,34 @@ def test_doctor_finds_this_machine_healthy():
     assert result.exit_code == 0, result.output
     for subject in ("Python", "torch", "OpenGL, egl", "GPU", "precision", "videos"):
         assert subject in result.output
+
+
+def test_doctor_prints_json_alone(monkeypatch):
+    findings = [Finding("GPU", True, "none"), Finding("videos", False, "missing", "unset it")]
+    monkeypatch.setattr(doctor, "examine", lambda: iter(findings))
+    result = runner.invoke(cli.app, ["doctor", "--json"])
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert not found["healthy"] and found["findings"][1]["remedy"] == "unset it"
+
+
+def test_gallery_and_videos_are_commands_like_the_others(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(suite, "draw_gallery", lambda *arguments: asked.append(arguments))
+    command = ["gallery", "--picture", "a.png", "--video", "b.gif", "--difficulty", "hard"]
+    result = runner.invoke(cli.app, command)
+    assert result.exit_code == 0, result.output
+    assert asked == [(Path("a.png"), Path("b.gif"), "hard", None, 1)]
+    monkeypatch.setattr(suite, "download_videos", lambda folder: folder / "DAVIS")
+    result = runner.invoke(cli.app, ["videos", "download", "--folder", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert f"DCS_VIDEOS={tmp_path / 'DAVIS'}" in result.output.replace("\n", "")
+
+
+def test_a_download_that_fails_says_how_to_continue(tmp_path, monkeypatch):
+    monkeypatch.setattr("distracting_envs.download.DAVIS_BYTES", 10**18)
+    result = runner.invoke(cli.app, ["videos", "download", "--folder", str(tmp_path)])
+    assert isinstance(result.exception, ValueError) and "GB free" in str(result.exception)
 
 
 def test_doctor_says_what_to_type(monkeypatch):

@@ -28,7 +28,7 @@ import sys
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import typer.main
@@ -163,12 +163,14 @@ def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_core_agent(arguments: list[str]) -> None:
-    name, *rest = arguments
-    if name in ("gallery", "videos"):
-        assert CliRunner().invoke(cli.app, arguments).exit_code == 0
-        return
-    command = typer.main.get_command(cli.app).commands[name]  # type: ignore[attr-defined]
-    command.make_context(name, rest).close()
+    group: Any = typer.main.get_command(cli.app)
+    while True:
+        name, *arguments = arguments
+        command = group.commands[name]
+        if not hasattr(command, "commands"):
+            command.make_context(name, arguments).close()
+            return
+        group = command
 
 
 def start_module(arguments: list[str]) -> None:

@@ -188,7 +188,7 @@ def test_metadata_names_what_users_and_indexes_read(metadata: Message) -> None:
     assert metadata["License-Expression"] == "MIT"
     assert metadata["License-File"] == "LICENSE"
     assert metadata["Description-Content-Type"] == "text/markdown"
-    assert {"cluster", "dev", "docs", "export", "hub", "report", "zoo"} == set(
+    assert {"cluster", "dev", "docs", "export", "hub", "report", "window", "zoo"} == set(
         metadata.get_all("Provides-Extra", [])
     )
 

@@ -4,7 +4,8 @@ import pytest
 from core_agent import trained
 from core_agent.agents.presets import preset
 from core_agent.agents.registry import get_agent
-from core_agent.runs.training import make_environment
+from core_agent.environments.suite import RenderingUnavailableError
+from core_agent.runs.training import environment_arguments, make_environment
 from core_agent.trained import (
     ModelCard,
     clean_twin,
@@ -13,6 +14,7 @@ from core_agent.trained import (
     save_trained,
     trained_names,
     watch,
+    without_distractions,
 )
 
 NAME = "DCS-cartpole-swingup-easy-dynamic"
@@ -85,11 +87,26 @@ def test_the_clean_twin_is_the_same_task(name):
     assert clean_twin(name) == "-".join(name.split("-")[:3]) + "-clean"
 
 
+def test_watching_in_a_window_needs_a_display(saved, tmp_path, monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(RenderingUnavailableError, match="a window needs a display"):
+        watch(NAME, tmp_path / "watch.mp4", window=True)
+
+
+def test_only_a_distracting_environment_has_a_clean_twin():
+    arguments = {"image_size": 64, "scale": 0.1}
+    twin = without_distractions({"env_id": NAME, "env_arguments": arguments})
+    assert twin == {"env_id": clean_twin(NAME), "env_arguments": {"image_size": 64}}
+    for env_id in ("Pendulum-v1", clean_twin(NAME), "DCS-custom"):
+        assert without_distractions({"env_id": env_id}) is None
+
+
 def test_watching_writes_the_episode_next_to_its_clean_twin(saved, tmp_path, monkeypatch):
     monkeypatch.setattr(
         trained,
-        "make_environment",
-        lambda env_id, name, split, _=None: make_environment(env_id, name, split, REPEAT),
+        "environment_arguments",
+        lambda *arguments: {**environment_arguments(*arguments), **REPEAT},
     )
     total = watch(NAME, tmp_path / "out" / "watch.mp4", seed=3)
     assert 0 <= total <= 1000

@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from distracting_envs import env_seed
+from distracting_envs.rendering import RenderingUnavailableError as RenderingUnavailableError
+from distracting_envs.rendering import check_window as check_window
 from distracting_envs.settings import MAX_SEED
 
 
@@ -39,15 +41,34 @@ def find_videos() -> Path | None:
     return resolve_video_path(None)
 
 
-def draw_gallery(arguments: list[str]) -> int:
-    """Run ``python -m distracting_envs.gallery``; its exit status."""
-    from distracting_envs.gallery import main
+def draw_gallery(
+    picture: Path, video: Path, difficulty: str, video_path: Path | None, seed: int
+) -> None:
+    """Draw the tasks as a picture, and as a video under dynamic distractions.
 
-    return main(arguments)
+    :param picture: the .png file
+    :param video: the .gif or .mp4 file
+    :param difficulty: of the video, "easy", "medium" or "hard"
+    :param video_path: folder of clips; ``None``: DAVIS or the built-in ones
+    :param seed: of both
+    """
+    from distracting_envs import gallery
+
+    for path in (picture, video):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    gallery.draw_video(video, difficulty=difficulty, video_path=video_path, seed=seed)
+    gallery.draw_gallery(picture, video_path=video_path, seed=seed)
 
 
-def manage_videos(arguments: list[str]) -> int:
-    """Run ``python -m distracting_envs.videos``; its exit status."""
-    from distracting_envs.videos import main
+def download_videos(folder: Path | None = None) -> Path:
+    """Download DAVIS, and return its root.
 
-    return main(arguments)
+    :param folder: parent folder; ``None``: the cache folder, which environments search
+    :raises ValueError: if that fails, saying how to continue
+    """
+    from distracting_envs.download import DownloadError, download_davis
+
+    try:
+        return download_davis(folder)
+    except DownloadError as error:
+        raise ValueError(str(error)) from error

@@ -136,7 +136,8 @@ class SupervisedSubprocVecEnv(SubprocVecEnv):
     process knows what ``set_attr`` set, not what ``env_method`` changed.
 
     :param env_fns: make the environments, each in its process
-    :param start_method: of multiprocessing: "forkserver", "spawn" or "fork"
+    :param start_method: of multiprocessing: "spawn", which also works where this process has
+        rendered already, "forkserver" or "fork"
     :param timeout: seconds for a step, a reset or any other answer
     :param max_restarts: restarts allowed for each environment
     :raises ValueError: for a bad argument
@@ -153,7 +154,7 @@ class SupervisedSubprocVecEnv(SubprocVecEnv):
     def __init__(
         self,
         env_fns: list[Callable[[], gym.Env]],
-        start_method: str = "forkserver",
+        start_method: str = "spawn",
         timeout: float = 120.0,
         max_restarts: int = 1,
     ) -> None:

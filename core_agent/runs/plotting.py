@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from core_agent.runs.training import RUN_FILE
 from core_agent.validation import check
 
 STYLE: Any = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
@@ -23,43 +27,89 @@ def running_mean(values: Sequence[float], window: int = 10) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def read_scalars(folder: str | Path, tag: str) -> tuple[list[int], list[float]]:
-    """Steps and values that TensorBoard logs anywhere below ``folder`` hold for ``tag``.
+Curve = tuple[list[int], list[float]]
+"""Agent steps and values."""
+
+
+def find_logs(folder: Path) -> dict[Path, list[Path]]:
+    """TensorBoard's files below a folder, by the folder of their run.
+
+    That is the closest one above a file with a ``run.json``; without one, the file's own.
+
+    :raises ValueError: if there is none
+    """
+    logs = defaultdict(list)
+    files = sorted(folder.rglob("events.out.tfevents.*")) if folder.is_dir() else []
+    check(bool(files), "runs", "be folders with TensorBoard logs", str(folder))
+    for file in files:
+        above = file.parents[: len(file.relative_to(folder).parts)]
+        run = next((each for each in above if (each / RUN_FILE).is_file()), file.parent)
+        logs[run].append(file)
+    return logs
+
+
+def read_curves(folders: Sequence[Path], tag: str) -> dict[str, dict[str, Curve]]:
+    """The curves of all runs below ``folders``, by environment and run.
+
+    Runs that have logged nothing of that name yet are left out.
 
     :raises ValueError: if there is no log, or none with that tag
     """
+    logs = {run: files for folder in folders for run, files in find_logs(folder).items()}
+    shared = Path(os.path.commonpath([run.absolute().parent for run in logs]))
+    panels: dict[str, dict[str, Curve]] = {}
+    tags: set[str] = set()
+    for run, files in logs.items():
+        record = run / RUN_FILE
+        env_id = json.loads(record.read_text()).get("env_id", "") if record.is_file() else ""
+        curve = read_scalars(files, tag, tags)
+        if curve[0]:
+            parts = [part for part in run.absolute().relative_to(shared).parts if part != env_id]
+            panels.setdefault(env_id, {})["/".join(parts) or run.name] = curve
+    check(bool(panels), "tag", f"be one of {sorted(tags)}", tag)
+    return dict(sorted(panels.items()))
+
+
+def read_scalars(files: Sequence[Path], tag: str, tags: set[str]) -> Curve:
+    """The values of a tag in a run's files; of a step that was logged twice, as after a run was
+    resumed, the newer one.
+
+    :param tags: the tags that there are are added to it
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    files = sorted(Path(folder).rglob("events.out.tfevents.*"))
-    check(bool(files), "runs", "be folders with TensorBoard logs", str(folder))
-    tags: set[str] = set()
-    points: list[tuple[int, float]] = []
+    entries = []
     for file in files:
         events = EventAccumulator(str(file)).Reload()
         tags.update(events.Tags()["scalars"])
         if tag in events.Tags()["scalars"]:
-            points += [(event.step, event.value) for event in events.Scalars(tag)]
-    check(bool(points), "tag", f"be one of {sorted(tags)} in {folder}", tag)
-    steps, values = zip(*sorted(points))
-    return list(steps), list(values)
+            entries += events.Scalars(tag)
+    values = {entry.step: entry.value for entry in sorted(entries, key=lambda e: e.wall_time)}
+    steps = sorted(values)
+    return steps, [values[step] for step in steps]
 
 
-def plot_runs(
-    path: str | Path, label: str, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
-) -> None:
-    """Draw one curve ``(steps, values)`` for each run.
+def plot_runs(path: str | Path, label: str, panels: Mapping[str, Mapping[str, Curve]]) -> None:
+    """Draw a panel for each environment, with a curve for each run.
 
-    :param path: PNG to write
+    :param path: PNG to write; its folder is made if missing
     :param label: of the vertical axis
-    :param curves: by the name of the run
+    :param panels: see :func:`read_curves`
     """
+    n_columns = min(len(panels), 3)
+    n_rows = -(-len(panels) // n_columns)
+    size = (8, 4.5) if len(panels) == 1 else (5 * n_columns, 3.6 * n_rows)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        axes = figure.subplots()
-        for name, (steps, values) in curves.items():
-            axes.plot(steps, values, lw=2, label=name)
-        axes.set(xlabel="agent steps", ylabel=label)
-        axes.legend(frameon=False)
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
+        for axes, (title, curves) in zip(grid, panels.items()):
+            for name, (steps, values) in curves.items():
+                axes.plot(steps, values, lw=2, label=name)
+            axes.set(title=title, xlabel="agent steps", ylabel=label)
+            axes.legend(frameon=False, fontsize="small")
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=130)
 
 

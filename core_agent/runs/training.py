@@ -132,9 +132,18 @@ def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
         yield
 
 
-def _try_to_lock(file: TextIO) -> bool:
+def is_locked(folder: Path) -> bool:
+    """Whether a process trains in ``folder``, as far as this machine can tell."""
+    path = folder / "lock"
+    if not path.exists():
+        return False
+    with path.open() as file:
+        return not _try_to_lock(file, fcntl.LOCK_SH)
+
+
+def _try_to_lock(file: TextIO, kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -12,6 +12,11 @@ from PIL import Image, ImageDraw
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from tensorboard.compat.proto.summary_pb2 import Summary
 
+from core_agent.validation import check
+
+FRAMES_PER_SECOND = 15
+"""Of the videos that commands write; slower than the simulation."""
+
 
 def write_mp4(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> None:
     """Write frames ``(H, W, 3)``, uint8, even height and width, as an H.264 video.
@@ -28,6 +33,26 @@ def write_mp4(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> Non
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
+
+
+def check_video(name: str, path: str | Path) -> None:
+    """Refuse a video file of an unknown format.
+
+    :param name: of the argument, for the error
+    :raises ValueError: unless ``path`` ends in .mp4 or .gif
+    """
+    check(Path(path).suffix.lower() in WRITERS, name, f"end in one of {tuple(WRITERS)}", str(path))
+
+
+def write_video(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> None:
+    """Write frames ``(H, W, 3)``, uint8, even height and width, as .mp4 or .gif.
+
+    :param path: its folder is made if missing
+    :raises ValueError: if there is no frame, or for another format
+    """
+    check_video("path", path)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    WRITERS[Path(path).suffix.lower()](path, frames, fps)
 
 
 def captioned(frames: Sequence[np.ndarray], text: str) -> list[np.ndarray]:
@@ -61,6 +86,19 @@ def encode_gif(frames: Sequence[np.ndarray], fps: float) -> bytes:
         loop=0,
     )
     return file.getvalue()
+
+
+def write_gif(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> None:
+    """Write frames ``(H, W, 3)``, uint8, as an endless GIF.
+
+    :raises ValueError: if there is no frame
+    """
+    check(len(frames) > 0, "frames", "hold at least one frame", "none")
+    Path(path).write_bytes(encode_gif(frames, fps))
+
+
+WRITERS = {".mp4": write_mp4, ".gif": write_gif}
+"""By the suffix of the file."""
 
 
 def encode_png(image: np.ndarray) -> bytes:

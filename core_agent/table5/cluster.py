@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from signal import SIGINT, SIGTERM
+from typing import Any
 
-from core_agent.table5.grid import Job, RunInterruptedError, run_job, update_status
+from core_agent.table5.grid import (
+    Job,
+    RunInterruptedError,
+    read_status,
+    run_job,
+    update_status,
+)
 from core_agent.validation import at_least, check, check_arguments
 
 PASSED_ON = ("MUJOCO_GL", "DCS_VIDEOS", "PYTHONPATH")
 """Environment variables that runs on other machines see as this process does."""
 N_RETRIES = 10
 """Times that a run is started again after its machine or process was lost."""
+MOST_AT_ONCE = 1_000
+"""Runs at once where neither processors nor GPUs are reserved for one."""
 
 
-def run_on_ray(
-    jobs: Sequence[Job],
-    root: Path,
-    address: str | None = None,
-    cpus: float = 1.0,
-    gpus: float = 0.0,
-    watch: Callable[[], None] = lambda: None,
-    seconds_between: float = 2.0,
-) -> dict[Path, str]:
-    """Do all jobs, as many at once as there is room for.
+def start_ray(address: str | None = None) -> dict[str, float]:
+    """Start Ray here, or connect to a cluster; its resources, such as ``{"CPU": 8.0}``.
 
-    A run whose machine or process is lost continues from its last checkpoint, elsewhere if need be.
-    ``root`` must be a folder that all machines share.
-
-    :param jobs: what to run
-    :param root: where, see :meth:`~core_agent.table5.grid.Job.folder`
     :param address: of a running cluster; ``None``: this machine alone
-    :param cpus: processors for a run
-    :param gpus: GPUs for a run; 0.25 puts four runs on each
-    :param watch: called every ``seconds_between``
-    :return: how each run ended, by its folder
-    :raises ValueError: if Ray is not installed or can never make room for one run
+    :raises ValueError: if Ray is not installed
     """
-    check_arguments({"cpus": at_least(0), "gpus": at_least(0)}, locals())
     try:
         import ray
     except ModuleNotFoundError:
@@ -54,29 +50,120 @@ def run_on_ray(
             log_to_driver=False,
             runtime_env={"env_vars": variables},
         )
-    check_room(ray.cluster_resources(), cpus, gpus)
+    return ray.cluster_resources()
+
+
+def count_at_once(resources: Mapping[str, float], cpus: float = 1.0, gpus: float = 0.0) -> int:
+    """How many runs a cluster has room for at once.
+
+    :param resources: see :func:`start_ray`
+    :param cpus: processors for a run
+    :param gpus: GPUs for a run; 0.25 puts four runs on each
+    :raises ValueError: if it can never make room for one
+    """
+    check_arguments({"cpus": at_least(0), "gpus": at_least(0)}, locals())
+    counts = [MOST_AT_ONCE]
+    for name, wanted, key in (("cpus", cpus, "CPU"), ("gpus", gpus, "GPU")):
+        there = resources.get(key, 0.0)
+        check(wanted <= there, name, f"be at most what the cluster has, {there:g}", wanted)
+        if wanted:
+            counts.append(int(there / wanted))
+    return min(counts)
+
+
+def run_on_ray(
+    jobs: Sequence[Job],
+    root: Path,
+    address: str | None = None,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
+    watch: Callable[[], None] = lambda: None,
+    seconds_between: float = 2.0,
+) -> dict[Path, str]:
+    """Do all jobs, as many at once as there is room for.
+
+    A run whose machine or process is lost continues from its last checkpoint, elsewhere if need be.
+    ``root`` must be a folder that all machines share. SIGINT (Ctrl-C) and SIGTERM stop every run
+    with a checkpoint; a second signal acts as without this function.
+
+    :param jobs: what to run
+    :param root: where, see :meth:`~core_agent.table5.grid.Job.folder`
+    :param address: of a running cluster; ``None``: this machine alone
+    :param cpus: processors for a run
+    :param gpus: GPUs for a run; 0.25 puts four runs on each
+    :param watch: called every ``seconds_between``
+    :return: by the folder of each run, its state when this function ended
+    :raises ValueError: if Ray is not installed or can never make room for one run
+    """
+    check_arguments({"cpus": at_least(0), "gpus": at_least(0)}, locals())
+    count_at_once(start_ray(address), cpus, gpus)
+    import ray
+
     retries = {"max_retries": N_RETRIES, "retry_exceptions": [RunInterruptedError]}
-    task = ray.remote(run_job).options(num_cpus=cpus, num_gpus=gpus, **retries)
-    pending = {task.remote(job, root.absolute()): job for job in jobs}
+    task = ray.remote(run_on_worker).options(num_cpus=cpus, num_gpus=gpus, **retries)
     ended: dict[Path, str] = {}
-    while pending:
-        done, _ = ray.wait(list(pending), timeout=seconds_between)
-        for reference in done:
-            folder = pending.pop(reference).folder(root)
-            try:
-                ended[folder] = ray.get(reference)
-            except ray.exceptions.RayError as error:
-                update_status(folder, state="failed", error=str(error))
-                ended[folder] = "failed"
-        watch()
+    with first_signal() as received:
+        pending = {task.remote(job, root.absolute()): job for job in jobs}
+        is_stopping = False
+        while pending:
+            done, _ = ray.wait(list(pending), timeout=seconds_between)
+            for reference in done:
+                folder = pending.pop(reference).folder(root)
+                try:
+                    ended[folder] = ray.get(reference)
+                except ray.exceptions.TaskCancelledError:
+                    ended[folder] = read_status(folder)["state"]
+                except ray.exceptions.RayError as error:
+                    update_status(folder, state="failed", error=str(error))
+                    ended[folder] = "failed"
+            if received and not is_stopping:
+                is_stopping = True
+                logging.getLogger("core_agent").warning(
+                    "stopping: each run writes a checkpoint first; a second signal ends at once"
+                )
+                for reference in pending:
+                    ray.cancel(reference)
+            watch()
     return ended
 
 
-def check_room(resources: dict[str, float], cpus: float, gpus: float) -> None:
-    """Make sure that one run fits, or nothing would ever start.
+def run_on_worker(job: Job, root: Path) -> str:
+    """Do a job in a process of Ray's, whose one source of SIGINT is ``ray.cancel``.
 
-    :raises ValueError: if it does not
+    :return: as :func:`~core_agent.table5.grid.run_job`, or ``"interrupted"``
+    :raises RunInterruptedError: if another signal stopped it: Ray starts it again
     """
-    for name, wanted, key in (("cpus", cpus, "CPU"), ("gpus", gpus, "GPU")):
-        rule = f"be at most what the cluster has, {resources.get(key, 0.0):g}"
-        check(wanted <= resources.get(key, 0.0), name, rule, wanted)
+    try:
+        return run_job(job, root)
+    except RunInterruptedError as error:
+        if error.signal != SIGINT:
+            raise
+        return "interrupted"
+
+
+@contextmanager
+def first_signal() -> Iterator[list[int]]:
+    """Inside, the first SIGINT or SIGTERM is put into the list; others act as before.
+
+    Signals reach the main thread alone, and those that are ignored, as nohup does, stay so.
+    """
+    received: list[int] = []
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in (SIGINT, SIGTERM)}
+        handlers = {n: each for n, each in handlers.items() if each not in (None, signal.SIG_IGN)}
+
+    def restore() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+        restore()
+
+    for number in handlers:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        restore()

@@ -85,18 +85,21 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def draw_estimate(jobs: Sequence[Job], root: Path, price: float = 0.0) -> Table:
+def draw_estimate(jobs: Sequence[Job], root: Path, price: float = 0.0, at_once: int = 1) -> Table:
     """A table of the time that the unfinished runs take, from trying one of each agent here.
 
     :param price: of an hour of one run; 0 leaves the cost out
+    :param at_once: runs that there is room for at once, each as fast as one alone is here
     """
     left = [job for job in jobs if read_status(job.folder(root))["state"] != "finished"]
-    table = Table(title=f"{len(left)} of {len(jobs)} runs to do, one at a time, on this machine")
+    at_once = min(at_once, max(len(left), 1))
+    pace = "one at a time" if at_once == 1 else f"{at_once} at once"
+    table = Table(title=f"{len(left)} of {len(jobs)} runs to do, {pace}; measured on this machine")
     table.add_column("agent")
     columns = ("runs", "simulator steps", "ms a step", "ms an update", "hours a run")
     for column in (*columns, "hours", "cost"):
         table.add_column(column, justify="right")
-    total = 0.0
+    total, longest = 0.0, []
     for agent, group in groupby(sorted(left, key=lambda j: j.run.agent), lambda j: j.run.agent):
         runs = list(group)
         # Steps differ in cost, and tasks in steps: one run of each task is tried.
@@ -105,6 +108,7 @@ def draw_estimate(jobs: Sequence[Job], root: Path, price: float = 0.0) -> Table:
         estimate = Estimate(*np.mean(estimates, axis=0).tolist())
         hours = estimate.run / 3600
         total += hours * len(runs)
+        longest.append(hours)
         table.add_row(
             agent,
             str(len(runs)),
@@ -118,6 +122,9 @@ def draw_estimate(jobs: Sequence[Job], root: Path, price: float = 0.0) -> Table:
     table.add_section()
     cost = f"{total * price:.2f}" if price else "–"
     table.add_row("all", str(len(left)), "", "", "", "", f"{total:.1f}", cost)
+    if at_once > 1:
+        elapsed = max([total / at_once, *longest])
+        table.add_row(f"all, {at_once} at once", "", "", "", "", "", f"{elapsed:.1f}", "")
     return table
 
 

@@ -21,16 +21,12 @@ import platform
 import re
 import time
 import traceback
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from signal import Signals
 from typing import Any
 
-import numpy as np
-from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
 
 from core_agent.agents.loop import PAPER_SIMULATOR_STEPS
@@ -40,15 +36,14 @@ from core_agent.environments.suite import first_seed
 from core_agent.networks.hardware import used_precision
 from core_agent.runs.callbacks import next_multiple
 from core_agent.runs.evaluation import play
-from core_agent.runs.training import RUN_FILE, Run, train_run, training_environment
-from core_agent.runs.video import write_mp4
+from core_agent.runs.training import RUN_FILE, Run, is_locked, train_run, training_environment
+from core_agent.runs.video import FRAMES_PER_SECOND, write_mp4
 from core_agent.saving.checkpoint import library_versions
 from core_agent.table5.paper import DIFFICULTIES, DISTRACTIONS, N_PAPER_SEEDS, TASKS
 from core_agent.validation import SIZE, check, check_arguments, whole
 
 EPISODE_STEPS = 1_000
 """Simulator steps in an episode of the Distracting Control Suite."""
-FRAMES_PER_SECOND = 15
 LOCK_PATIENCE = 300.0
 """Seconds to wait for a process that died on another machine to let go of its run."""
 
@@ -167,7 +162,7 @@ def take_shard(jobs: Sequence[Job], shard: str) -> list[Job]:
 
 # ---- the record of a run ----
 
-STATES = ("finished", "running", "failed", "not started")
+STATES = ("finished", "running", "interrupted", "failed", "not started")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -189,9 +184,16 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """The content of ``status.json``; ``{"state": "not started"}`` without one."""
+    """The content of ``status.json``; ``{"state": "not started"}`` without one.
+
+    A run of this machine whose process has died is ``"interrupted"``, not ``"running"``.
+    """
     path = folder / "status.json"
-    return json.loads(path.read_text()) if path.is_file() else {"state": "not started"}
+    status = json.loads(path.read_text()) if path.is_file() else {"state": "not started"}
+    is_here = status["state"] == "running" and status.get("host") == platform.node()
+    if is_here and not is_locked(folder):
+        status["state"] = "interrupted"
+    return status
 
 
 class Recorder(BaseCallback):
@@ -328,7 +330,11 @@ def run_job(job: Job, root: Path, progress: bool = False) -> str:
     except Exception:
         update_status(folder, state="failed", error=traceback.format_exc())
         return "failed"
+    except KeyboardInterrupt:  # before or after the steps and updates, which end at a checkpoint
+        update_status(folder, state="interrupted")
+        raise RunInterruptedError(folder, Signals.SIGINT) from None
     if outcome.interrupted_by is not None:
+        update_status(folder, state="interrupted")
         raise RunInterruptedError(folder, outcome.interrupted_by)
     update_status(folder, state="finished", error=None)
     return "finished"
@@ -338,36 +344,3 @@ def update_status(folder: Path, **changes: Any) -> None:
     """Change some entries of ``status.json``."""
     status = {**read_status(folder), **changes}
     write_whole(folder / "status.json", json.dumps(status, indent=1))
-
-
-# ---- the state of all runs ----
-
-
-def draw_table(jobs: Sequence[Job], root: Path) -> Table:
-    """One row for each agent and environment: seeds by state, progress, returns, speed.
-
-    The return is the mean of the last evaluations, with the number of seeds that it is of.
-    """
-    table = Table("agent", "environment", title=f"{len(jobs)} runs in {root}")
-    for column in (*STATES, "progress", "return", "steps/s"):
-        table.add_column(column, justify="right")
-    by_setting = sorted(jobs, key=lambda job: (job.run.agent, job.run.env_id))
-    for setting, group in groupby(by_setting, lambda job: (job.run.agent, job.run.env_id)):
-        seeds = list(group)
-        statuses = [read_status(job.folder(root)) for job in seeds]
-        counts = Counter(status["state"] for status in statuses)
-        shares = [
-            min(1.0, status.get("simulator_steps", 0) / job.simulator_steps)
-            for job, status in zip(seeds, statuses)
-        ]
-        evaluations = [read_lines(job.folder(root) / "evaluations.jsonl") for job in seeds]
-        returns = [np.mean(lines[-1]["returns"]) for lines in evaluations if lines]
-        speeds = [s["steps_per_second"] for s in statuses if s.get("steps_per_second")]
-        table.add_row(
-            *setting,
-            *(str(counts[state] or "") for state in STATES),
-            f"{np.mean(shares):.0%}",
-            f"{np.mean(returns):.0f} ({len(returns)})" if returns else "–",
-            f"{np.mean(speeds):.1f}" if speeds else "–",
-        )
-    return table

@@ -22,17 +22,27 @@ from gymnasium import spaces
 
 from core_agent.agents.base import SequenceOffPolicyAlgorithm
 from core_agent.agents.presets import preset as preset_arguments
-from core_agent.agents.registry import AGENTS, get_agent
-from core_agent.environments.suite import first_seed
+from core_agent.agents.registry import AGENTS, get_agent, load_agent
+from core_agent.environments.suite import check_window, first_seed, is_in_suite
 from core_agent.runs.evaluation import play
-from core_agent.runs.training import make_environment
-from core_agent.runs.video import captioned, side_by_side, write_mp4
+from core_agent.runs.training import (
+    environment_arguments,
+    evaluation_environment,
+    make_environment,
+)
+from core_agent.runs.video import (
+    FRAMES_PER_SECOND,
+    captioned,
+    check_video,
+    side_by_side,
+    write_video,
+)
 from core_agent.validation import check
 
 FOLDER = Path(__file__).parent
+WAY_OUT = "core-agent train trains your own; core-agent watch also takes the folder of a run"
 NOT_FOR_ACTING = ("critic.", "critic_target.", "encoder_target.")
 """Prefixes of the parameters that acting does not need."""
-FRAMES_PER_SECOND = 15
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,7 @@ def read_card(name: str) -> ModelCard:
     :raises ValueError: for an unknown name
     """
     names = trained_names()
-    check(name in names, "name", f"be one of {names}", name, "core-agent train trains your own")
+    check(name in names, "name", f"be one of {names}", name, WAY_OUT)
     front_matter = (FOLDER / f"{name}.md").read_text().split("---\n")[1]
     return ModelCard(**yaml.safe_load(front_matter))
 
@@ -192,33 +202,69 @@ class NextTo(gym.Wrapper):
 
 def clean_twin(env_id: str) -> str:
     """The id of the same task without distractions."""
-    domain_and_task = env_id.removeprefix("DCS-").rsplit("-", 2)[0]
-    return f"DCS-{domain_and_task}-clean"
+    domain, task = env_id.removeprefix("DCS-").split("-")[:2]
+    return f"DCS-{domain}-{task}-clean"
 
 
-def watch(name: str, output: Path, seed: int = 0, window: bool = False) -> float:
-    """Play one episode of a trained agent under distraction, its clean twin next to it.
+DISTRACTIONS = ("distractions", "scale", "n_clips", "video_path")
+"""Arguments that a clean environment does not take from a distracting one."""
 
-    :param name: one of :func:`trained_names`
-    :param output: the mp4 to write, unless it is shown in a window
-    :param seed: of the episode
+
+def find_agent(agent: str) -> tuple[SequenceOffPolicyAlgorithm, dict[str, Any]]:
+    """The agent of a run, of a file, or one that comes with the package, and where it learned.
+
+    :param agent: path of the first two, or one of :func:`trained_names`
+    :return: the model, and ``env_id`` and ``env_arguments`` of its environment
+    :raises ValueError: if there is no such thing
+    """
+    if agent not in trained_names() and (Path(agent).exists() or Path(f"{agent}.zip").exists()):
+        model = load_agent(agent)
+        return model, model.origin
+    model = load_trained(agent)
+    arguments = environment_arguments(agent, read_card(agent).preset, "val", {})
+    return model, {"env_id": agent, "env_arguments": arguments}
+
+
+def without_distractions(origin: dict[str, Any]) -> dict[str, Any] | None:
+    """The clean twin of an environment, in the same form; ``None`` where there is none."""
+    env_id = str(origin.get("env_id"))
+    if not (is_in_suite(env_id) and env_id.endswith(("-static", "-dynamic"))):
+        return None
+    arguments = origin.get("env_arguments", {}).items()
+    kept = {name: value for name, value in arguments if name not in DISTRACTIONS}
+    return {"env_id": clean_twin(env_id), "env_arguments": kept}
+
+
+def watch(agent: str, output: Path, seed: int = 0, window: bool = False) -> float:
+    """Play one episode of an agent, next to one without distractions where there were some.
+
+    :param agent: see :func:`find_agent`
+    :param output: the .mp4 or .gif to write, unless it is shown in a window
+    :param seed: of the episodes
     :param window: show it in a window instead, which needs pygame and a display
     :return: the return under distraction
-    :raises ValueError: for an unknown name
+    :raises ValueError: if there is no such agent
     """
-    model, card = load_trained(name), read_card(name)
+    if window:
+        check_window()
+    else:
+        check_video("output", output)
+    model, origin = find_agent(agent)
+    twin, clean = without_distractions(origin), None
     seed = first_seed(seed, split="val")
-    with closing(make_environment(clean_twin(name), card.preset, "val")) as env:
-        clean = play(env, model, 1, seed=seed, record=True)[0]
-    with closing(make_trained_environment(name)) as env:
+    if twin is not None:
+        with closing(evaluation_environment(twin, None, None, "val", {})) as env:
+            clean = play(env, model, 1, seed=seed, record=True)[0]
+    with closing(evaluation_environment(origin, None, None, "val", {})) as env:
         if window:
-            shown = gym.wrappers.HumanRendering(NextTo(env, clean.frames))
+            shown = gym.wrappers.HumanRendering(NextTo(env, clean.frames) if clean else env)
             return play(shown, model, 1, seed=seed)[0].episode_return
         result = play(env, model, 1, seed=seed, record=True)[0]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    frames = side_by_side(
-        captioned(result.frames, f"distracted: return {result.episode_return:.0f}"),
-        captioned(clean.frames, f"clean: return {clean.episode_return:.0f}"),
-    )
-    write_mp4(output, frames, FRAMES_PER_SECOND)
+    frames = result.frames
+    if clean:
+        frames = side_by_side(
+            captioned(frames, f"distracted: return {result.episode_return:.0f}"),
+            captioned(clean.frames, f"clean: return {clean.episode_return:.0f}"),
+        )
+    write_video(output, frames, FRAMES_PER_SECOND)
     return result.episode_return

@@ -1,7 +1,8 @@
 """The Distracting Control Suite as Gymnasium environments.
 
-Importing the package registers 42 ids, ``DCS-{domain}-{task}-{difficulty}-{static|dynamic}`` and
-``DCS-{domain}-{task}-clean``, and ``DCS-custom`` for any other task of the dm_control suite.
+Importing the package registers ``DCS-{domain}-{task}-{difficulty}-{static|dynamic}`` and
+``DCS-{domain}-{task}-clean`` for the six tasks of the paper, which are the 42 ``ENV_IDS``, and for
+all other tasks of the dm_control suite; ``DCS-custom`` takes the task as arguments.
 ``gymnasium.make("distracting_envs:DCS-cheetah-run-easy-dynamic")`` needs no import, also in worker
 processes.
 
@@ -12,6 +13,7 @@ from gymnasium.envs.registration import register, registry
 
 from distracting_envs.quiet import hide_gym_notice
 from distracting_envs.settings import (
+    ALL_SETTINGS,
     ENV_IDS,
     TASKS,
     EnvSettings,
@@ -29,18 +31,17 @@ __all__ = [
     "parse_env_id",
 ]
 
-_ENTRY_POINT = "distracting_envs.env:DistractingControlEnv"
+_ENTRY_POINT = "distracting_envs.wrappers:make"
 
 GENERIC_ID = "DCS-custom"
-"""Any dm_control suite task: ``gymnasium.make("DCS-custom", domain="hopper", task="hop", ...)``."""
+"""Any task and strength, as in ``make("DCS-custom", domain="hopper", task="hop", scale=0.25)``."""
 
 
 def register_all() -> None:
     """Register the ids with Gymnasium; a second call does nothing."""
     if GENERIC_ID in registry:
         return
-    for env_id in ENV_IDS:
-        settings = parse_env_id(env_id)
+    for env_id, settings in ALL_SETTINGS.items():
         register(
             id=env_id,
             entry_point=_ENTRY_POINT,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import EzPickle
 from PIL import Image as PillowImage
 
@@ -84,7 +86,8 @@ class DistractingControlEnv(DmControlCompatibilityV0):
     :param image_size: pixels per side of an observation, at least 1
     :param vector_observations: observations are a dict of the image, "pixels", and the task's
         observations as float32 vectors
-    :param render_mode: "rgb_array" (``render()`` returns the 240x320x3 frame) or None
+    :param render_mode: "rgb_array" (``render()`` returns the 240x320x3 frame) or None;
+        ``gymnasium.make`` also takes "human", a window
     :param render_quality: "paper", or "fast" without shadows, multisampling, reflections and large
         textures, for software OpenGL
     :param memory_cache_gb: decoded clips kept in this process, in 10^9 bytes; shared by its
@@ -96,6 +99,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - Gymnasium's
+    _spec: EnvSpec | None = None
 
     def __init__(
         self,
@@ -196,6 +200,21 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         return next(reversed(self._distractors.values()), self._base)
 
     @property
+    def spec(self) -> EnvSpec | None:
+        """Gymnasium's specification, with the agent steps of an episode as ``max_episode_steps``.
+
+        The registered one does not have them, since they depend on ``action_repeat``, and Gymnasium
+        would truncate episodes by it.
+        """
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        if spec is not None:
+            spec = replace(spec, max_episode_steps=-(-EPISODE_STEPS // self._action_repeat))
+        self._spec = spec
+
+    @property
     def action_repeat(self) -> int:
         """Simulator steps per agent step."""
         return self._action_repeat
@@ -219,7 +238,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Start an episode; return the first observation and an empty dict.
+        """Start an episode; return the first observation, and as ``info`` what :meth:`step` does.
 
         :param seed: seed of the task and of every distraction, in [0, 2**32); None keeps the random
             generators
@@ -238,12 +257,15 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         self._simulator_steps = 0
         self._needs_reset = False
         self._draw_frame()
-        return self._observation(vectors), {}
+        return self._observation(vectors), self._info()
 
     def step(
         self, action: npt.NDArray[np.floating[Any]]
     ) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Apply an action for ``action_repeat`` simulator steps, or until the episode ends.
+
+        ``info`` has the name of the background's ``clip`` (empty without one), the
+        ``simulator_steps`` since the last reset, and the ``action_repeat``.
 
         :param action: float array in [-1, 1], of the action space's shape
         :raises ValueError: if the action has another shape, or is not finite
@@ -271,7 +293,14 @@ class DistractingControlEnv(DmControlCompatibilityV0):
                 self._needs_reset = True
                 break
         self._draw_frame()
-        return self._observation(vectors), total_reward, terminated, truncated, {}
+        return self._observation(vectors), total_reward, terminated, truncated, self._info()
+
+    def _info(self) -> dict[str, Any]:
+        return {
+            "clip": self.clip_name,
+            "simulator_steps": self._simulator_steps,
+            "action_repeat": self._action_repeat,
+        }
 
     def render(self) -> npt.NDArray[np.uint8] | None:
         """Return the frame of the last observation, (240, 320, 3) uint8 RGB; None without a mode.

@@ -1,13 +1,11 @@
 """Pictures of the environments: Figure 2 of the paper's appendix, and a video of distractions.
 
-``python -m distracting_envs.gallery`` writes ``gallery.png`` and ``distractions.gif``.
+``core-agent gallery`` writes both.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -184,25 +182,3 @@ def write_video(path: Path, frames: Sequence[Image], fps: int) -> None:
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``python -m distracting_envs.gallery``; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m distracting_envs.gallery")
-    parser.add_argument("--picture", default="gallery.png", help="file to write, .png")
-    parser.add_argument("--video", default="distractions.gif", help="file to write, .gif or .mp4")
-    parser.add_argument("--difficulty", choices=list(DIFFICULTIES), default="medium")
-    parser.add_argument("--video-path", help="clips to show; default: DAVIS or the built-in ones")
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args(arguments)
-    shown = {"video_path": options.video_path, "seed": options.seed}
-    for path in (
-        draw_gallery(options.picture, **shown),
-        draw_video(options.video, difficulty=options.difficulty, **shown),
-    ):
-        sys.stdout.write(f"wrote {path}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

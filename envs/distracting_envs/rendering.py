@@ -15,6 +15,7 @@ import os
 import sys
 from typing import Any
 
+import gymnasium
 import numpy as np
 import numpy.typing as npt
 
@@ -68,6 +69,34 @@ def prepare_rendering() -> None:
 
 def _has_display() -> bool:
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def check_window() -> None:
+    """Make sure that a window can be opened, which pygame does.
+
+    :raises gymnasium.error.DependencyNotInstalled: without pygame
+    :raises RenderingUnavailableError: without a display
+    """
+    chosen = "SDL_VIDEODRIVER" in os.environ
+    driver = "offscreen"  # what pygame falls back to without a word, showing nothing
+    if chosen or _has_display() or sys.platform != "linux":
+        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+        # An accelerated window makes its own OpenGL context current, unnoticed by dm_control.
+        os.environ["SDL_FRAMEBUFFER_ACCELERATION"] = "0"
+        try:
+            pygame = importlib.import_module("pygame")
+        except ModuleNotFoundError:
+            raise gymnasium.error.DependencyNotInstalled(
+                "a window needs pygame, which is not installed: pip install pygame"
+            ) from None
+        with contextlib.suppress(pygame.error):
+            pygame.display.init()
+            driver = pygame.display.get_driver()
+    if driver == "offscreen" and not chosen:
+        raise RenderingUnavailableError(
+            f"a window needs a display, and DISPLAY={os.environ.get('DISPLAY', '')!r} is none; "
+            'write a video of render_mode="rgb_array" instead, or start the program with xvfb-run'
+        )
 
 
 def _headless_backend() -> str:
@@ -167,7 +196,9 @@ class FrameRenderer:
         if _gl_process is not None and _gl_process != os.getpid():
             raise RenderingUnavailableError(
                 "OpenGL was used by a process that then forked this one, where it would hang; "
-                "start worker processes with 'spawn' or 'forkserver', or before the first frame"
+                "start worker processes anew: AsyncVectorEnv(env_fns, context='spawn'), "
+                "SubprocVecEnv(env_fns, start_method='spawn') or "
+                "core_agent.environments.make.make_vec_env(env_id, n_envs)"
             )
         if self._camera is None:
             self._camera = self._make_camera()

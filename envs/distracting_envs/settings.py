@@ -6,7 +6,7 @@ Sources: tables 3 and 4 of the appendix of arXiv:2112.01163, and the configurati
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -71,6 +71,21 @@ TASKS: Mapping[str, TaskSettings] = MappingProxyType(
     }
 )
 
+_OTHER_TASKS = """
+acrobot-swingup acrobot-swingup_sparse cartpole-balance cartpole-balance_sparse
+cartpole-swingup_sparse cartpole-two_poles cartpole-three_poles dog-stand dog-walk dog-trot dog-run
+dog-fetch finger-turn_easy finger-turn_hard fish-upright fish-swim hopper-stand hopper-hop
+humanoid-stand humanoid-walk humanoid-run humanoid-run_pure_state humanoid_CMU-stand
+humanoid_CMU-walk humanoid_CMU-run lqr-lqr_2_1 lqr-lqr_6_2 manipulator-bring_ball
+manipulator-bring_peg manipulator-insert_ball manipulator-insert_peg pendulum-swingup
+point_mass-easy point_mass-hard quadruped-walk quadruped-run quadruped-escape quadruped-fetch
+reacher-hard stacker-stack_2 stacker-stack_4 swimmer-swimmer6 swimmer-swimmer15 walker-stand
+walker-run
+"""
+
+OTHER_TASKS: tuple[str, ...] = tuple(_OTHER_TASKS.split())
+"""The tasks of the dm_control suite that the paper does not use. Importing it would load MuJoCo."""
+
 DIFFICULTIES: Mapping[str, Difficulty] = MappingProxyType(
     {
         "easy": Difficulty(train_clips=4, val_clips=4, scale=0.1),
@@ -88,12 +103,14 @@ def env_id(settings: EnvSettings) -> str:
     return f"{name}-{settings.difficulty}-{'dynamic' if settings.dynamic else 'static'}"
 
 
-def _all_settings() -> dict[str, EnvSettings]:
+def _settings_of(tasks: Iterable[str]) -> dict[str, EnvSettings]:
+    """The settings of tasks by id: each clean and in six distracted ones."""
     table = {}
-    for task in TASKS.values():
-        clean = EnvSettings(task.domain, task.task, None, dynamic=False)
+    for name in tasks:
+        domain, task = name.split("-")
+        clean = EnvSettings(domain, task, None, dynamic=False)
         distracted = [
-            EnvSettings(task.domain, task.task, difficulty, dynamic)
+            EnvSettings(domain, task, difficulty, dynamic)
             for difficulty in DIFFICULTIES
             for dynamic in (False, True)
         ]
@@ -101,26 +118,28 @@ def _all_settings() -> dict[str, EnvSettings]:
     return table
 
 
-_SETTINGS = _all_settings()
+ENV_IDS: tuple[str, ...] = tuple(_settings_of(TASKS))
+"""The paper's 42 ids: six tasks, each clean and in six distracted settings."""
 
-ENV_IDS: tuple[str, ...] = tuple(_SETTINGS)
-"""The 42 registered ids: six tasks, each clean and in six distracted settings."""
+ALL_SETTINGS: Mapping[str, EnvSettings] = MappingProxyType(_settings_of([*TASKS, *OTHER_TASKS]))
+"""What each registered id means: those of the paper, and of all other tasks of the suite."""
 
 
 def parse_env_id(name: str) -> EnvSettings:
     """Return the settings of an id.
 
-    :param name: one of :data:`ENV_IDS`, with or without a leading ``distracting_envs:``
+    :param name: a registered id, with or without a leading ``distracting_envs:``
     :raises ValueError: if there is no such environment
     """
     bare = name.removeprefix("distracting_envs:") if isinstance(name, str) else None
-    if bare not in _SETTINGS:
+    if bare not in ALL_SETTINGS:
         raise ValueError(
             f"environment id must be DCS-{{task}}-clean or "
             f"DCS-{{task}}-{{{'|'.join(DIFFICULTIES)}}}-{{static|dynamic}} "
-            f"with a task of {', '.join(TASKS)}; got {name!r}"
+            f"with a task of {', '.join(TASKS)}, or any other domain-task of the dm_control suite; "
+            f"got {name!r}"
         )
-    return _SETTINGS[bare]
+    return ALL_SETTINGS[bare]
 
 
 def ground_plane_alpha(domain: str) -> float:

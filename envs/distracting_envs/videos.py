@@ -6,18 +6,17 @@ environment is made, so that no later episode fails: a missing clip, an empty fo
 picture, frames of different sizes.
 
 DAVIS 2017 is by Pont-Tuset et al. (arXiv:1704.00675), published under the BSD licence, and not part
-of this package. ``python -m distracting_envs.videos download`` fetches it.
+of this package. ``core-agent videos download`` fetches it.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import functools
 import itertools
 import logging
 import multiprocessing
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from PIL import Image as PillowImage
 from distracting_envs import builtin_videos
 from distracting_envs.cache import Clip, Image, cache_folder
 from distracting_envs.davis import DAVIS_NAMES
+from distracting_envs.settings import SPLITS
 
 _LOG = logging.getLogger("distracting_envs")
 
@@ -208,7 +208,7 @@ def resolve_video_path(video_path: str | os.PathLike[str] | None) -> Path | None
     """Return the folder of the clips, or None for the built-in clips.
 
     In order: ``video_path``, the environment variable ``DCS_VIDEOS``, DAVIS as downloaded
-    by ``python -m distracting_envs.videos download``, the built-in clips.
+    by ``core-agent videos download``, the built-in clips.
 
     :param video_path: a folder of clips, the root of DAVIS, ``"builtin"``, or None
     :raises VideoError: if the folder does not exist
@@ -267,13 +267,21 @@ def _checked_count(n_clips: int | None, available: int, where: str, split: str) 
             f"add clips, or pass n_clips={available}"
             if available
             else f"{where} must hold clips (folders of frames, or video files) for the split "
-            f"{split!r}, but has none"
+            f"{split!r}, but has none; without sub-folders 'train' and 'val', every third clip by "
+            "name is for validation"
         )
     return n_clips
 
 
 def _split_paths(folder: Path, split: str) -> list[Path]:
-    if (folder / "train").is_dir() and (folder / "val").is_dir():
+    divided = [name for name in SPLITS if _holds_clips(folder / name)]
+    if divided and not _holds_clips(folder / split):
+        raise VideoError(
+            f"{folder} must hold a sub-folder {split!r} with clips next to {divided[0]!r}; move "
+            f"some clips there, or all of them into {folder} itself, where every third one by name "
+            "is for validation"
+        )
+    if divided:
         return _clip_paths(folder / split)
     paths = _clip_paths(folder)
     by_name = {path.name: path for path in paths}
@@ -282,6 +290,11 @@ def _split_paths(folder: Path, split: str) -> list[Path]:
     if n_davis and (n_davis == len(by_name) or n_davis > len(davis) // 2):
         return [folder / name for name in DAVIS_NAMES[split]]
     return [path for i, path in enumerate(paths) if (i % 3 == 2) == (split == "val")]
+
+
+def _holds_clips(folder: Path) -> bool:
+    """Whether it is a folder of clips; DAVIS's clip "train" is one of pictures."""
+    return folder.is_dir() and bool(_clip_paths(folder))
 
 
 def _clip_paths(folder: Path) -> list[Path]:
@@ -297,48 +310,24 @@ def _open_path(path: Path) -> Clip:
     if not path.exists():
         raise VideoError(
             f"clip {path.name!r} of DAVIS is missing from {path.parent}; fetch the complete set "
-            "with `python -m distracting_envs.videos download`"
+            "with `core-agent videos download`"
         )
     return FolderClip(path) if path.is_dir() else FileClip(path)
 
 
-_said_builtin = False
-
-
+@functools.cache
 def _say_builtin_once() -> None:
-    global _said_builtin
-    if _said_builtin or multiprocessing.parent_process() is not None:
+    """Say that the built-in clips are shown: once for each cache folder, so once a machine."""
+    if multiprocessing.parent_process() is not None:
         return
-    _said_builtin = True
+    with contextlib.suppress(OSError):  # a folder that cannot be written is no reason to be silent
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        try:
+            (cache_folder() / "said-builtin").touch(exist_ok=False)
+        except FileExistsError:
+            return
     _LOG.warning(
         "Built-in procedural clips stand in for the DAVIS videos of the paper; "
-        "for the real ones run `python -m distracting_envs.videos download`, or give their folder "
-        "as video_path or DCS_VIDEOS"
+        "for the real ones run `core-agent videos download`, or give their folder "
+        "as video_path or DCS_VIDEOS. This is said once; `core-agent doctor` says which are shown"
     )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``python -m distracting_envs.videos``; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m distracting_envs.videos")
-    commands = parser.add_subparsers(dest="command", required=True)
-    download = commands.add_parser(
-        "download", help="download DAVIS 2017 (480p, 0.8 GB), the videos of the benchmark"
-    )
-    download.add_argument("--folder", type=Path, help="parent folder; default: the cache folder")
-    options = parser.parse_args(arguments)
-
-    from distracting_envs.download import DownloadError, download_davis
-
-    try:
-        root = download_davis(options.folder)
-    except DownloadError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    sys.stdout.write(f"DAVIS is in {root}\n")
-    if options.folder is not None:
-        sys.stdout.write(f"Use it with video_path={str(root)!r} or DCS_VIDEOS={root}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Wrappers for analysis."""
+"""A window, and wrappers for analysis."""
 
 from __future__ import annotations
 
@@ -8,15 +8,31 @@ import gymnasium
 import mujoco
 import numpy as np
 import numpy.typing as npt
+from gymnasium.wrappers import HumanRendering
 
 from distracting_envs.env import DistractingControlEnv
-from distracting_envs.rendering import FrameRenderer, apply_quality
+from distracting_envs.rendering import FrameRenderer, apply_quality, check_window
 from distracting_envs.settings import default_camera
 from distracting_envs.state import ModelFields
 from distracting_envs.tasks import load_task
 
 _APPEARANCE_FIELDS = {"mat_rgba", "tex_width", "tex_height"}
 """Fields of the model that the distractions change; the others belong to the task."""
+
+
+def make(render_mode: str | None = "rgb_array", **arguments: Any) -> gymnasium.Env[Any, Any]:
+    """Return an environment, shown in a window if ``render_mode`` is "human".
+
+    ``gymnasium.make`` calls it.
+
+    :param arguments: of :class:`~distracting_envs.env.DistractingControlEnv`
+    :raises gymnasium.error.DependencyNotInstalled: for a window without pygame
+    :raises RenderingUnavailableError: for a window without a display, or if OpenGL is missing
+    """
+    if render_mode != "human":
+        return DistractingControlEnv(render_mode=render_mode, **arguments)
+    check_window()
+    return HumanRendering(DistractingControlEnv(**arguments))
 
 
 class CleanTwin(gymnasium.Wrapper):

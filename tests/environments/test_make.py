@@ -6,6 +6,7 @@ import importlib.metadata
 import itertools
 import subprocess
 import sys
+from contextlib import closing
 
 import gymnasium as gym
 import numpy as np
@@ -102,6 +103,15 @@ def test_agents_seed_their_environments_as_no_other_run_does():
     env = VecNormalize(DummyVecEnv([SeedEnv, SeedEnv]))
     RecurrentSAC("MlpPolicy", env, **{**TINY, "seed": 3}).learn(2)
     assert [each[0] for each in env.get_attr("seeds")] == [first_seed(3, 0), first_seed(3, 1)]
+
+
+def test_environments_are_vectorised_after_a_first_frame():
+    first = make_env(ID, action_repeat=100, render_quality="fast")
+    first.reset(seed=0)
+    arguments = dict(action_repeat=100, render_quality="fast")
+    with closing(make_vec_env(ID, 2, seed=0, env_kwargs=arguments)) as env:
+        assert env.reset().shape == (2, 100, 100, 3)
+    first.close()
 
 
 def test_vectorised_environments_are_seeded_by_their_split():

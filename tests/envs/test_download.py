@@ -113,15 +113,6 @@ def test_too_little_room_is_said_before_anything_is_fetched(server, tmp_path, mo
     assert server.ranges == []
 
 
-def test_the_command_line_reports_failure(tmp_path, monkeypatch, capsys):
-    def fail(folder):
-        raise DownloadError("no network")
-
-    monkeypatch.setattr(download, "download_davis", fail)
-    assert videos.main(["download", "--folder", str(tmp_path)]) == 1
-    assert "no network" in capsys.readouterr().err
-
-
 def test_downloaded_davis_is_used_without_being_named(server, tmp_path, monkeypatch):
     monkeypatch.setenv("DCS_CACHE", str(tmp_path))
     checksum = hashlib.sha256(server.content).hexdigest()

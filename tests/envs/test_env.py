@@ -10,18 +10,41 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env as gymnasium_check
+from gymnasium.wrappers import TimeLimit
 from PIL import Image
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
 import distracting_envs
-from distracting_envs import ENV_IDS, TASKS, env_seed, parse_env_id
+from distracting_envs import ENV_IDS, TASKS, env_seed, parse_env_id, tasks
 from distracting_envs.env import DistractingControlEnv
+from distracting_envs.settings import OTHER_TASKS
 from distracting_envs.wrappers import CleanTwin
+
+FRAME = np.zeros((240, 320, 3), np.uint8)
 
 
 def make(env_id="DCS-cartpole-swingup-easy-static", **kwargs):
     kwargs = {"render_quality": "fast", "video_path": "builtin"} | kwargs
     return gymnasium.make(f"distracting_envs:{env_id}", **kwargs)
+
+
+def test_every_task_of_the_suite_has_its_ids():
+    named = [f"{domain}-{task}" for domain, task in tasks.suite.ALL_TASKS]
+    assert sorted([*TASKS, *OTHER_TASKS]) == sorted(named)
+    for task in named:
+        ids = [f"DCS-{task}-clean", f"DCS-{task}-hard-dynamic"]
+        assert all(parse_env_id(each) is not None for each in ids)
+        assert set(ids) <= set(gymnasium.registry)
+    with pytest.raises(gymnasium.error.NameNotFound, match="Did you mean: `DCS-hopper-hop-clean`"):
+        gymnasium.make("DCS-hopper-hops-clean")
+
+
+def test_an_id_of_a_task_outside_the_paper_makes_it():
+    env = make("DCS-hopper-hop-medium-dynamic")
+    assert (env.unwrapped.domain_name, env.unwrapped.task_name) == ("hopper", "hop")
+    assert env.spec.max_episode_steps == 1000
+    assert env.reset(seed=0)[1]["clip"].startswith("builtin-train-0")
+    env.close()
 
 
 def test_the_names_of_the_42_environments_say_what_they_are():
@@ -81,6 +104,23 @@ def test_an_action_repeat_that_does_not_divide_the_episode_ends_it_early():
     env.close()
 
 
+@pytest.mark.parametrize("action_repeat", [None, 1, 300])
+def test_the_specification_says_how_many_steps_an_episode_has(action_repeat):
+    env = make("DCS-cartpole-swingup-clean", action_repeat=action_repeat, render_mode=None)
+    n_steps = {None: 125, 1: 1000, 300: 4}[action_repeat]
+    assert env.spec.max_episode_steps == n_steps
+    assert not isinstance(env, TimeLimit), "an episode is truncated once, by the environment"
+    assert gymnasium.make(env.spec, max_episode_steps=3).spec.max_episode_steps == 3
+    again = gymnasium.make(env.spec)
+    for each in (env, again):
+        inner = each.unwrapped
+        inner._draw_frame = lambda inner=inner: setattr(inner, "_frame", FRAME)
+        each.reset(seed=0)
+        ends = [each.step(np.zeros(1, np.float32))[3] for _ in range(n_steps)]
+        assert ends == [False] * (n_steps - 1) + [True]
+        each.close()
+
+
 def test_the_reward_is_the_sum_over_repeated_steps():
     single, repeated = make(action_repeat=1), make(action_repeat=6)
     single.reset(seed=4)
@@ -100,7 +140,8 @@ def test_the_observation_is_the_frame_resized_with_an_antialiased_filter():
     assert frame.dtype == observation.dtype == np.uint8
     expected = Image.fromarray(frame).resize((64, 64), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(observation, np.asarray(expected))
-    assert info == {}
+    assert info == {"clip": env.unwrapped.clip_name, "simulator_steps": 0, "action_repeat": 8}
+    assert env.step(env.action_space.sample())[4] == {**info, "simulator_steps": 8}
     env.close()
 
 

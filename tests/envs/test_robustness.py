@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,13 +29,15 @@ ROOT = str(Path(__file__).parents[2])
 NEEDS_TRITON = "needs Triton: a CUDA build of PyTorch brings it, or pip install triton"
 
 
-def run_python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def run_python(
+    *arguments: str, launcher: tuple[str, ...] = (), **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run a fresh interpreter that knows the package, with a few more environment variables."""
     paths = [SOURCE, ROOT, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | variables
     environment.pop("PYOPENGL_PLATFORM", None)  # set by dm_control for this process's backend
     return subprocess.run(
-        [sys.executable, *arguments],
+        [*launcher, sys.executable, *arguments],
         env=environment,
         capture_output=True,
         text=True,
@@ -75,7 +78,7 @@ if __name__ == "__main__":
 def test_subprocesses_see_what_one_process_sees_and_print_nothing(tmp_path):
     script = tmp_path / "main.py"
     script.write_text(WORKERS)
-    result = run_python(str(script))
+    result = run_python(str(script), DCS_CACHE=str(tmp_path))
     assert result.stdout.splitlines() == [
         "workers differ: True",
         "spawn agrees: True",
@@ -113,7 +116,7 @@ os.wait()
 """
     result = run_python("-c", code)
     assert "RenderingUnavailableError" in result.stdout, result.stderr
-    assert "'spawn' or 'forkserver'" in result.stdout
+    assert "SubprocVecEnv(env_fns, start_method='spawn')" in result.stdout
 
 
 USE = f"""
@@ -134,11 +137,47 @@ def test_frames_come_from_egl_osmesa_and_unasked(backend):
     assert result.stdout.strip() == "True", result.stderr
 
 
-def test_users_see_one_line_and_no_notice_of_gym_or_of_the_model_compiler():
-    result = run_python("-c", USE)  # the environment is not closed: that must not show either
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    assert "stand in for the DAVIS videos" in lines[0]
+def test_users_see_one_line_on_a_machine_and_no_notice_of_gym_or_of_the_model_compiler(tmp_path):
+    # The environment is not closed: that must not show either.
+    first, second = (run_python("-c", USE, DCS_CACHE=str(tmp_path)).stderr for _ in range(2))
+    (line,) = first.strip().splitlines()
+    assert "stand in for the DAVIS videos" in line
+    assert "core-agent videos download" in line
+    assert second == ""
+
+
+WINDOW = f"""
+import gymnasium
+import numpy as np
+env = gymnasium.make({ENV_ID!r}, render_quality="fast", render_mode="human")
+env.reset(seed=0)
+for _ in range(3):
+    env.step(env.action_space.sample())
+import pygame
+shown = pygame.surfarray.array3d(pygame.display.get_surface()).transpose(1, 0, 2)
+print(pygame.display.get_driver(), np.array_equal(shown, env.unwrapped.render()), env.render_mode)
+env.close()
+"""
+
+
+@pytest.mark.skipif(
+    not shutil.which("xvfb-run"), reason="needs Xvfb: apt-get install -y xvfb xauth"
+)
+@pytest.mark.parametrize("backend", ["egl", "glfw"])
+def test_human_rendering_shows_the_frames_in_a_window(backend):
+    pytest.importorskip("pygame", reason="needs pygame: pip install pygame")
+    result = run_python("-c", WINDOW, launcher=("xvfb-run", "-a"), MUJOCO_GL=backend)
+    assert result.stdout.strip() == "x11 True human", result.stdout + result.stderr
+
+
+def test_a_window_without_a_display_or_without_pygame_is_refused_in_one_line():
+    result = run_python("-c", WINDOW, DISPLAY="", WAYLAND_DISPLAY="")
+    line = result.stderr.strip().splitlines()[-1]
+    assert "a window needs a display, and DISPLAY='' is none; write a video" in line
+    hide = "import sys; sys.modules['pygame'] = None" + WINDOW
+    result = run_python("-c", hide, DISPLAY=":99")
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.endswith("a window needs pygame, which is not installed: pip install pygame")
 
 
 @pytest.mark.parametrize(

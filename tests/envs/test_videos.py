@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 
 import av
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distracting_envs import builtin_videos, videos
+from distracting_envs import builtin_videos
 from distracting_envs.davis import DAVIS_NAMES
 from distracting_envs.videos import VideoError, open_clips
 
@@ -143,6 +142,23 @@ def test_an_empty_folder_is_named(tmp_path):
         make_easy(tmp_path)
 
 
+@pytest.mark.parametrize(("there", "missing"), [("train", "val"), ("val", "train")])
+def test_a_folder_with_one_split_alone_says_what_to_do(tmp_path, write_clip, there, missing):
+    for number in range(4):
+        write_clip(tmp_path / there / f"clip{number}", n_frames=2, seed=number)
+    assert len(open_clips(tmp_path, there, None)) == 4
+    with pytest.raises(
+        VideoError, match=rf"must hold a sub-folder '{missing}' .* next to '{there}'"
+    ):
+        open_clips(tmp_path, missing, None)
+
+
+def test_a_folder_without_clips_for_validation_says_which_clips_those_are(tmp_path, write_clip):
+    write_clip(tmp_path / "only", n_frames=2, seed=0)
+    with pytest.raises(VideoError, match="every third clip by name is for validation"):
+        open_clips(tmp_path, "val", None)
+
+
 def test_too_few_clips_say_how_many_there_are(tmp_path, write_clip):
     write_clip(tmp_path / "only", n_frames=2, seed=0)
     with pytest.raises(VideoError, match=r"4 train clips.*has 1.*n_clips=1"):
@@ -180,13 +196,3 @@ def test_builtin_clips_all_differ_and_all_move():
     for i, first in enumerate(firsts):
         assert np.abs(first - lasts[i]).mean() > 3
         assert all(np.abs(first - other).mean() > 15 for other in firsts[:i])
-
-
-def test_the_builtin_clips_are_announced_once(monkeypatch, caplog):
-    monkeypatch.setattr(videos, "_said_builtin", False)
-    with caplog.at_level(logging.WARNING, "distracting_envs"):
-        open_clips(None, "train", 1)
-        open_clips(None, "train", 1)
-    (record,) = caplog.records
-    assert "stand in for the DAVIS videos" in record.message
-    assert "distracting_envs.videos download" in record.message

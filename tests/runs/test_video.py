@@ -8,6 +8,7 @@ import re
 import av
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,8 +21,15 @@ from core_agent.runs.callbacks import (
     ValidationCallback,
 )
 from core_agent.runs.evaluation import EpisodeResult, play, summarize
-from core_agent.runs.plotting import plot_learning_curve, running_mean
-from core_agent.runs.video import captioned, encode_gif, log_video, side_by_side, write_mp4
+from core_agent.runs.plotting import plot_learning_curve, plot_runs, read_curves, running_mean
+from core_agent.runs.video import (
+    captioned,
+    encode_gif,
+    log_video,
+    side_by_side,
+    write_mp4,
+    write_video,
+)
 from tests.fakes import TINY, VECTOR, FakeEnv
 
 
@@ -40,6 +48,15 @@ def test_mp4_has_every_frame(tmp_path):
 def test_an_empty_video_is_refused(tmp_path):
     with pytest.raises(ValueError, match="frames must hold at least one frame"):
         write_mp4(tmp_path / "video.mp4", [], 15)
+
+
+def test_the_suffix_chooses_the_format(tmp_path):
+    for name, n in (("a.gif", 3), ("b.MP4", 4)):
+        write_video(tmp_path / "new" / name, frames(n), 15)
+        with av.open(str(tmp_path / "new" / name)) as container:
+            assert len(list(container.decode(video=0))) == n
+    with pytest.raises(ValueError, match=r"path must end in one of \('.mp4', '.gif'\), got 'c'"):
+        write_video("c", frames(1), 15)
 
 
 def test_side_by_side_freezes_the_shorter_video():
@@ -106,6 +123,39 @@ def test_running_mean_looks_back():
 def test_learning_curve_is_a_picture(tmp_path):
     plot_learning_curve(tmp_path / "curve.png", "title", [1, 2, 3], [1, 4, 9], 2.0, [(3, 8, 1)])
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def write_log(folder, points):
+    folder.mkdir(parents=True)
+    logger = configure(str(folder), ["tensorboard"])
+    for step, value in points:
+        logger.record("rollout/ep_rew_mean", value)
+        logger.dump(step)
+    logger.close()
+
+
+def test_each_run_is_a_curve_and_each_environment_a_panel(tmp_path):
+    for agent, env_id in (("core", "A-v0"), ("curl", "A-v0"), ("core", "B-v0")):
+        run = tmp_path / agent / env_id / "seed-0"
+        write_log(run / "tensorboard" / "first", [(10, 1.0), (20, 2.0)])
+        (run / "run.json").write_text(f'{{"env_id": "{env_id}"}}')
+    # The first run was resumed at step 10.
+    write_log(tmp_path / "core/A-v0/seed-0/tensorboard/second", [(20, 5.0), (30, 6.0)])
+    panels = read_curves([tmp_path], "rollout/ep_rew_mean")
+    assert {env_id: sorted(curves) for env_id, curves in panels.items()} == {
+        "A-v0": ["core/seed-0", "curl/seed-0"],
+        "B-v0": ["core/seed-0"],
+    }
+    assert panels["A-v0"]["core/seed-0"] == ([10, 20, 30], [1.0, 5.0, 6.0])
+    plot_runs(tmp_path / "new" / "curves.png", "return", panels)
+    with Image.open(tmp_path / "new" / "curves.png") as picture:
+        assert picture.width > 2 * picture.height, "two panels next to each other"
+
+
+def test_logs_of_others_are_runs_of_their_own(tmp_path):
+    for name in ("PPO_1", "SAC_1"):
+        write_log(tmp_path / name, [(1, 1.0)])
+    assert sorted(read_curves([tmp_path], "rollout/ep_rew_mean")[""]) == ["PPO_1", "SAC_1"]
 
 
 def test_validation_logs_returns_and_a_video(tmp_path):

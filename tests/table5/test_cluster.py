@@ -18,7 +18,7 @@ import gymnasium as gym
 import pytest
 
 from core_agent.runs.training import Run
-from core_agent.table5.cluster import check_room, run_on_ray
+from core_agent.table5.cluster import count_at_once, run_on_ray
 from core_agent.table5.grid import Job, read_lines, read_status
 from tests.fakes import HANGS_AFTER, VECTOR, SavableEnv
 
@@ -166,7 +166,48 @@ def test_runs_survive_the_loss_of_a_machine_and_none_is_done_twice(cluster, tmp_
         assert len(read_lines(job.folder(tmp_path) / "evaluations.jsonl")) == 1
 
 
-def test_a_run_that_can_never_fit_is_refused():
+def test_ctrl_c_stops_every_run_with_a_checkpoint_and_none_starts_over(cluster, tmp_path):
+    runs = [
+        Run(
+            "DCS-reacher-easy-easy-dynamic",
+            preset="debug",
+            seed=seed,
+            arguments={"update_ratio": 0.1},
+            env_arguments={"action_repeat": 100},
+        )
+        for seed in range(2)
+    ]
+    jobs = [Job(run, 10_000, 10_000, n_episodes=1, checkpoint_every=10_000) for run in runs]
+    sent = []
+
+    def stop_the_first_run() -> None:
+        steps = read_status(jobs[0].folder(tmp_path)).get("agent_steps", 0)
+        if steps > 15 and not sent:
+            sent.append(steps)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    ended = run_on_ray(jobs, tmp_path, cluster.address, 1.0, 0.0, stop_the_first_run, 0.1)
+    assert signal.getsignal(signal.SIGINT) is handler
+    first, second = (job.folder(tmp_path) for job in jobs)
+    assert ended == {first: "interrupted", second: "not started"}, "there is room for one"
+    status = read_status(first)
+    assert (status["state"], status["attempts"]) == ("interrupted", 1)
+    assert 15 < status["agent_steps"] < 100
+    assert list(first.glob("checkpoints/checkpoint-*"))
+    before = read_lines(first / "episodes.jsonl")
+
+    ended = run_on_ray(jobs, tmp_path, cluster.address, 1.0, 0.0, seconds_between=0.2)
+    assert list(ended.values()) == ["finished"] * 2
+    assert read_status(first)["attempts"] == 2
+    episodes = read_lines(first / "episodes.jsonl")
+    assert [entry["agent_steps"] for entry in episodes] == list(range(10, 101, 10))
+    assert episodes[: len(before)] == before, "with their times: no step was made again"
+
+
+def test_a_cluster_has_room_for_as_many_runs_as_its_scarcest_resource():
     with pytest.raises(ValueError, match=r"^gpus must be at most what the cluster has, 0, got 0.5"):
-        check_room({"CPU": 4.0}, 1.0, 0.5)
-    check_room({"CPU": 4.0, "GPU": 1.0}, 4.0, 0.25)
+        count_at_once({"CPU": 4.0}, 1.0, 0.5)
+    assert count_at_once({"CPU": 4.0, "GPU": 1.0}, 4.0, 0.25) == 1
+    assert count_at_once({"CPU": 16.0, "GPU": 2.0}, 1.0, 0.25) == 8
+    assert count_at_once({"CPU": 5.0}, 2.0) == 2

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
 from core_agent import CoRe, cli
+from core_agent.cli.runs import say_how_they_ended
 from core_agent.networks.hardware import auto_precision
-from core_agent.runs.training import Run
+from core_agent.runs.training import Run, locked
 from core_agent.table5 import grid as benchmark
 from core_agent.table5.estimate import (
     Estimate,
@@ -26,13 +29,13 @@ from core_agent.table5.estimate import (
 )
 from core_agent.table5.grid import (
     Job,
-    draw_table,
     get_suite,
     read_lines,
     read_status,
     run_job,
     take_shard,
 )
+from core_agent.table5.progress import draw_table, list_runs
 from tests.fakes import TINY, FakeEnv
 
 runner = CliRunner()
@@ -149,6 +152,7 @@ def test_a_run_that_was_stopped_continues_its_record(tmp_path, finished, monkeyp
     finally:
         signal.signal(signal.SIGTERM, before)
     folder, other = make_job().folder(tmp_path), make_job().folder(finished)
+    assert read_status(folder)["state"] == "interrupted"
     # What a process that was killed wrote after its last checkpoint is not to be kept.
     with (folder / "episodes.jsonl").open("a") as file:
         file.write('{"agent_steps": 39, "return": 7, "wall_clock_seconds": 1}\n{"agent_st')
@@ -166,6 +170,41 @@ def test_a_run_that_was_stopped_continues_its_record(tmp_path, finished, monkeyp
     assert clocks == sorted(clocks)
 
 
+def test_a_run_that_is_stopped_before_it_learns_is_interrupted_too(tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "train_run", stop)
+    with pytest.raises(benchmark.RunInterruptedError, match="was stopped by SIGINT"):
+        run_job(make_job(), tmp_path)
+    assert read_status(make_job().folder(tmp_path))["state"] == "interrupted"
+
+
+def test_a_run_whose_process_died_is_not_called_running(tmp_path):
+    status = {"state": "running", "host": platform.node()}
+    (tmp_path / "status.json").write_text(json.dumps(status))
+    assert read_status(tmp_path)["state"] == "interrupted"
+    with locked(tmp_path):
+        assert read_status(tmp_path)["state"] == "running"
+    assert read_status(tmp_path)["state"] == "interrupted"
+    (tmp_path / "status.json").write_text(json.dumps({**status, "host": "another machine"}))
+    assert read_status(tmp_path)["state"] == "running", "its lock may not reach this machine"
+
+
+def test_the_end_of_a_grid_says_how_to_continue(tmp_path, capsys):
+    states = ["finished", "interrupted", "interrupted", "not started", "failed"]
+    with pytest.raises(typer.Exit) as ending:
+        say_how_they_ended({tmp_path / str(i): state for i, state in enumerate(states)})
+    assert ending.value.exit_code == 128 + signal.SIGINT
+    failure, stopped = capsys.readouterr().err.splitlines()
+    assert failure.endswith("4 failed; why is in its status.json")
+    assert stopped.startswith("2 run(s) interrupted, each with a checkpoint, and 1 not started; ")
+    assert stopped.endswith("the same command continues.")
+    with pytest.raises(typer.Exit) as ending:
+        say_how_they_ended({tmp_path: "failed"})
+    assert ending.value.exit_code == 1
+
+
 def test_an_error_is_written_down_and_does_not_stop_the_others(tmp_path):
     job = make_job(gamma=2.0)
     assert run_job(job, tmp_path) == "failed"
@@ -181,7 +220,10 @@ def test_the_table_shows_every_setting(finished):
     text = console.export_text()
     row = next(line for line in text.splitlines() if ENV_ID in line)
     cells = [cell.strip() for cell in row.split("│")[1:-1]]
-    assert cells[:7] == ["core", ENV_ID, "1", "", "", "1", "50%"]
+    assert cells[:8] == ["core", ENV_ID, "1", "", "", "", "1", "50%"]
+    first, second = list_runs([make_job(), make_job(seed=1)], finished)
+    assert (first["state"], first["progress"], second["state"]) == ("finished", 1.0, "not started")
+    assert first["return"] is not None and second["return"] is None
 
 
 def test_an_estimate_counts_what_is_left(finished, monkeypatch):
@@ -198,6 +240,11 @@ def test_an_estimate_counts_what_is_left(finished, monkeypatch):
     assert "3 of 4 runs to do" in text
     assert "6.0" in text and "18.00" in text, "3 runs of 2 hours at 3 an hour"
     assert len(tried) == 1
+    console.print(draw_estimate([make_job(seed=seed) for seed in range(4)], finished, at_once=2))
+    text = console.export_text()
+    assert "3 of 4 runs to do, 2 at once" in text
+    row = next(line for line in text.splitlines() if "all, 2 at once" in line)
+    assert "3.0" in row, "6 hours, shared by two"
 
 
 def test_a_run_at_the_papers_sizes_says_what_it_takes_on_a_cpu(monkeypatch):
@@ -251,6 +298,11 @@ def test_the_command_runs_a_shard_and_reports(tmp_path):
     assert read_status(folder)["state"] == "finished"
     result = runner.invoke(cli.app, [*command, "--status"])
     assert result.exit_code == 0 and "100%" in result.output
+    result = runner.invoke(cli.app, [*command, "--status", "--json"])
+    (run,) = json.loads(result.stdout)
+    assert (run["agent"], run["seed"], run["state"]) == ("core", 3, "finished")
+    result = runner.invoke(cli.app, [*command, "--json"])
+    assert "--json must come with --status" in str(result.exception)
 
 
 def test_without_ray_the_way_out_is_told(tmp_path, monkeypatch):

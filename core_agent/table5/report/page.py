@@ -92,7 +92,7 @@ def content(study: Study, unreadable: Sequence[tuple[Path, str]]) -> dict[str, A
         speeds=results.speeds(study),
         failed=[run for run in study.runs if run.state == "failed"],
         unreadable=unreadable,
-        pending=[run for run in study.runs if run.state in ("running", "not started")],
+        pending=[run for run in study.runs if run.state not in ("finished", "failed")],
         agents=study.agents,
         colour=functools.partial(figures.colour, study),
         minimum_seeds=MINIMUM_SEEDS,

@@ -1,0 +1,45 @@
+"""The arguments and options that several commands share, and where their output goes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+output = Console()
+errors = Console(stderr=True)
+
+EnvId = Annotated[str, typer.Argument(help="Id of the environment, DCS-… or any registered one.")]
+ModelPath = Annotated[Path, typer.Argument(help="A saved model (.zip), or the folder of a run.")]
+LearnedIn = Annotated[
+    str | None, typer.Argument(help="Id of the environment; by default where the model learned.")
+]
+Episodes = Annotated[int, typer.Option(min=1, help="Number of episodes.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything.")]
+Split = Annotated[str, typer.Option(help="Videos of a DCS environment: train or val.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A constructor argument as key=value (YAML); may be repeated."),
+]
+PRESET_HELP = (
+    "paper, release, small (CPUs), debug (seconds), or an ablation such as core-gating; "
+    "several joined with +, as in small+core-gating."
+)
+Presets = Annotated[str, typer.Option(help=PRESET_HELP)]
+LearnedWith = Annotated[
+    str | None, typer.Option("--preset", help="By default the one that the model learned with.")
+]
+EnvSettings = Annotated[
+    list[str] | None,
+    typer.Option("--env-set", help="An argument of the environment as key=value (YAML)."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def print_json(content: Any) -> None:
+    """Write JSON, and nothing else, to standard output."""
+    sys.stdout.write(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,221 @@
+"""Commands that train: ``demo``, ``train``, ``benchmark``."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from signal import SIGINT
+from typing import Annotated, Any
+
+import typer
+
+from core_agent.cli.options import (
+    PRESET_HELP,
+    EnvId,
+    EnvSettings,
+    Presets,
+    Seed,
+    Settings,
+    errors,
+    output,
+    print_json,
+)
+from core_agent.validation import check
+
+
+class Resume(str, Enum):
+    """Whether ``train`` continues the run in its folder."""
+
+    never = "never"
+    auto = "auto"
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/demo"),
+    seed: Seed = 0,
+    steps: Annotated[int, typer.Option(min=1_000, help="Agent steps.")] = 10_000,
+    time_limit: Annotated[float, typer.Option(help="Minutes of training at most.")] = 12.5,
+) -> None:
+    """Learn a distracting task in a quarter of an hour on two cores, and show it."""
+    from core_agent.demo import run_demo
+
+    run_demo(folder, seed, steps, 60.0 * time_limit)
+
+
+def train(
+    env_id: EnvId,
+    folder: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/train"),
+    agent: Annotated[
+        str, typer.Option(help="core, recurrent_sac, sacrad, curl, qtopt_rad or qtopt_drq.")
+    ] = "core",
+    preset: Presets = "paper",
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Agent steps; by default 500,000 simulator steps.")
+    ] = None,
+    seed: Seed = 0,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML in rl-zoo's format, such as configs/core.yml.")
+    ] = None,
+    settings: Settings = None,
+    env_settings: EnvSettings = None,
+    validate_every: Annotated[
+        int, typer.Option(min=0, help="Agent steps between validations; 0: none.")
+    ] = 10_000,
+    checkpoint_every: Annotated[
+        int, typer.Option(min=0, help="Agent steps between checkpoints; 0: at the end alone.")
+    ] = 10_000,
+    n_envs: Annotated[int, typer.Option(min=1, help="Environments, each in its own process.")] = 1,
+    resume: Annotated[
+        Resume, typer.Option(help="auto: continue from the folder's newest complete checkpoint.")
+    ] = Resume.never,
+) -> None:
+    """Train an agent; write the model, its log, validations and checkpoints to a folder.
+
+    SIGTERM and SIGINT (Ctrl-C) write a checkpoint first.
+    """
+    from core_agent.runs.settings import parse_settings, read_config
+    from core_agent.runs.training import Run, train_run
+    from core_agent.table5.estimate import announce
+
+    arguments = {**read_config(config, env_id), **parse_settings(settings)}
+    configured_steps = arguments.pop("n_timesteps", None)
+    run = Run(env_id, agent, preset, seed, arguments, parse_settings(env_settings), n_envs)
+    total = steps or configured_steps
+    if not (folder / "run.json").exists() and (cost := announce(run, total)):
+        errors.print(cost, highlight=False, soft_wrap=True)
+    outcome = train_run(
+        run,
+        folder,
+        total,
+        resume=resume is Resume.auto,
+        checkpoint_every=checkpoint_every,
+        validate_every=validate_every,
+    )
+    if outcome.interrupted_by is not None:
+        errors.print(
+            f"Stopped by {outcome.interrupted_by.name} at step {outcome.agent_steps}; the same "
+            "command with --resume auto continues.",
+            soft_wrap=True,
+        )
+        raise typer.Exit(128 + outcome.interrupted_by)
+    errors.print(f"{outcome.agent_steps} agent steps; the model is {folder / 'model.zip'}")
+
+
+def benchmark(
+    folder: Annotated[Path, typer.Argument(help="Where the runs are; shared by all machines.")],
+    suite: Annotated[str, typer.Option(help="easy, medium, hard, all or smoke.")] = "smoke",
+    agent: Annotated[list[str] | None, typer.Option(help="Instead of the suite's.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Such as cheetah-run.")] = None,
+    difficulty: Annotated[list[str] | None, typer.Option(help="easy, medium, hard.")] = None,
+    distraction: Annotated[list[str] | None, typer.Option(help="static, dynamic.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="By default 0 to 4.")] = None,
+    preset: Annotated[str | None, typer.Option(help=PRESET_HELP)] = None,
+    simulator_steps: Annotated[int | None, typer.Option(help="By default 500,000.")] = None,
+    evaluate_every: Annotated[int | None, typer.Option(help="In simulator steps.")] = None,
+    episodes: Annotated[int | None, typer.Option(help="Of an evaluation; by default 20.")] = None,
+    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster.")] = None,
+    cpus: Annotated[float, typer.Option(min=0, help="Processors for a run.")] = 1.0,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs for a run; 0.25: four on each.")] = 0.0,
+    shard: Annotated[
+        str | None, typer.Option(help="i/n: run that slice here, one by one, without Ray.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Say what it would take; run nothing.")] = False,
+    price: Annotated[float, typer.Option(min=0, help="Of an hour of one run.")] = 0.0,
+    status: Annotated[bool, typer.Option(help="Show how far the runs are; run nothing.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --status: print JSON instead of a table.")
+    ] = False,
+) -> None:
+    """Run agents × tasks × difficulties × seeds, and continue what is unfinished.
+
+    Every run has a folder of its own; the same command can be given again at any time.
+    """
+    from core_agent.table5.cluster import count_at_once, start_ray
+    from core_agent.table5.estimate import draw_estimate
+    from core_agent.table5.grid import get_suite, take_shard
+    from core_agent.table5.progress import draw_table, list_runs
+
+    def chosen(values: list[Any] | None) -> tuple[Any, ...] | None:
+        return tuple(values) if values else None
+
+    check(status or not as_json, "--json", "come with --status", as_json)
+    jobs = get_suite(
+        suite,
+        agents=chosen(agent),
+        tasks=chosen(task),
+        difficulties=chosen(difficulty),
+        distractions=chosen(distraction),
+        seeds=chosen(seed),
+        preset=preset,
+        simulator_steps=simulator_steps,
+        evaluate_every=evaluate_every,
+        n_episodes=episodes,
+    ).jobs()
+    if shard is not None:
+        jobs = take_shard(jobs, shard)
+    if dry_run:
+        at_once = count_at_once(start_ray(address), cpus, gpus) if shard is None else 1
+        output.print(draw_estimate(jobs, folder, price, at_once))
+    elif status and as_json:
+        print_json(list_runs(jobs, folder))
+    elif status:
+        output.print(draw_table(jobs, folder))
+    elif shard is None:
+        run_on_cluster(jobs, folder, address, cpus, gpus)
+    else:
+        run_here(jobs, folder)
+
+
+def run_on_cluster(
+    jobs: list[Any], folder: Path, address: str | None, cpus: float, gpus: float
+) -> None:
+    """Do the jobs by Ray, with a table that follows them."""
+    from rich.live import Live
+
+    from core_agent.table5.cluster import run_on_ray
+    from core_agent.table5.progress import draw_table
+
+    with Live(draw_table(jobs, folder), console=output, auto_refresh=False) as live:
+
+        def watch() -> None:
+            live.update(draw_table(jobs, folder), refresh=True)
+
+        ended = run_on_ray(jobs, folder, address, cpus, gpus, watch)
+        watch()
+    say_how_they_ended(ended)
+
+
+def run_here(jobs: list[Any], folder: Path) -> None:
+    """Do the jobs one after the other."""
+    from core_agent.table5.grid import RunInterruptedError, run_job
+    from core_agent.table5.progress import draw_table
+
+    ended = {}
+    for number, job in enumerate(jobs, start=1):
+        path = job.folder(folder)
+        output.print(f"{number} of {len(jobs)}: {path}", soft_wrap=True)
+        try:
+            ended[path] = run_job(job, folder, progress=True)
+        except RunInterruptedError as error:
+            errors.print(f"{error}; the same command continues.", soft_wrap=True)
+            raise typer.Exit(128 + error.signal) from None
+    output.print(draw_table(jobs, folder))
+    say_how_they_ended(ended)
+
+
+def say_how_they_ended(ended: dict[Path, str]) -> None:
+    """Name the runs that failed, and say how to continue those that were stopped."""
+    for path, state in ended.items():
+        if state == "failed":
+            errors.print(f"{path} failed; why is in its status.json", soft_wrap=True)
+    states = list(ended.values())
+    stopped, waiting = states.count("interrupted"), states.count("not started")
+    if stopped or waiting:
+        errors.print(
+            f"{stopped} run(s) interrupted, each with a checkpoint, and {waiting} not started; the "
+            "same command continues.",
+            soft_wrap=True,
+        )
+        raise typer.Exit(128 + SIGINT)
+    if "failed" in states:
+        raise typer.Exit(1)
