@@ -186,17 +186,46 @@ def _count_frames(identity: str, path: Path) -> int:
     n_frames = sum(1 for _ in itertools.islice(_decode(path), MAX_FILE_FRAMES))
     if n_frames == 0:
         raise VideoError(f"clip {path.name!r}: {path} must hold at least one frame of video")
+    n_missing = _count_missing(path, n_frames)
+    if n_missing:
+        raise VideoError(
+            f"clip {path.name!r}: {path} is damaged: {n_missing} of the frames that it declares "
+            "cannot be decoded; restore it from its source, or encode it again"
+        )
     return n_frames
 
 
+def _count_missing(path: Path, n_frames: int) -> int:
+    """Return how many frames a file declares beyond the ``n_frames`` that were decoded.
+
+    A decoder leaves out what it cannot decode. MP4 files count their frames; those of other
+    formats may have empty ones.
+    """
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        n_declared = min(stream.frames, MAX_FILE_FRAMES) if "mp4" in container.format.name else 0
+        if n_declared <= n_frames:
+            return 0
+        # An edit list may leave out some on purpose.
+        n_discarded = sum(packet.is_discard for packet in container.demux(stream))
+        return max(0, n_declared - n_discarded - n_frames)
+
+
 def _decode(path: Path) -> Iterator[av.VideoFrame]:
+    with _opened(path) as container:
+        yield from container.decode(video=0)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[av.container.InputContainer]:
+    """Open a file of video; what fails inside is a VideoError."""
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise VideoError(
                     f"clip {path.name!r}: {path} must hold at least one frame of video"
                 )
-            yield from container.decode(video=0)
+            yield container
     except (av.FFmpegError, OSError) as error:
         raise VideoError(
             f"clip {path.name!r}: {path} cannot be decoded ({error}); restore it from its source, "

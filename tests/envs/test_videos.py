@@ -180,6 +180,17 @@ def test_a_video_file_cut_short_is_named(tmp_path):
         open_clips(tmp_path, "train", None)
 
 
+def test_a_video_file_that_lost_frames_is_named(tmp_path):
+    """Where the size of a frame is wrong, a decoder finds no frame after it and says nothing."""
+    write_video(tmp_path / "short.mp4", n_frames=20)
+    content = bytearray((tmp_path / "short.mp4").read_bytes())
+    sizes = content.index(b"stsz") + 16  # behind the name, the version, a common size and the count
+    content[sizes + 4 * 10 : sizes + 4 * 11] = len(content).to_bytes(4, "big")
+    (tmp_path / "short.mp4").write_bytes(content)
+    with pytest.raises(VideoError, match=r"'short\.mp4'.* of the frames that it declares"):
+        open_clips(tmp_path, "train", None)
+
+
 # The built-in clips.
 
 
