@@ -86,8 +86,8 @@ def run_demo(
     started = time.perf_counter()
     console = console or Console()
     folder.mkdir(parents=True, exist_ok=True)
-    if env_id in trained_names():
-        show_trained(env_id, folder, console)
+    for name in trained_names():
+        show_trained(name, folder, console)
     env_arguments = get_preset(preset_name).env_arguments
     with (
         closing(make_env(env_id, **env_arguments)) as env,
@@ -139,13 +139,14 @@ def run_demo(
 
 
 def show_trained(env_id: str, folder: Path, console: Console) -> None:
-    """Record an episode of the trained agent that comes with the package, and print its returns."""
-    video = folder / "longer_training.mp4"
+    """Record an episode of a trained agent that comes with the package, and print its returns."""
+    video = folder / f"trained_{env_id}.mp4"
     card, shown = read_card(env_id), watch(env_id, video)
     console.print(
-        f"The agent that comes with the package learned {env_id} in {card.agent_steps:,} agent "
-        f"steps: {card.mean:.0f} ± {card.standard_error:.0f} on validation videos. One episode, "
-        f"next to the same without distractions: {video} (return {shown:.0f}).",
+        f"What longer training gives: {env_id} after {card.simulator_steps:,} simulator steps, "
+        f"{card.mean:.0f} ± {card.standard_error:.0f} on validation videos (random actions: "
+        f"{card.random_return:.0f}). One episode, without distractions next to it: {video} "
+        f"(return {shown:.0f}).",
         soft_wrap=True,
     )
 
