@@ -26,8 +26,8 @@ Settings = Annotated[
     typer.Option("--set", help="A constructor argument as key=value (YAML); may be repeated."),
 ]
 PRESET_HELP = (
-    "paper, release, small (CPUs), debug (seconds), or an ablation such as core-gating; "
-    "several joined with +, as in small+core-gating."
+    "paper, release, small (CPUs), vector (no images), debug (seconds), or an ablation such as "
+    "core-gating; several joined with +, as in small+core-gating."
 )
 Presets = Annotated[str, typer.Option(help=PRESET_HELP)]
 LearnedWith = Annotated[
