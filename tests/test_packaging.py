@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("core_agent", "distracting_envs")
 REPOSITORY = "https://example.org/owner/core-agent"
-PICTURES = ("gallery", "cheetah")
+PICTURES = ("gallery.png", "cartpole.gif", "cartpole.png")
 """Of the README."""
 
 
@@ -202,7 +202,7 @@ def rendered(markdown: str) -> tuple[list[str], list[str], str]:
 
 def test_an_index_shows_the_readme_with_its_pictures(metadata: Message) -> None:
     pictures, links, html = rendered(metadata.get_payload())
-    assert pictures == [f"{REPOSITORY}/raw/HEAD/docs/images/{name}.png" for name in PICTURES]
+    assert pictures == [f"{REPOSITORY}/raw/HEAD/docs/images/{name}" for name in PICTURES]
     assert all(link.startswith(("https://", "#")) for link in links)
     assert f"{REPOSITORY}/blob/HEAD/docs/quickstart.md" in links
     assert "test:" not in html, "a comment for the tests is shown"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium
-import mujoco
 import numpy as np
 import numpy.typing as npt
 from gymnasium.wrappers import HumanRendering
@@ -71,6 +70,8 @@ class CleanTwin(gymnasium.Wrapper):
 
     def clean_frame(self) -> npt.NDArray[np.uint8]:
         """Return the current state without distractions, (240, 320, 3) uint8 RGB."""
+        import mujoco  # where OpenGL is missing, distracting_envs.env has said so first
+
         changed = self._inner.changed_model_fields()
         self._fields.restore(
             {name: value for name, value in changed.items() if name not in _APPEARANCE_FIELDS}

@@ -172,6 +172,7 @@ def test_validation_logs_returns_and_a_video(tmp_path):
     assert "validation/return" in events.Tags()["scalars"]
 
 
+@pytest.mark.filterwarnings("ignore:updates are expensive")
 def test_time_limit_ends_training():
     model = CoRe("CnnPolicy", FakeEnv(), **TINY)
     model.learn(10**6, callback=TimeLimitCallback(0.2))
