@@ -24,21 +24,25 @@ from core_agent.trained import trained_names
 from core_agent.zoo import CONFIGS
 
 runner = CliRunner()
+CARTPOLE = "DCS-cartpole-swingup-easy-dynamic"
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     console = Console(record=True, width=120, quiet=True)
-    summary = run_demo(
-        folder,
-        total_timesteps=375,
-        env_id="DCS-cartpole-swingup-easy-dynamic",
-        preset_name="debug",
-        n_random=1,
-        n_validation=1,
-        console=console,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        # One of them is enough here.
+        patch.setattr("core_agent.demo.trained_names", lambda: (CARTPOLE,))
+        summary = run_demo(
+            folder,
+            total_timesteps=375,
+            env_id=CARTPOLE,
+            preset_name="debug",
+            n_random=1,
+            n_validation=1,
+            console=console,
+        )
     return folder, summary
 
 
@@ -56,8 +60,8 @@ def test_the_demo_leaves_all_that_it_promises(demo):
 
 def test_the_demo_shows_the_trained_agents_of_the_package(demo):
     folder, _ = demo
-    for name in trained_names():
-        assert (folder / f"trained_{name}.mp4").stat().st_size > 10_000
+    assert CARTPOLE in trained_names()
+    assert (folder / f"trained_{CARTPOLE}.mp4").stat().st_size > 10_000
 
 
 def test_evaluate_plays_a_saved_model(demo):
