@@ -212,8 +212,7 @@ def say_how_they_ended(ended: dict[Path, str]) -> None:
     stopped, waiting = states.count("interrupted"), states.count("not started")
     if stopped or waiting:
         errors.print(
-            f"{stopped} run(s) interrupted, each with a checkpoint, and {waiting} not started; the "
-            "same command continues.",
+            f"{stopped} run(s) interrupted and {waiting} not started; the same command continues.",
             soft_wrap=True,
         )
         raise typer.Exit(128 + SIGINT)

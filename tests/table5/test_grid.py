@@ -198,7 +198,7 @@ def test_the_end_of_a_grid_says_how_to_continue(tmp_path, capsys):
     assert ending.value.exit_code == 128 + signal.SIGINT
     failure, stopped = capsys.readouterr().err.splitlines()
     assert failure.endswith("4 failed; why is in its status.json")
-    assert stopped.startswith("2 run(s) interrupted, each with a checkpoint, and 1 not started; ")
+    assert stopped.startswith("2 run(s) interrupted and 1 not started; ")
     assert stopped.endswith("the same command continues.")
     with pytest.raises(typer.Exit) as ending:
         say_how_they_ended({tmp_path: "failed"})
