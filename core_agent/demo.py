@@ -24,14 +24,13 @@ from core_agent.runs.callbacks import (
 )
 from core_agent.runs.evaluation import play, summarize
 from core_agent.runs.plotting import plot_learning_curve
-from core_agent.runs.video import captioned, side_by_side, write_mp4
+from core_agent.runs.video import FRAMES_PER_SECOND, captioned, side_by_side, write_mp4
 from core_agent.trained import read_card, trained_names, watch
 
 ENV_ID = "DCS-cheetah-run-easy-dynamic"
 N_RANDOM_EPISODES = 5
 N_VALIDATION_EPISODES = 5
 LAST_EPISODES = 10
-FRAMES_PER_SECOND = 15
 
 
 @dataclass(frozen=True)

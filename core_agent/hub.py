@@ -39,7 +39,7 @@ from core_agent.environments.make import as_plain, describe
 from core_agent.environments.suite import first_seed
 from core_agent.runs.evaluation import play
 from core_agent.runs.training import evaluation_environment
-from core_agent.runs.video import write_mp4
+from core_agent.runs.video import FRAMES_PER_SECOND, write_mp4
 from core_agent.saving.checkpoint import library_versions
 from core_agent.validation import (
     BOOLEAN,
@@ -56,7 +56,6 @@ from core_agent.validation import (
 
 MODEL, CONFIG, RESULTS = "model.zip", "config.json", "results.json"
 VIDEO, CARD = "replay.mp4", "README.md"
-FRAMES_PER_SECOND = 15
 LEVEL = 0.95
 RULES: dict[str, Check] = {
     "model": instance("be an agent of this package", SequenceOffPolicyAlgorithm),

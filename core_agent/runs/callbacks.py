@@ -7,7 +7,8 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -240,6 +241,35 @@ class ValidationCallback(BaseCallback):
         return episodes
 
 
+@contextmanager
+def first_signal(act: Callable[[int], Any]) -> Iterator[None]:
+    """Inside, the first SIGINT or SIGTERM calls ``act`` with its number; others act as before.
+
+    Signals reach the main thread alone, and those that are ignored, as nohup does, stay so.
+    """
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        handlers = {number: signal.getsignal(number) for number in numbers}
+        handlers = {n: each for n, each in handlers.items() if each not in (None, signal.SIG_IGN)}
+
+    def restore() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        handlers.clear()
+
+    def note(number: int, frame: object) -> None:
+        restore()
+        act(number)
+
+    for number in handlers:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        restore()
+
+
 class ExactCheckpointCallback(BaseCallback):
     """Writes checkpoints from which the run continues exactly, regularly and when it must stop.
 
@@ -279,12 +309,9 @@ class ExactCheckpointCallback(BaseCallback):
         self.received = None
         self._next = next_multiple(self.every, self.model.num_timesteps)
         self.model.when_learning_ends(self._on_learning_end)
-        self._handlers: dict[int, Any] = {}
-        if self.signals and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                # Whoever has a signal ignored, as nohup does, means it.
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._handlers[number] = signal.signal(number, self._on_signal)
+        self._listening = ExitStack()
+        if self.signals:
+            self._listening.enter_context(first_signal(self._on_signal))
 
     def _on_step(self) -> bool:
         if self.num_timesteps >= self._next:
@@ -323,22 +350,16 @@ class ExactCheckpointCallback(BaseCallback):
         if self.verbose:
             print(f"step {self.model.num_timesteps}: wrote {path}", flush=True)  # noqa: T201
 
-    def _on_signal(self, number: int, frame: Any) -> None:
+    def _on_signal(self, number: int) -> None:
         self.received = number
-        self._restore_handlers()
         self.model.at_next_safe_point(self._stop)
 
     def _stop(self) -> bool:
         """Nothing is written here: :meth:`_on_training_end` follows."""
         return False
 
-    def _restore_handlers(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers.clear()
-
     def _on_learning_end(self, error: BaseException | None) -> None:
-        self._restore_handlers()
+        self._listening.close()
         failed_env = error is not None and self.model._last_obs is None
         if failed_env or isinstance(error, NonFiniteError):
             self.write()

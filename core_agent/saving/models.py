@@ -68,7 +68,7 @@ def load_model(
     if "learning_rate" in replaced:
         replaced.setdefault("lr_schedule", None)  # made of learning_rate at set-up
     with reading(path, WHAT):
-        saved = read_model(content, replaced)
+        saved = read_model(content, plain, replaced)
         model = _without_networks(model_class, device, saved)
     if print_system_info:
         sys.stdout.write("== CURRENT SYSTEM INFO ==\n")

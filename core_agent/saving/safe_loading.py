@@ -228,14 +228,14 @@ class SavedModel(NamedTuple):
     """State dicts of networks and optimisers by name, on the CPU."""
 
 
-def read_model(file: Any, replaced: dict[str, Any]) -> SavedModel:
+def read_model(file: Any, data: dict[str, Any], replaced: dict[str, Any]) -> SavedModel:
     """Read a model file without running what is in it.
 
     :param file: binary, open
-    :param replaced: entries that the caller replaces; they are not read
+    :param data: what :func:`read_json` read of it
+    :param replaced: entries that the caller replaces; they are not unpickled
     :raises UnsafeFileError: for anything that a saved model does not hold
     """
-    data = read_json(file)
     replaced = {key: value for key, value in replaced.items() if key in data}
     data = {key: item for key, item in data.items() if key not in replaced}
     for key, item in sorted(data.items()):

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from signal import SIGINT, SIGTERM
-from typing import Any
+from signal import SIGINT
 
+from core_agent.runs.callbacks import first_signal
 from core_agent.table5.grid import (
     Job,
     RunInterruptedError,
@@ -102,7 +99,8 @@ def run_on_ray(
     retries = {"max_retries": N_RETRIES, "retry_exceptions": [RunInterruptedError]}
     task = ray.remote(run_on_worker).options(num_cpus=cpus, num_gpus=gpus, **retries)
     ended: dict[Path, str] = {}
-    with first_signal() as received:
+    received: list[int] = []
+    with first_signal(received.append):
         pending = {task.remote(job, root.absolute()): job for job in jobs}
         is_stopping = False
         while pending:
@@ -139,31 +137,3 @@ def run_on_worker(job: Job, root: Path) -> str:
         if error.signal != SIGINT:
             raise
         return "interrupted"
-
-
-@contextmanager
-def first_signal() -> Iterator[list[int]]:
-    """Inside, the first SIGINT or SIGTERM is put into the list; others act as before.
-
-    Signals reach the main thread alone, and those that are ignored, as nohup does, stay so.
-    """
-    received: list[int] = []
-    handlers: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.getsignal(number) for number in (SIGINT, SIGTERM)}
-        handlers = {n: each for n, each in handlers.items() if each not in (None, signal.SIG_IGN)}
-
-    def restore() -> None:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-    def note(number: int, frame: object) -> None:
-        received.append(number)
-        restore()
-
-    for number in handlers:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        restore()

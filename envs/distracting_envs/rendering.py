@@ -196,7 +196,7 @@ class FrameRenderer:
         if _gl_process is not None and _gl_process != os.getpid():
             raise RenderingUnavailableError(
                 "OpenGL was used by a process that then forked this one, where it would hang; "
-                "start worker processes anew: AsyncVectorEnv(env_fns, context='spawn'), "
+                "start worker processes by spawning: AsyncVectorEnv(env_fns, context='spawn'), "
                 "SubprocVecEnv(env_fns, start_method='spawn') or "
                 "core_agent.environments.make.make_vec_env(env_id, n_envs)"
             )
