@@ -89,7 +89,7 @@ torture: gl-first $(VENV)/.dev gl ## kill runs, break disks, corrupt files, atta
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kills.py
 	@[ "$$(id -u)" != 0 ] || $(BIN)/python benchmarks/survival.py disk
 	@$(BIN)/python benchmarks/survival.py soak --picture runs/soak.png
-	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/survival.py soak --env Pendulum-v1 --steps 1000000
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/survival.py soak --env Pendulum-v1 --n-envs 8 --steps 1000000
 	@$(BIN)/python benchmarks/torture.py attacks
 	@$(BIN)/python benchmarks/torture.py mutations
 	@$(BIN)/python benchmarks/torture.py bad-inputs

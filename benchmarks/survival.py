@@ -2,7 +2,7 @@
 
     python benchmarks/survival.py disk
     python benchmarks/survival.py soak --steps 30000 --picture runs/soak.png
-    python benchmarks/survival.py soak --env Pendulum-v1 --steps 1000000 --json runs/soak.json
+    python benchmarks/survival.py soak --env Pendulum-v1 --n-envs 8 --steps 1000000
 
 ``disk`` puts checkpoints on a disk (a small tmpfs: needs root) that is full, then read-only, then
 without room for one more file. ``soak`` watches memory, open files and speed over a long run.
@@ -22,12 +22,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from core_agent.agents.presets import get_preset
 from core_agent.environments.make import make_env
@@ -46,10 +48,10 @@ STEPS = 60
 Figures = dict[str, Any]
 
 
-def make_model(env_id: str, **arguments: Any) -> CoRe:
+def make_model(env_id: str, n_envs: int = 1, **arguments: Any) -> CoRe:
     """CoRe of the smallest preset."""
-    debug = get_preset("debug")
-    env = make_env(env_id, **(debug.env_arguments if is_in_suite(env_id) else {}))
+    settings = get_preset("debug").env_arguments if is_in_suite(env_id) else {}
+    env = DummyVecEnv([partial(make_env, env_id, **settings) for _ in range(n_envs)])
     return CoRe("auto", env, seed=0, device="cpu", **preset("debug"), **arguments)
 
 
@@ -147,11 +149,11 @@ class Gauge(BaseCallback):
         return True
 
 
-def soak(steps: int, env: str = ENV_ID, picture: Path | None = None) -> Figures:
+def soak(steps: int, env: str = ENV_ID, n_envs: int = 1, picture: Path | None = None) -> Figures:
     """Train for long with checkpoints and a log; watch what may leak."""
     with tempfile.TemporaryDirectory() as name:
-        model = make_model(env, tensorboard_log=name)
-        gauge = Gauge(every=max(1, steps // 60))
+        model = make_model(env, n_envs, tensorboard_log=name)
+        gauge = Gauge(every=max(1, steps // n_envs // 60) * n_envs)
         model.learn(steps, [gauge, ExactCheckpointCallback(Path(name, "checkpoints"), 2_000)])
     step, memory, files, clock = (np.array(column) for column in zip(*gauge.readings))
     speed = np.diff(step) / np.diff(clock)
@@ -210,6 +212,7 @@ def main() -> None:
     trial = trials.add_parser("soak")
     trial.add_argument("--steps", type=int, default=30_000)
     trial.add_argument("--env", default=ENV_ID)
+    trial.add_argument("--n-envs", type=int, default=1)
     trial.add_argument("--picture", type=Path)
     for trial in trials.choices.values():
         trial.add_argument("--json", type=Path)
