@@ -57,7 +57,8 @@ def locations(python: object, cwd: Path, **environment: str) -> dict[str, Path]:
         "from importlib.util import find_spec\n"
         f"for name in {PACKAGES}: print(name, find_spec(name).origin)\n"
     )
-    lines = run(python, "-c", program, cwd=cwd, **environment).splitlines()
+    # Nothing of this process's own path may take part.
+    lines = run(python, "-c", program, cwd=cwd, PYTHONPATH="", **environment).splitlines()
     return {name: Path(origin).resolve() for name, origin in map(str.split, lines)}
 
 

@@ -118,6 +118,8 @@ def cluster(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.path.abspath("envs")]))
     be_patient(monkeypatch)
     quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
+    # Ray makes the folder of its address file only where it starts a machine itself.
+    Path(ray._private.utils.get_ray_address_file(None)).parent.mkdir(parents=True, exist_ok=True)
     # Short, as paths of sockets have to be.
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
     cluster = Cluster()
