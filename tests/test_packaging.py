@@ -51,14 +51,14 @@ def empty_environment(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def locations(python: object, cwd: Path, **environment: str) -> dict[str, Path]:
+def locations(python: object, cwd: Path) -> dict[str, Path]:
     """Return where a fresh interpreter would import each package from, torch left unimported."""
     program = (
         "from importlib.util import find_spec\n"
         f"for name in {PACKAGES}: print(name, find_spec(name).origin)\n"
     )
     # Nothing of this process's own path may take part.
-    lines = run(python, "-c", program, cwd=cwd, PYTHONPATH="", **environment).splitlines()
+    lines = run(python, "-c", program, cwd=cwd, PYTHONPATH="").splitlines()
     return {name: Path(origin).resolve() for name, origin in map(str.split, lines)}
 
 
@@ -154,7 +154,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_the_wheel_requires_is_all_that_it_needs(installed: Path, tmp_path: Path) -> None:
     pip("--python", installed / "python", "check", cwd=tmp_path, PYTHONPATH="")
-    where = locations(installed / "python", cwd=tmp_path, PYTHONPATH="")
+    where = locations(installed / "python", cwd=tmp_path)
     assert all(installed.parent.resolve() in path.parents for path in where.values())
 
 
