@@ -368,6 +368,7 @@ class CheckpointFolder:
             if path not in self._needed and (tree := _read(path)) is not None:
                 self._needed[path] = Checkpoint(path, tree).episode_names()
             needed |= self._needed.get(path, set())
+        self._needed = {path: self._needed[path] for path in kept if path in self._needed}
         for path in set(paths) - set(kept):
             path.unlink()
         for path in self._replay.iterdir():

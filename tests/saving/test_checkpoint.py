@@ -33,7 +33,13 @@ from core_agent import CURL, SACRAD, CoRe, QTOptDrQ, QTOptRAD, RecurrentSAC
 from core_agent.environments.make import make_env
 from core_agent.runs.callbacks import ExactCheckpointCallback
 from core_agent.saving.archive import read_archive, write_archive
-from core_agent.saving.checkpoint import CheckpointFolder, NoCheckpointError, _store, _written
+from core_agent.saving.checkpoint import (
+    N_KEPT,
+    CheckpointFolder,
+    NoCheckpointError,
+    _store,
+    _written,
+)
 from core_agent.saving.resumable import Resumable
 from tests.fakes import BOTH, IMAGE, TINY, VECTOR, FakeEnv, SavableEnv, tiny
 
@@ -298,6 +304,7 @@ def test_files_of_forgotten_episodes_are_removed(tmp_path):
     n_files = len(list((tmp_path / "replay").iterdir()))
     n_episodes = len(model.replay_buffer.episodes)
     assert n_files <= n_episodes + 4, "the buffer's, and what two checkpoints differ by"
+    assert len(model._checkpoints._needed) <= N_KEPT, "nor is memory kept for them"
     resumed = RecurrentSAC.resume(tmp_path, images())
     assert resumed.replay_buffer.size() == model.replay_buffer.size()
 
