@@ -19,7 +19,7 @@ from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from core_agent.agents.arguments import (
-    CONSTRUCTOR_RULES,
+    RULES,
     Collect,
     as_train_freq,
     check_policy,
@@ -57,7 +57,7 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
     :param arguments: those of SB3's ``OffPolicyAlgorithm``; others become attributes
     """
 
-    rules: ClassVar[dict[str, Check]] = dict(CONSTRUCTOR_RULES)
+    rules: ClassVar[dict[str, Check]] = dict(RULES)
     """The rule of each argument."""
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {}
     not_saved: ClassVar[tuple[str, ...]] = (
