@@ -27,7 +27,6 @@ import cloudpickle
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 
 from core_agent import CoRe
 from core_agent.agents.latent import RecurrentPolicy
@@ -204,19 +203,9 @@ def a_command_under_a_foreign_key(folder: Path) -> None:
 
 
 @attack
-def a_command_in_place_of_the_action_space(folder: Path) -> None:
-    set_object(folder, "action_space", touch(folder))
-
-
-@attack
 def a_command_hidden_in_a_deque(folder: Path) -> None:
     call = touch(folder)
     set_object(folder, "ep_info_buffer", Hidden(call.function, *call.arguments))
-
-
-@attack
-def evaluated_source(folder: Path) -> None:
-    set_object(folder, "foreign", Call(eval, f"open({str(folder / 'proof')!r}, 'w')"))
 
 
 @attack
@@ -313,24 +302,8 @@ def an_array_larger_than_the_file(folder: Path) -> None:
 
 
 @attack
-def a_set_of_all_numbers(folder: Path) -> None:
-    set_object(folder, "foreign", Call(set, range(10**12)))
-
-
-@attack
 def a_space_larger_than_the_file(folder: Path) -> None:
     set_object(folder, "foreign", Call(spaces.Box, 0.0, 1.0, (HUGE, HUGE)))
-
-
-@attack
-def noise_for_too_many_environments(folder: Path) -> None:
-    noise = NormalActionNoise(np.zeros(2), np.ones(2))
-    set_object(folder, "action_noise", Call(VectorizedActionNoise, noise, 10**10))
-
-
-@attack
-def a_policy_made_while_unpickling(folder: Path) -> None:
-    set_object(folder, "foreign", Call(RecurrentPolicy, VECTOR, VECTOR, None, (HUGE, HUGE)))
 
 
 # ---- names and shapes ----
@@ -377,12 +350,6 @@ def no_parameters(folder: Path) -> None:
 
 
 @attack
-def parameters_of_another_object(folder: Path) -> None:
-    entries = read_zip(folder / "model.zip")
-    change_entry(folder, "policy.actor.pth", entries["policy.pth"])
-
-
-@attack
 def an_optimizer_state_of_another_shape(folder: Path) -> None:
     def change(state: dict[str, Any]) -> None:
         state["state"][0]["exp_avg"] = torch.zeros(1, 2, 3)
@@ -426,20 +393,6 @@ def a_command_in_an_array_of_the_replay_buffer(folder: Path) -> None:
     np.save(file, np.array([touch(folder)], dtype=object), allow_pickle=True)
     path = folder / "replay.npz"
     write_zip(path, {**read_zip(path), "0.npy": file.getvalue()})
-
-
-@attack
-def a_list_in_place_of_the_replay_buffer(folder: Path) -> None:
-    (folder / "replay.npz").write_bytes(pickle.dumps([1, 2]))
-
-
-@attack
-def replayed_frames_of_another_shape(folder: Path) -> None:
-    def change(tree: dict[str, Any]) -> None:
-        frames = tree["episodes"][0]["frames"]
-        frames["observation"] = frames["observation"][:, :4]
-
-    change_replay(folder, change)
 
 
 @attack
