@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-Check = Callable[[str, Any], None]
+Check = Callable[[str, Any], object]
 """Called with an argument's name and value; raises ``ValueError`` for a bad value."""
 MAX_SEED = 2**32 - 1
 """The largest seed that NumPy's legacy generator takes, which Stable-Baselines3 seeds as well."""
@@ -173,7 +173,7 @@ def instance(text: str, *types: type, way_out: str = "") -> Rule:
 
 def optional(one: Check) -> Check:
     """A rule that lets ``None`` pass."""
-    return lambda name, value: None if value is None else one(name, value)
+    return lambda name, value: value is None or one(name, value)
 
 
 def _is_list_of(holds: Callable[[Any], Any], value: Any) -> bool:

@@ -69,7 +69,7 @@ RULES: Mapping[str, rules.Check] = {
     **dict.fromkeys(("buffer_size", "batch_size", "max_rollout_steps"), rules.SIZE),
     "learning_starts": rules.whole(0),
     **dict.fromkeys(("tau", "gamma"), rules.FRACTION),
-    "train_freq": lambda name, value: as_train_freq(value) and None,
+    "train_freq": lambda name, value: as_train_freq(value),
     "gradient_steps": rules.optional(rules.whole(-1, "None makes update_ratio updates a step")),
     "update_ratio": rules.at_least(0),
     "collect": rules.choice(*get_args(Collect)),
