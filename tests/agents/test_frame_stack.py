@@ -146,15 +146,6 @@ def test_episode_start_refills_the_stack_of_that_environment_alone():
     assert state[0].tolist() == [[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]]
 
 
-def test_a_forgotten_stack_is_noticed():
-    model, observation = make_model(VECTOR), np.zeros((1, 3), np.float32)
-    for _ in range(9):
-        model.predict(observation)
-    with pytest.warns(UserWarning, match="10 times in a row without a state"):
-        model.predict(observation)
-    model.predict(observation)
-
-
 def test_stacks_are_those_of_sb3s_wrapper_but_for_the_repeated_first_frame():
     alone, wrapper = (make_vec_env(lambda: FakeEnv(VECTOR, length=4), 2, seed=0) for _ in range(2))
     wrapped = VecFrameStack(wrapper, 3)
