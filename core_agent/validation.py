@@ -15,6 +15,7 @@ import io
 import math
 import numbers
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-Check = Callable[[str, Any], None]
+Check = Callable[[str, Any], object]
 """Called with an argument's name and value; raises ``ValueError`` for a bad value."""
 MAX_SEED = 2**32 - 1
 """The largest seed that NumPy's legacy generator takes, which Stable-Baselines3 seeds as well."""
@@ -85,9 +86,7 @@ def argument_names(*classes: type) -> set[str]:
         name
         for one in classes
         for base in one.__mro__
-        if "__init__" in vars(base)
-        and base is not object
-        and not base.__module__.startswith("stable_baselines3.")
+        if "__init__" in vars(base) and not base.__module__.startswith(("builtins", "stable_"))
         for name, parameter in inspect.signature(vars(base)["__init__"]).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     } - {"self"}
@@ -121,12 +120,9 @@ def check_keywords(
     check_arguments(rules_of(*classes), given or {})
 
 
-def handed_down(arguments: Mapping[str, Any], *own: str) -> dict[str, Any]:
-    """The arguments that a constructor hands to another one: all but its ``own``.
-
-    :param arguments: the constructor's ``locals()``
-    """
-    return {k: v for k, v in arguments.items() if k not in ("self", "__class__", *own)}
+def handed_down(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that a constructor hands to another one, of its ``locals()``."""
+    return {k: v for k, v in arguments.items() if k not in ("self", "__class__")}
 
 
 # ---- rules ----
@@ -139,41 +135,10 @@ def is_whole(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether ``value`` is a finite real number, NumPy's included (no bool)."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(is_whole(n) and n >= 1 for n in value)
-
-
-def _is_device(value: Any) -> bool:
-    try:
-        known = isinstance(value, str) and (value == "auto" or bool(torch.device(value)))
-    except RuntimeError:
-        known = False
-    return known or isinstance(value, torch.device)
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, (str, Path)) and str(value) != "" and "\0" not in str(value)
-
-
-def _are_names(value: Any) -> bool:
-    collection = isinstance(value, Iterable) and not isinstance(value, (str, bytes))
-    return value is None or (collection and all(isinstance(entry, str) for entry in value))
-
-
-def _are_options(value: Any) -> bool:
-    return value is None or (isinstance(value, dict) and all(isinstance(k, str) for k in value))
-
-
-def _are_functions(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) >= 1 and all(map(callable, value))
+    with suppress(OverflowError):
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        return real and math.isfinite(value)
+    return False
 
 
 def at_least(low: float) -> Rule:
@@ -194,9 +159,11 @@ def choice(*choices: str) -> Rule:
 
 def sizes(fewest: int) -> Rule:
     """A list or tuple of at least ``fewest`` whole numbers >= 1."""
-    text = f"be at least {fewest} whole number(s) >= 1"
-    holds = lambda value: _are_sizes(value) and len(value) >= fewest  # noqa: E731
-    return Rule(text, holds, "for example (64, 64)")
+    return Rule(
+        f"be at least {fewest} whole number(s) >= 1",
+        lambda value: _is_list_of(SIZE.holds, value) and len(value) >= fewest,
+        "for example (64, 64)",
+    )
 
 
 def instance(text: str, *types: type, way_out: str = "") -> Rule:
@@ -206,7 +173,20 @@ def instance(text: str, *types: type, way_out: str = "") -> Rule:
 
 def optional(one: Check) -> Check:
     """A rule that lets ``None`` pass."""
-    return lambda name, value: None if value is None else one(name, value)
+    return lambda name, value: value is None or one(name, value)
+
+
+def _is_list_of(holds: Callable[[Any], Any], value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(holds, value))
+
+
+def _is_device(value: Any) -> Any:
+    with suppress(RuntimeError):
+        return isinstance(value, (str, torch.device)) and (value == "auto" or torch.device(value))
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, Iterable) and all(isinstance(each, str) for each in value)
 
 
 NUMBER = Rule("be a number", is_number)
@@ -218,7 +198,7 @@ BOOLEAN = instance("be True or False", bool, np.bool_)
 TEXT = Rule("be a string", lambda value: isinstance(value, str) and value != "")
 CROP_SIZE = Rule(
     "be a whole number >= 1, two of them, or None",
-    lambda value: value is None or _are_sizes([value]) or (_are_sizes(value) and len(value) == 2),
+    lambda size: size is None or SIZE.holds(size) or (SIZES.holds(size) and len(size) == 2),
 )
 SEED = Rule(
     f"be None or a whole number in [0, {MAX_SEED}]",
@@ -226,11 +206,20 @@ SEED = Rule(
 )
 DEVICE = Rule("be 'auto' or a device such as 'cpu' or 'cuda:0'", _is_device)
 VERBOSE = Rule("be 0, 1 or 2", lambda value: is_whole(value) and 0 <= value <= 2)
-PATH = Rule("be a path", _is_path)
-FILE = Rule("be a path", lambda value: isinstance(value, io.BufferedIOBase) or _is_path(value))
-NAMES = Rule("be a list of names or None", _are_names)
-OPTIONS = Rule("be a dict of arguments by name, or None", _are_options)
-FUNCTIONS = Rule("be a list of functions", _are_functions)
+PATH = Rule(
+    "be a path",
+    lambda value: isinstance(value, (str, Path)) and str(value) != "" and "\0" not in str(value),
+)
+FILE = Rule("be a path", lambda value: isinstance(value, io.BufferedIOBase) or PATH.holds(value))
+NAMES = Rule(
+    "be a list of names or None",
+    lambda value: value is None or (_are_names(value) and not isinstance(value, (str, bytes))),
+)
+OPTIONS = Rule(
+    "be a dict of arguments by name, or None",
+    lambda value: value is None or (_are_names(value) and isinstance(value, dict)),
+)
+FUNCTIONS = Rule("be a list of functions", lambda value: _is_list_of(callable, value) and value)
 
 
 # ---- values in the form that others take ----

@@ -15,11 +15,11 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from core_agent.agents.arguments import (
-    CONSTRUCTOR_RULES,
+    RULES,
     Collect,
     as_train_freq,
     check_policy,
@@ -57,7 +57,7 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
     :param arguments: those of SB3's ``OffPolicyAlgorithm``; others become attributes
     """
 
-    rules: ClassVar[dict[str, Check]] = dict(CONSTRUCTOR_RULES)
+    rules: ClassVar[dict[str, Check]] = dict(RULES)
     """The rule of each argument."""
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {}
     not_saved: ClassVar[tuple[str, ...]] = (
@@ -319,28 +319,19 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
         :param action_noise: noise to add
         """
         policy: StatefulPolicy = self.acting_policy
-        state, features = policy.carry(*self._acting_inputs(), deterministic=False)
+        observation, _ = policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]
+        starts = torch.as_tensor(self._last_episode_starts, device=self.device)
+        if self._last_states is None:
+            state = policy.initial_state(len(starts))
+        else:
+            state = tuple(torch.as_tensor(part, device=self.device) for part in self._last_states)
+        state, features = policy.carry(observation, state, starts, deterministic=False)
         if random_actions is None:
             scaled = policy.act(features, deterministic=False).cpu().numpy()
         else:
             scaled = random_actions.astype(np.float32)
-        scaled = self._with_noise(scaled, action_noise)
+        if action_noise is not None:
+            scaled = np.clip(scaled + action_noise(), -1.0, 1.0).astype(np.float32)
         state = policy.remember(state, torch.as_tensor(scaled, device=self.device))
         self._last_states = tuple(part.cpu().numpy() for part in state)
         return scaled
-
-    def _acting_inputs(self) -> tuple[PyTorchObs, tuple[torch.Tensor, ...], torch.Tensor]:
-        """The last observation, the carried state and which environments begin an episode."""
-        observation, _ = self.policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]
-        starts = torch.as_tensor(self._last_episode_starts, device=self.device)
-        if self._last_states is None:
-            return observation, self.policy.initial_state(len(starts)), starts
-        state = tuple(torch.as_tensor(part, device=self.device) for part in self._last_states)
-        return observation, state, starts
-
-    @staticmethod
-    def _with_noise(scaled: np.ndarray, action_noise: ActionNoise | None) -> np.ndarray:
-        """Actions ``(n_envs, A)`` with noise, clipped to [-1, 1]."""
-        if action_noise is None:
-            return scaled
-        return np.clip(scaled + action_noise(), -1.0, 1.0).astype(np.float32)

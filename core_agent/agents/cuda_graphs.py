@@ -3,16 +3,13 @@
 An update is thousands of short kernels, which a GPU computes faster than Python can ask for them. A
 graph holds them with their arguments: numbers as they were at its capture, tensors by address.
 https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
-
-No graph is used before it has proved itself: the same update is made with it and without it, from
-the same weights, optimiser states, batch and random numbers.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -44,72 +41,91 @@ def held(agent: Any, batch: Any) -> tuple[Any, ...]:
     """
     groups = [group for optimizer in agent.optimizers for group in optimizer.param_groups]
     options = [value for group in groups for key, value in group.items() if key != "params"]
-    settings = [
-        (name, value)
+    settings = {
+        name: value
         for name, value in vars(agent).items()
         if isinstance(value, (bool, int, float, str, type(None)))
         and not (name.startswith("_") or name in PROGRESS)
-    ]
+    }
     return (
-        [(value.shape, value.stride(), value.dtype) for value in tree_leaves(batch)],
+        [(value.shape, value.dtype) for value in tree_leaves(batch)],
         settings,
-        [parameter.requires_grad for parameter in agent.policy.parameters()],
-        [tensor.data_ptr() for tensor in changed(agent)],
+        [(tensor.data_ptr(), tensor.requires_grad) for tensor in changed(agent)],
         [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in options],
-        agent._guard,
     )
 
 
-class SideStream:
-    """A CUDA stream next to the current one, to warm up and to capture on.
+@torch.no_grad()
+def is_close(found: torch.Tensor, wanted: torch.Tensor, before: torch.Tensor) -> bool:
+    """Whether what was found is what was wanted up to rounding, both made out of ``before``."""
+    one, other, start = (torch.nan_to_num(each.double()) for each in (found, wanted, before))
+    margin = CHANGE_TOLERANCE * (other - start).norm() + ROUNDING * other.norm()
+    return bool((one - other).norm() <= margin)
 
-    :param device: the GPU
+
+def run_beside(stream: torch.cuda.Stream, update: Callable[[Any], Metrics], batch: Any) -> Metrics:
+    """``update(batch)`` on a stream next to the current one, in order with what that one does."""
+    current = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        metrics = update(batch)
+    current.wait_stream(stream)
+    return metrics
+
+
+def record(stream: torch.cuda.Stream, function: Callable[[], None]) -> Callable[[], None]:
+    """A function that launches the kernels that ``function()`` asks for; none of them runs now.
+
+    :raises RuntimeError: if it asks for what a graph cannot hold, such as waiting for a value
     """
+    graph = torch.cuda.CUDAGraph()
+    # Meanwhile other threads may use the GPU.
+    capture = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
+    try:
+        # A capture that fails would leave its stream the current one.
+        with torch.cuda.stream(stream), capture:
+            function()
+    except RuntimeError:
+        # It also leaves its mark on the generator, which then refuses to draw.
+        generator = torch.cuda.default_generators[stream.device_index]
+        generator.graphsafe_set_state(generator.clone_state())
+        raise
+    return graph.replay
 
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
-        self.devices = [self._stream.device]
 
-    def run(self, update: Callable[[Any], Metrics], batch: Any) -> Metrics:
-        """``update(batch)``, in order with everything that the current stream is asked for."""
-        current = torch.cuda.current_stream(self._stream.device)
-        self._stream.wait_stream(current)
-        try:
-            with torch.cuda.stream(self._stream):
-                return update(batch)
-        finally:
-            current.wait_stream(self._stream)
+def captured(stream: torch.cuda.Stream, agent: Any, batch: Any) -> Callable[[Any], Metrics]:
+    """An update as a graph, for batches of the layout of ``batch``; nothing is computed now.
 
-    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        """A function that launches the kernels that ``function()`` asks for; none of them runs now.
+    :raises RuntimeError: if it cannot be captured
+    """
+    place, metrics = tree_map(torch.empty_like, batch), dict[str, torch.Tensor]()
 
-        :raises RuntimeError: if it asks for what a graph cannot hold, such as waiting for a value
-        """
-        graph = torch.cuda.CUDAGraph()
-        # Meanwhile other threads may use the GPU.
-        capture = torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local")
-        try:
-            # A capture that fails would leave its stream the current one.
-            with torch.cuda.stream(self._stream), capture:
-                function()
-        except RuntimeError:
-            # It also leaves its mark on the generator, which then refuses to draw.
-            generator = torch.cuda.default_generators[self._stream.device_index]
-            generator.graphsafe_set_state(generator.clone_state())
-            raise
-        return graph.replay
+    def update() -> None:
+        metrics.update({name: value.detach() for name, value in agent.update(place).items()})
+
+    launch = record(stream, update)
+
+    def replay(batch: Any) -> Metrics:
+        torch._foreach_copy_(tree_leaves(place), tree_leaves(batch), non_blocking=True)
+        launch()
+        # Sums with 0, as the next replay overwrites what this one computes.
+        return dict(zip(metrics, torch._foreach_add(list(metrics.values()), 0.0)))
+
+    return replay
 
 
 class GraphedUpdates:
     """Makes an agent's updates: the first ones without graphs, then as CUDA graphs.
 
-    When anything that a graph holds has changed, updates
-    are warmed up and captured again. If one cannot be captured, as it waits for a value, or its
-    graph does something else, a warning says so, and no graph is used from then on.
+    No graph is used before it has proved itself: the same update is made with it and without it,
+    from the same weights, optimiser states, batch and random numbers. When anything that a graph
+    holds has changed, updates are warmed up and captured again. If one cannot be captured, as it
+    waits for a value, or its graph does something else, a warning says so, and no graph is used
+    from then on.
     """
 
     def __init__(self) -> None:
-        self._stream: SideStream | None = None
+        self._stream: Any = None
         self._held: tuple[Any, ...] | None = None
         self._n_warm_ups: Counter[Hashable] = Counter()
         self._graphs: dict[Hashable, Callable[[Any], Metrics]] = {}
@@ -128,32 +144,33 @@ class GraphedUpdates:
             self._n_warm_ups.clear()
         if agent.update_kind in self._graphs:
             return self._graphs[agent.update_kind](batch)
-        self._stream = self._stream or SideStream(agent.device)
+        self._stream = self._stream or torch.cuda.Stream(agent.device)
         if self._n_warm_ups[agent.update_kind] >= WARM_UPS:
-            return self._capture(self._stream, agent, batch)
-        metrics = self._stream.run(agent.update, batch)
+            return self._prove(agent, batch)
+        metrics = run_beside(self._stream, agent.update, batch)
         self._n_warm_ups[agent.update_kind] += 1
         # Optimisers make their states in their first step, so after it.
         self._held = held(agent, batch)
         return metrics
 
-    def _capture(self, stream: SideStream, agent: Any, batch: Any) -> Metrics:
+    def _prove(self, agent: Any, batch: Any) -> Metrics:
         """Capture an update and replay it, then make it eagerly; keep the graph if they agree."""
+        kind, tensors = agent.update_kind, changed(agent)
+        before = [tensor.detach().clone() for tensor in tensors]
         try:
-            replay = captured(stream, agent, batch)
+            replay = captured(self._stream, agent, batch)
         except RuntimeError as error:
             reason = str(error.__context__ or error).partition("\n")[0]
             self._give_up(f"one could not be captured ({reason})")
             return agent.update(batch)
-        tensors = changed(agent)
-        before = [tensor.detach().clone() for tensor in tensors]
-        with torch.random.fork_rng(stream.devices):
+        with torch.random.fork_rng([agent.device] if agent.device.type == "cuda" else []):
             replay(batch)
         replayed = [tensor.detach().clone() for tensor in tensors]
-        put(before, tensors)
-        metrics = stream.run(agent.update, batch)
-        if are_close(replayed, tensors, before):
-            self._graphs[agent.update_kind] = replay
+        with torch.no_grad():
+            torch._foreach_copy_(tensors, before)
+        metrics = run_beside(self._stream, agent.update, batch)
+        if all(map(is_close, replayed, tensors, before)):
+            self._graphs[kind] = replay
         else:
             self._give_up("a replay of one does not give what the update itself gives")
         return metrics
@@ -161,53 +178,6 @@ class GraphedUpdates:
     def _give_up(self, reason: str) -> None:
         self._gave_up = True
         self._graphs.clear()
-        warnings.warn(
-            f"updates run without CUDA graphs, which takes longer: {reason}; "
-            "CORE_AGENT_CUDA_GRAPHS=0 does without from the start",
-            stacklevel=2,
-        )
-
-
-def captured(stream: SideStream, agent: Any, batch: Any) -> Callable[[Any], Metrics]:
-    """An update as a graph, for batches of the layout of ``batch``; nothing is computed now.
-
-    :raises RuntimeError: if it cannot be captured
-    """
-    place = tree_map(torch.empty_like, batch)
-    names: list[str] = []
-    values: list[torch.Tensor] = []
-
-    def run() -> None:
-        metrics = agent.update(place)
-        names[:] = metrics
-        values[:] = [torch.stack([value.detach().float() for value in metrics.values()])]
-
-    launch = stream.capture(run)
-
-    def replay(batch: Any) -> Metrics:
-        put(tree_leaves(batch), tree_leaves(place))
-        launch()
-        # The next replay overwrites its own.
-        return dict(zip(names, values[0].clone().unbind()))
-
-    return replay
-
-
-@torch.no_grad()
-def put(values: Sequence[torch.Tensor], places: Sequence[torch.Tensor]) -> None:
-    """Copy each value to its place."""
-    for place, value in zip(places, values):
-        place.copy_(value, non_blocking=True)
-
-
-@torch.no_grad()
-def are_close(
-    found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], before: Sequence[torch.Tensor]
-) -> bool:
-    """Whether the tensors found are those wanted up to rounding, both made out of ``before``."""
-    fits = []
-    for tensors in zip(found, wanted, before):
-        one, other, start = (torch.nan_to_num(tensor.double()) for tensor in tensors)
-        margin = CHANGE_TOLERANCE * (other - start).norm() + ROUNDING * other.norm()
-        fits.append((one - other).norm() <= margin)
-    return bool(torch.stack(fits).all())
+        way_out = "CORE_AGENT_CUDA_GRAPHS=0 does without from the start"
+        told = f"updates run without CUDA graphs, which takes longer: {reason}; {way_out}"
+        warnings.warn(told, stacklevel=2)

@@ -15,7 +15,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFreq
 from stable_baselines3.common.vec_env import VecEnv
 
-from core_agent.agents.arguments import LEARN_RULES
+from core_agent.agents.arguments import RULES
 from core_agent.agents.collection import Progress, vectorized_noise
 from core_agent.agents.metrics import UpdateLog
 from core_agent.agents.presets import RECURRENT
@@ -92,7 +92,7 @@ class LearningLoop(SavableAlgorithm):
         # 0 completes what a run was doing when it was stopped.
         lowest = 0 if self._is_unfinished and not reset_num_timesteps else 1
         whole(lowest)("total_timesteps", total_timesteps)
-        check_arguments(LEARN_RULES, locals())
+        check_arguments(RULES, locals())
         name = tb_log_name or type(self).__name__
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, name, progress_bar

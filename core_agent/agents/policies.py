@@ -39,11 +39,13 @@ from core_agent.validation import (
     NUMBER,
     SIZES,
     Check,
+    Rule,
     as_array,
     check,
     check_keywords,
     choice,
     finite_array,
+    optional,
 )
 
 ACTOR_RULES: dict[str, Check] = {
@@ -55,13 +57,6 @@ SelfPolicy = TypeVar("SelfPolicy", bound="StatefulPolicy")
 
 STATELESS_CALLS = 10
 """Calls of ``predict`` in a row without a state after which a warning is due."""
-
-
-def check_starts(name: str, value: Any, n_envs: int) -> None:
-    """Make sure that ``value`` says of each environment whether it begins an episode."""
-    array = as_array(name, value)
-    fits = array.size in (1, n_envs) and array.dtype.kind in "biuf"
-    check(fits, name, f"be {n_envs} times True or False", value)
 
 
 class StatefulPolicy(BasePolicy):
@@ -81,6 +76,7 @@ class StatefulPolicy(BasePolicy):
     rules: ClassVar[dict[str, Check]] = {
         "observation_space": check_space,
         "action_space": check_box,
+        "lr_schedule": optional(Rule("be a function or None", callable)),
         "critic_dims": SIZES,
         "activation": choice(*ACTIVATIONS),
     }
@@ -99,13 +95,7 @@ class StatefulPolicy(BasePolicy):
         constructor_kwargs: dict[str, Any],
     ) -> None:
         given = dict(observation_space=observation_space, action_space=action_space)
-        self.check_arguments({**given, **constructor_kwargs})
-        check(
-            lr_schedule is None or callable(lr_schedule),
-            "lr_schedule",
-            "be a function or None",
-            lr_schedule,
-        )
+        self.check_arguments({**given, "lr_schedule": lr_schedule, **constructor_kwargs})
         super().__init__(observation_space, action_space, squash_output=True)
         self.constructor_kwargs = constructor_kwargs
         self._stateless_calls = 0
@@ -320,7 +310,9 @@ class StatefulPolicy(BasePolicy):
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         initial = self.initial_state(n_envs)
         if episode_start is not None:
-            check_starts("episode_start", episode_start, n_envs)
+            told = as_array("episode_start", episode_start)
+            fits = told.size in (1, n_envs) and told.dtype.kind in "biuf"
+            check(fits, "episode_start", f"be {n_envs} times True or False", episode_start)
         if state is None:
             return initial, torch.ones(n_envs, dtype=torch.bool, device=self.device)
         shapes = [tuple(wanted.shape) for wanted in initial]

@@ -11,7 +11,7 @@ import torch
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
-from core_agent.agents.arguments import FILE_RULES, LOAD_RULES, RESUME_RULES, Collect
+from core_agent.agents.arguments import ENVIRONMENT, LOADED_ENVIRONMENT, RULES, Collect
 from core_agent.agents.collection import Collector
 from core_agent.environments.make import describe, environment_for
 from core_agent.networks.optimization import FiniteGuard
@@ -65,7 +65,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         :param include: names of attributes to save that are left out otherwise
         :raises ValueError: for a bad argument, before anything is written
         """
-        check_arguments(FILE_RULES, locals())
+        check_arguments(RULES, locals())
         warn_of_own_schedule(self.learning_rate)
         self.origin = {**self.origin, **describe(self.env)}
         super().save(path, exclude, include)
@@ -94,7 +94,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         :raises FileNotFoundError: if there is no file
         :raises ValueError: for an environment or an argument that does not fit the model
         """
-        check_arguments(LOAD_RULES, locals())
+        check_arguments({**RULES, "env": LOADED_ENVIRONMENT}, locals())
         given = (path, env, device, custom_objects, print_system_info, force_reset)
         model = super().load(*given, **kwargs) if trusted else load_model(cls, *given, kwargs)
         if force_reset:  # A run that is resumed continues as it was.
@@ -107,7 +107,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
 
         :param path: file to write, by name (without a suffix ``.npz`` is added) or open
         """
-        check_arguments(FILE_RULES, locals())
+        check_arguments(RULES, locals())
         save_replay(path, self.replay_buffer)
 
     def load_replay_buffer(
@@ -120,7 +120,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         :raises UnsafeFileError: if the file is no replay buffer of the model's spaces; what the
             buffer holds is left as it is
         """
-        check_arguments(FILE_RULES, locals())
+        check_arguments(RULES, locals())
         load_replay(path, self.replay_buffer)
 
     def checkpoint(self, folder: str | pathlib.Path) -> pathlib.Path:
@@ -137,7 +137,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         :raises ValueError: if a parameter is not finite
         :raises NonFiniteError: if an update has failed that was not reported yet
         """
-        check_arguments(FILE_RULES, locals())
+        check_arguments(RULES, locals())
         self._guard.check()
         if self._checkpoints is None or self._checkpoints.path != pathlib.Path(folder):
             self._checkpoints = CheckpointFolder(folder)
@@ -168,7 +168,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         :raises NoCheckpointError: if nothing there is complete; a kind of ``ValueError``
         :raises ValueError: for another algorithm's checkpoint or other environments
         """
-        check_arguments(RESUME_RULES, locals())
+        check_arguments({**RULES, "env": ENVIRONMENT}, locals())
         checkpoints, checkpoint = find_checkpoint(folder, cls.__name__)
         if isinstance(env, str):
             env = environment_for(env, checkpoint.manifest["collect"])
@@ -196,7 +196,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         :raises UnsafeFileError: if a file is no saved model
         :raises ValueError: for parameters that do not fit this model, which is left as it is
         """
-        check_arguments(FILE_RULES, locals())
+        check_arguments(RULES, locals())
         parameters = checked_parameters(self, load_path_or_dict, exact_match)
         options = [
             [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]

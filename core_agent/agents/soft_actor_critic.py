@@ -15,7 +15,7 @@ from core_agent.agents.base import Metrics
 from core_agent.networks.losses import masked_mean
 from core_agent.networks.optimization import FiniteGuard, descend, frozen
 from core_agent.networks.types import SequenceBatch, TransitionBatch
-from core_agent.validation import NUMBER, POSITIVE, Check, check, is_number
+from core_agent.validation import NUMBER, POSITIVE, Check, Rule, check, is_number
 
 Batch: TypeAlias = SequenceBatch | TransitionBatch
 
@@ -39,22 +39,14 @@ def initial_ent_coef(ent_coef: float | str) -> float | None:
     return float(value)
 
 
-def check_ent_coef(name: str, value: Any) -> None:
-    """Make sure that :func:`initial_ent_coef` takes ``value``."""
-    initial_ent_coef(value)
-
-
-def check_target_entropy(name: str, value: Any) -> None:
-    """Make sure that ``value`` is a number or ``"auto"``."""
-    fits = is_number(value) or (isinstance(value, str) and value == "auto")
-    check(fits, name, "be a number or 'auto'", value)
-
-
 SAC_RULES: dict[str, Check] = {
     "actor_learning_rate": POSITIVE,
-    "ent_coef": check_ent_coef,
+    "ent_coef": lambda name, value: initial_ent_coef(value),
     "ent_coef_learning_rate": POSITIVE,
-    "target_entropy": check_target_entropy,
+    "target_entropy": Rule(
+        "be a number or 'auto'",
+        lambda value: is_number(value) or (isinstance(value, str) and value == "auto"),
+    ),
     "max_log_ent_coef": NUMBER,
 }
 """Rules of the arguments that agents with an actor share."""

@@ -189,7 +189,8 @@ class SequenceReplayBuffer(ReplayBuffer):
                 time_limit = infos[env].get("TimeLimit.truncated", False)
                 self._finish(env, not (self.handle_timeout_termination and time_limit))
             elif episode.n_steps >= self.max_episode_steps:
-                self._continue_as_new(env, episode)
+                self._finish(env, terminated=False)
+                self._begin(env, episode.last_frame)  # It continues as a new one.
         self._evict()
 
     def _begin(self, env: int, first: dict[str, torch.Tensor]) -> Episode:
@@ -204,10 +205,6 @@ class SequenceReplayBuffer(ReplayBuffer):
         assert episode is not None
         episode.finish(terminated)
         self.running[env] = None
-
-    def _continue_as_new(self, env: int, episode: Episode) -> None:
-        self._finish(env, terminated=False)
-        self._begin(env, episode.last_frame)
 
     def _evict(self) -> None:
         while self.n_steps > self.buffer_size and len(self.episodes) > self.n_envs:

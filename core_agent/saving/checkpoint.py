@@ -24,7 +24,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import gymnasium
@@ -44,24 +44,6 @@ N_KEPT = 2
 LIBRARIES = (torch, stable_baselines3, gymnasium, np)
 
 
-class Resumed(Protocol):
-    """An agent, as far as its checkpoints know it."""
-
-    policy: Any
-    replay_buffer: Any
-    env: Any
-    action_space: Any
-    collect: Any
-    num_timesteps: int
-    _n_updates: int
-    _last_obs: Any
-
-    @property
-    def acting_policy(self) -> Any: ...
-
-    def save(self, path: Any) -> None: ...
-
-
 class NoCheckpointError(ValueError):
     """There is no checkpoint to resume from."""
 
@@ -75,7 +57,7 @@ def library_versions() -> dict[str, str]:
 # ---- what a run is besides its networks ----
 
 
-def get_random_states(model: Resumed) -> Tree:
+def get_random_states(model: Any) -> Tree:
     """The states of all generators that a run draws from, other than the buffer's."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
@@ -87,7 +69,7 @@ def get_random_states(model: Resumed) -> Tree:
     }
 
 
-def set_random_states(model: Resumed, states: Tree) -> None:
+def set_random_states(model: Any, states: Tree) -> None:
     """Set all generators to what :func:`get_random_states` gave."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
@@ -234,7 +216,7 @@ class CheckpointFolder:
             incomplete.append(checkpoint)
         return incomplete[0] if incomplete else None
 
-    def restore(self, model: Resumed, checkpoint: Checkpoint) -> None:
+    def restore(self, model: Any, checkpoint: Checkpoint) -> None:
         """Bring a model, loaded from the checkpoint's ``model``, to where it was.
 
         :raises ValueError: for other environments
@@ -285,7 +267,7 @@ class CheckpointFolder:
 
     # ---- writing ----
 
-    def write(self, model: Resumed) -> Path:
+    def write(self, model: Any) -> Path:
         """Write a checkpoint, read it again and remove those before the last two.
 
         :param model: between two steps or updates

@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper
 
-from core_agent import CURL, SACRAD, CoRe, QTOptDrQ, QTOptRAD, RecurrentSAC
+from core_agent import SACRAD, CoRe, QTOptRAD, RecurrentSAC
 from core_agent.agents import collection
 from core_agent.environments.workers import SupervisedSubprocVecEnv
 from core_agent.runs.callbacks import ExactCheckpointCallback
@@ -106,9 +106,9 @@ class RolloutEnds(BaseCallback):
         self.steps.append(self.model.num_timesteps)
 
 
-@pytest.mark.parametrize("algorithm", [RecurrentSAC, SACRAD])
 @pytest.mark.parametrize(
-    ("length", "n_steps", "ends"), [(10**9, 3000, [1000, 2000, 3000]), (5000, 600, [600])]
+    ("algorithm", "length", "n_steps", "ends"),
+    [(SACRAD, 10**9, 2000, [1000, 2000]), (RecurrentSAC, 5000, 600, [600])],
 )
 def test_updates_come_and_learning_ends_though_no_episode_does(algorithm, length, n_steps, ends):
     arguments = {**tiny(algorithm), "train_freq": (1, "episode"), "update_ratio": 0.01}
@@ -129,7 +129,7 @@ def test_max_rollout_steps_counts_those_of_each_environment_until_episodes_end(t
     assert rollouts.steps == ends
 
 
-@pytest.mark.parametrize("step", [6, 7, 20, 59, 60])
+@pytest.mark.parametrize("step", [7, 20, 60])
 def test_a_run_goes_on_exactly_though_no_episode_ends(step, tmp_path):
     make = partial(SavableEnv, VECTOR, length=1000)
     assert_goes_on_exactly(RecurrentSAC, make, step, tmp_path, **ARGUMENTS, max_rollout_steps=7)
@@ -170,18 +170,9 @@ def test_updates_are_made_between_asking_for_a_step_and_its_answer():
     assert env.events[-3:] == ["update"] * 3, "those of the last episode, with nothing to wait for"
 
 
-def test_as_many_updates_are_made_as_in_turn():
-    counts = set()
-    for collect in ("async", "sequential"):
-        env = apart()
-        model = RecurrentSAC("auto", env, **{**ASYNC, "collect": collect}).learn(57)
-        env.close()
-        counts.add((model._n_updates, model.num_timesteps, model.replay_buffer.size()))
-    assert len(counts) == 1
-
-
-@pytest.mark.parametrize("train_freq", [1, 4, (1, "episode")])
-@pytest.mark.parametrize("gradient_steps", [None, 2, -1])
+@pytest.mark.parametrize(
+    ("train_freq", "gradient_steps"), [(1, None), (4, 2), (4, -1), ((1, "episode"), None)]
+)
 def test_no_update_is_forgotten_at_any_rhythm(train_freq, gradient_steps):
     arguments = dict(train_freq=train_freq, gradient_steps=gradient_steps, update_ratio=1.0)
     counts = set()
@@ -189,8 +180,8 @@ def test_no_update_is_forgotten_at_any_rhythm(train_freq, gradient_steps):
         env = apart(n_envs=2)
         model = RecurrentSAC("auto", env, **{**ASYNC, **arguments, "collect": collect}).learn(40)
         env.close()
-        counts.add(model._n_updates)
-    assert len(counts) == 1 and min(counts) > 0
+        counts.add((model._n_updates, model.num_timesteps, model.replay_buffer.size()))
+    assert len(counts) == 1 and counts.pop()[0] > 0
 
 
 def test_the_acting_policy_is_renewed_at_episodes_ends():
@@ -223,7 +214,7 @@ def test_with_the_policies_equal_async_acts_as_sequential_does():
     assert torch.equal(runs[0]["actions"], runs[1]["actions"])
 
 
-@pytest.mark.parametrize("algorithm", [CoRe, SACRAD, CURL, QTOptRAD, QTOptDrQ])
+@pytest.mark.parametrize("algorithm", [CoRe, SACRAD, QTOptRAD])
 def test_every_agent_collects_while_it_learns(algorithm):
     env = apart(IMAGE)
     model = algorithm("auto", env, **{**tiny(algorithm), "collect": "async"})
@@ -234,8 +225,7 @@ def test_every_agent_collects_while_it_learns(algorithm):
     assert not torch.equal(as_vector(model.acting_policy), before)
 
 
-@pytest.mark.parametrize("step", [9, 14, 15, 18, 31])
-@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize(("step", "n_envs"), [(14, 1), (15, 2), (18, 1), (31, 2)])
 def test_a_run_goes_on_exactly(step, n_envs, tmp_path):
     assert_goes_on_exactly(RecurrentSAC, partial(apart, n_envs=n_envs), step, tmp_path, **ASYNC)
 

@@ -62,16 +62,6 @@ def test_no_transition_is_drawn_twice_once_there_are_enough():
             assert len(frames.unique()) == batch_size
 
 
-def test_sampling_stacks_stores_nothing_more():
-    buffer = make_buffer(buffer_size=1000)
-    for episode in range(5):
-        add_episode(buffer, episode, 10)
-    for n_frames in (1, 3, 8):
-        buffer.sample_stacks(64, n_frames)
-    stored = sum(ep._frames["observation"].nbytes for ep in buffer.episodes)
-    assert stored == 5 * 11 * 36  # n steps store n + 1 frames, 36 bytes each
-
-
 def test_the_last_transition_alone_is_terminated_and_a_time_limit_is_not():
     buffer = make_buffer()
     add_episode(buffer, 0, 6, terminated=True)
@@ -109,11 +99,6 @@ def test_stacks_are_normalised_when_sampled():
     batch = buffer.sample_stacks(1, 2, venv)
     assert batch.observations[0].tolist() == pytest.approx([1.0, 2.0, 0.0] * 2, rel=1e-4)
     assert batch.rewards.tolist() == pytest.approx([2.0], rel=1e-4)
-
-
-def test_an_empty_buffer_says_what_to_do():
-    with pytest.raises(RuntimeError, match="the replay buffer is empty: collect at least one"):
-        make_buffer().sample_stacks(1, 3)
 
 
 @pytest.mark.parametrize(
@@ -159,15 +144,6 @@ def test_episode_start_refills_the_stack_of_that_environment_alone():
     _, state = model.predict(first)
     _, state = model.predict(second, state, np.array([False, True]))
     assert state[0].tolist() == [[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]]
-
-
-def test_a_forgotten_stack_is_noticed():
-    model, observation = make_model(VECTOR), np.zeros((1, 3), np.float32)
-    for _ in range(9):
-        model.predict(observation)
-    with pytest.warns(UserWarning, match="10 times in a row without a state"):
-        model.predict(observation)
-    model.predict(observation)
 
 
 def test_stacks_are_those_of_sb3s_wrapper_but_for_the_repeated_first_frame():

@@ -143,11 +143,6 @@ def test_an_observation_info_tuple_is_refused():
         make_policy().predict((images(1), {}))
 
 
-def test_discrete_actions_are_refused():
-    with pytest.raises(ValueError, match="action_space must be a Box of continuous actions"):
-        RecurrentPolicy(IMAGE_FIRST, spaces.Discrete(3), **TINY_POLICY)
-
-
 def test_target_critics_start_as_copies_and_are_not_trained():
     policy = make_policy()
     pairs = zip(policy.critic.parameters(), policy.critic_target.parameters())

@@ -27,7 +27,6 @@ import cloudpickle
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 
 from core_agent import CoRe
 from core_agent.agents.latent import RecurrentPolicy
@@ -40,12 +39,6 @@ BOMB_BYTES = 64 * 2**20
 HUGE = 10**7
 
 Attack = Callable[[Path], None]
-ATTACKS: dict[str, Attack] = {}
-
-
-def attack(function: Attack) -> Attack:
-    ATTACKS[function.__name__] = function
-    return function
 
 
 def save_sound_files(folder: Path) -> CoRe:
@@ -195,17 +188,77 @@ def bomb() -> dict[str, bytes]:
     return {"archive/data/0": bytes(BOMB_BYTES)}
 
 
+# ---- attacks of one step ----
+
+ATTACKS: dict[str, Attack] = {
+    # code in the model
+    "a_command_under_a_foreign_key": lambda folder: set_object(folder, "foreign", touch(folder)),
+    "a_name_reached_through_another": lambda folder: set_object(
+        folder, "foreign", Call(getattr, collections.deque, "__reduce__")
+    ),
+    "a_module_that_is_imported": lambda folder: set_pickle(
+        folder, "foreign", b"\x80\x04\x8c\x07lurking\x8c\x03fly\x93."
+    ),
+    "an_environment_that_imports_a_module": lambda folder: set_data(
+        folder, "env", "lurking:Any-v0"
+    ),
+    "a_policy_class_that_imports_a_module": lambda folder: set_data(
+        folder, "policy_class", "lurking:Any-v0"
+    ),
+    "an_attribute_that_hides_a_method": lambda folder: set_data(folder, "predict", "nothing"),
+    "code_in_the_parameters": lambda folder: change_entry(
+        folder, "policy.pth", pickle.dumps(touch(folder))
+    ),
+    # memory and time
+    "too_many_environments": lambda folder: set_data(folder, "n_envs", 10**10),
+    "an_array_larger_than_the_file": lambda folder: set_object(
+        folder, "foreign", Call(np.ndarray, (HUGE, HUGE))
+    ),
+    "a_space_larger_than_the_file": lambda folder: set_object(
+        folder, "foreign", Call(spaces.Box, 0.0, 1.0, (HUGE, HUGE))
+    ),
+    # names and shapes
+    "an_entry_that_leads_out_of_the_file": lambda folder: change_entry(folder, "../../proof", b""),
+    "an_entry_at_the_root": lambda folder: change_entry(folder, str(folder / "proof"), b""),
+    "parameters_of_another_shape": lambda folder: change_state(
+        folder, "policy", lambda state: state.update(log_ent_coef=torch.zeros(3))
+    ),
+    "missing_parameters": lambda folder: change_state(
+        folder, "policy", lambda state: state.pop("log_ent_coef")
+    ),
+    "parameters_too_many": lambda folder: change_state(
+        folder, "policy", lambda state: state.update(more=torch.zeros(3))
+    ),
+    "an_argument_of_another_type": lambda folder: set_data(folder, "batch_size", "many"),
+    "data_that_is_a_list": lambda folder: change_entry(folder, "data", b"[1, 2]"),
+    "a_space_that_is_a_string": lambda folder: set_data(folder, "observation_space", "Box"),
+    # replay buffers
+    "a_command_in_place_of_the_replay_buffer": lambda folder: (folder / "replay.npz").write_bytes(
+        pickle.dumps(touch(folder))
+    ),
+    # policies
+    "compiled_code_in_place_of_the_policy": lambda folder: write_zip(
+        folder / "policy.pth", {"policy/constants.pkl": b"", "policy/data.pkl": b""}
+    ),
+    "a_zip_bomb_for_a_policy": lambda folder: write_zip(
+        folder / "policy.pth", bomb(), zipfile.ZIP_DEFLATED
+    ),
+    "a_policy_too_large_for_memory": lambda folder: change_policy(
+        folder, lambda saved: saved["data"].update(actor_dims=(HUGE, HUGE))
+    ),
+    "a_policy_with_parameters_of_another_shape": lambda folder: change_policy(
+        folder, lambda saved: saved["state_dict"].update(log_ent_coef=torch.zeros(3))
+    ),
+}
+
+
+def attack(function: Attack) -> Attack:
+    """One of several steps."""
+    ATTACKS[function.__name__] = function
+    return function
+
+
 # ---- code in the model ----
-
-
-@attack
-def a_command_under_a_foreign_key(folder: Path) -> None:
-    set_object(folder, "foreign", touch(folder))
-
-
-@attack
-def a_command_in_place_of_the_action_space(folder: Path) -> None:
-    set_object(folder, "action_space", touch(folder))
 
 
 @attack
@@ -215,50 +268,15 @@ def a_command_hidden_in_a_deque(folder: Path) -> None:
 
 
 @attack
-def evaluated_source(folder: Path) -> None:
-    set_object(folder, "foreign", Call(eval, f"open({str(folder / 'proof')!r}, 'w')"))
-
-
-@attack
-def a_name_reached_through_another(folder: Path) -> None:
-    set_object(folder, "foreign", Call(getattr, collections.deque, "__reduce__"))
-
-
-@attack
-def a_module_that_is_imported(folder: Path) -> None:
-    set_pickle(folder, "foreign", b"\x80\x04\x8c\x07lurking\x8c\x03fly\x93.")
-
-
-@attack
-def an_environment_that_imports_a_module(folder: Path) -> None:
-    set_data(folder, "env", "lurking:Any-v0")
-
-
-@attack
-def a_policy_class_that_imports_a_module(folder: Path) -> None:
-    set_data(folder, "policy_class", "lurking:Any-v0")
-
-
-@attack
 def a_function_of_old_pickles(folder: Path) -> None:
     command = f"touch {folder / 'proof'}".encode()
     set_pickle(folder, "foreign", b"(S'" + command + b"'\nios\nsystem\n.")
 
 
 @attack
-def an_attribute_that_hides_a_method(folder: Path) -> None:
-    set_data(folder, "predict", "nothing")
-
-
-@attack
 def a_change_of_a_class_that_all_share(folder: Path) -> None:
     change = Change(SequenceReplayBuffer, {"size": None})
     set_pickle(folder, "foreign", change.dumps())
-
-
-@attack
-def code_in_the_parameters(folder: Path) -> None:
-    change_entry(folder, "policy.pth", pickle.dumps(touch(folder)))
 
 
 @attack
@@ -302,48 +320,7 @@ def networks_too_large_for_memory(folder: Path) -> None:
     set_data(folder, "policy_kwargs", {**TINY["policy_kwargs"], **sizes})
 
 
-@attack
-def too_many_environments(folder: Path) -> None:
-    set_data(folder, "n_envs", 10**10)
-
-
-@attack
-def an_array_larger_than_the_file(folder: Path) -> None:
-    set_object(folder, "foreign", Call(np.ndarray, (HUGE, HUGE)))
-
-
-@attack
-def a_set_of_all_numbers(folder: Path) -> None:
-    set_object(folder, "foreign", Call(set, range(10**12)))
-
-
-@attack
-def a_space_larger_than_the_file(folder: Path) -> None:
-    set_object(folder, "foreign", Call(spaces.Box, 0.0, 1.0, (HUGE, HUGE)))
-
-
-@attack
-def noise_for_too_many_environments(folder: Path) -> None:
-    noise = NormalActionNoise(np.zeros(2), np.ones(2))
-    set_object(folder, "action_noise", Call(VectorizedActionNoise, noise, 10**10))
-
-
-@attack
-def a_policy_made_while_unpickling(folder: Path) -> None:
-    set_object(folder, "foreign", Call(RecurrentPolicy, VECTOR, VECTOR, None, (HUGE, HUGE)))
-
-
 # ---- names and shapes ----
-
-
-@attack
-def an_entry_that_leads_out_of_the_file(folder: Path) -> None:
-    change_entry(folder, "../../proof", b"")
-
-
-@attack
-def an_entry_at_the_root(folder: Path) -> None:
-    change_entry(folder, str(folder / "proof"), b"")
 
 
 @attack
@@ -355,31 +332,10 @@ def two_entries_of_one_name(folder: Path) -> None:
 
 
 @attack
-def parameters_of_another_shape(folder: Path) -> None:
-    change_state(folder, "policy", lambda state: state.update(log_ent_coef=torch.zeros(3)))
-
-
-@attack
-def missing_parameters(folder: Path) -> None:
-    change_state(folder, "policy", lambda state: state.pop("log_ent_coef"))
-
-
-@attack
-def parameters_too_many(folder: Path) -> None:
-    change_state(folder, "policy", lambda state: state.update(more=torch.zeros(3)))
-
-
-@attack
 def no_parameters(folder: Path) -> None:
     entries = read_zip(folder / "model.zip")
     entries.pop("policy.pth")
     write_zip(folder / "model.zip", entries)
-
-
-@attack
-def parameters_of_another_object(folder: Path) -> None:
-    entries = read_zip(folder / "model.zip")
-    change_entry(folder, "policy.actor.pth", entries["policy.pth"])
 
 
 @attack
@@ -397,27 +353,7 @@ def variables_that_no_model_has(folder: Path) -> None:
     change_entry(folder, "pytorch_variables.pth", file.getvalue())
 
 
-@attack
-def an_argument_of_another_type(folder: Path) -> None:
-    set_data(folder, "batch_size", "many")
-
-
-@attack
-def data_that_is_a_list(folder: Path) -> None:
-    change_entry(folder, "data", b"[1, 2]")
-
-
-@attack
-def a_space_that_is_a_string(folder: Path) -> None:
-    set_data(folder, "observation_space", "Box")
-
-
 # ---- replay buffers ----
-
-
-@attack
-def a_command_in_place_of_the_replay_buffer(folder: Path) -> None:
-    (folder / "replay.npz").write_bytes(pickle.dumps(touch(folder)))
 
 
 @attack
@@ -426,20 +362,6 @@ def a_command_in_an_array_of_the_replay_buffer(folder: Path) -> None:
     np.save(file, np.array([touch(folder)], dtype=object), allow_pickle=True)
     path = folder / "replay.npz"
     write_zip(path, {**read_zip(path), "0.npy": file.getvalue()})
-
-
-@attack
-def a_list_in_place_of_the_replay_buffer(folder: Path) -> None:
-    (folder / "replay.npz").write_bytes(pickle.dumps([1, 2]))
-
-
-@attack
-def replayed_frames_of_another_shape(folder: Path) -> None:
-    def change(tree: dict[str, Any]) -> None:
-        frames = tree["episodes"][0]["frames"]
-        frames["observation"] = frames["observation"][:, :4]
-
-    change_replay(folder, change)
 
 
 @attack
@@ -475,27 +397,7 @@ def a_command_in_the_policy(folder: Path) -> None:
 
 
 @attack
-def compiled_code_in_place_of_the_policy(folder: Path) -> None:
-    write_zip(folder / "policy.pth", {"policy/constants.pkl": b"", "policy/data.pkl": b""})
-
-
-@attack
 def a_tar_archive_that_would_be_unpacked(folder: Path) -> None:
     with tarfile.open(folder / "policy.pth", "w") as archive:
         for name in ("storages", "tensors", "pickle"):
             archive.addfile(tarfile.TarInfo(name))
-
-
-@attack
-def a_zip_bomb_for_a_policy(folder: Path) -> None:
-    write_zip(folder / "policy.pth", bomb(), zipfile.ZIP_DEFLATED)
-
-
-@attack
-def a_policy_too_large_for_memory(folder: Path) -> None:
-    change_policy(folder, lambda saved: saved["data"].update(actor_dims=(HUGE, HUGE)))
-
-
-@attack
-def a_policy_with_parameters_of_another_shape(folder: Path) -> None:
-    change_policy(folder, lambda saved: saved["state_dict"].update(log_ent_coef=torch.zeros(3)))

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import random
+import shutil
 import time
 import warnings
 import zipfile
@@ -138,9 +139,12 @@ def go_on(algorithm, make, folder):
     return model.learn(max(N_STEPS - step, 0), reset_num_timesteps=False)
 
 
-@pytest.mark.parametrize("step", [2, 8, 13, 59])
 @pytest.mark.parametrize(
-    "make", [images, vectors, dicts, two, normalized, stacked, within_time_limit]
+    ("make", "step"),
+    [
+        *((vectors, step) for step in (2, 8, 13, 59)),
+        *((make, 13) for make in (images, dicts, two, normalized, stacked, within_time_limit)),
+    ],
 )
 def test_a_run_goes_on_exactly_from_any_step(make, step, tmp_path):
     expected = never_stopped(RecurrentSAC, make, **ARGUMENTS)
@@ -150,8 +154,9 @@ def test_a_run_goes_on_exactly_from_any_step(make, step, tmp_path):
     assert_alike(go_on(RecurrentSAC, make, tmp_path), expected)
 
 
-@pytest.mark.parametrize("algorithm", [SACRAD, CURL, QTOptRAD, QTOptDrQ])
-@pytest.mark.parametrize("step", [13, 40])
+@pytest.mark.parametrize(
+    ("algorithm", "step"), [(SACRAD, 13), (CURL, 40), (QTOptRAD, 40), (QTOptDrQ, 13)]
+)
 def test_a_feed_forward_run_goes_on_exactly(algorithm, step, tmp_path):
     arguments = {**tiny(algorithm), "buffer_size": 40}
     expected = never_stopped(algorithm, images, **arguments)
@@ -161,7 +166,7 @@ def test_a_feed_forward_run_goes_on_exactly(algorithm, step, tmp_path):
     assert_alike(go_on(algorithm, images, tmp_path), expected)
 
 
-@pytest.mark.parametrize("n_updates", [1, 11, 26])
+@pytest.mark.parametrize("n_updates", [11, 26])
 def test_a_run_goes_on_exactly_from_within_its_updates(n_updates, tmp_path, monkeypatch):
     """Stopped there as by a signal; 3 updates follow each episode of 6 steps."""
     expected = never_stopped(CoRe, images, **ARGUMENTS)
@@ -232,11 +237,10 @@ def test_a_distracting_environment_goes_on_exactly(tmp_path):
         each.env.close()
 
 
-@pytest.mark.parametrize("step", [6, 12, 30])
-def test_other_environments_go_on_exactly_from_an_episode_s_start(step, tmp_path):
+def test_other_environments_go_on_exactly_from_an_episode_s_start(tmp_path):
     expected = never_stopped(RecurrentSAC, FakeEnv, **ARGUMENTS)
     model = RecurrentSAC("auto", FakeEnv(), **ARGUMENTS)
-    model.learn(N_STEPS, callback=StopAt(step))
+    model.learn(N_STEPS, callback=StopAt(12))
     model.checkpoint(tmp_path)
     assert_alike(go_on(RecurrentSAC, FakeEnv, tmp_path), expected)
 
@@ -254,25 +258,19 @@ def test_other_environments_begin_an_episode_when_stopped_within_one(tmp_path):
     assert {length for length in lengths if length != 3} == {6}
 
 
-def test_the_callback_waits_for_an_episode_s_start(tmp_path):
-    model = RecurrentSAC("auto", FakeEnv(), **ARGUMENTS)
+@pytest.mark.parametrize(
+    ("make", "written"),
+    [
+        (images, [10, 20, 30, 36]),
+        (FakeEnv, [12, 24, 30, 36]),  # It waits for an episode's start,
+        (partial(FakeEnv, length=1000), [20, 36]),  # but not for ever.
+    ],
+)
+def test_the_callback_writes_every_so_many_steps(make, written, tmp_path):
     callback = ExactCheckpointCallback(tmp_path, every=10)
-    model.learn(36, callback=callback)
-    assert [step for step, _ in callback.written] == [12, 24, 30, 36]
-
-
-def test_the_callback_does_not_wait_for_ever(tmp_path):
-    model = RecurrentSAC("auto", FakeEnv(length=1000), **ARGUMENTS)
-    callback = ExactCheckpointCallback(tmp_path, every=10)
-    model.learn(50, callback=[callback, StopAt(45)])
-    assert [step for step, _ in callback.written] == [20, 40, 45]
-
-
-def test_the_callback_writes_at_every_multiple_of_its_steps(tmp_path):
-    callback = ExactCheckpointCallback(tmp_path, every=10)
-    RecurrentSAC("auto", images(), **ARGUMENTS).learn(36, callback=callback)
-    assert [step for step, _ in callback.written] == [10, 20, 30, 36]
-    assert steps(tmp_path) == [36, 30]
+    RecurrentSAC("auto", make(), **ARGUMENTS).learn(36, callback=callback)
+    assert [step for step, _ in callback.written] == written
+    assert steps(tmp_path) == written[:-3:-1]
 
 
 # ---- the replay buffer, a file for each episode ----
@@ -286,16 +284,6 @@ def test_each_episode_is_written_once(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in files}
     model.checkpoint(tmp_path)
     assert {path: path.stat().st_mtime_ns for path in files} == before
-
-
-def test_a_running_episode_is_part_of_its_checkpoint(tmp_path):
-    model = RecurrentSAC("auto", images(), **TINY)
-    model.learn(60, callback=StopAt(8))
-    model.checkpoint(tmp_path)
-    assert len(list((tmp_path / "replay").iterdir())) == 1
-    buffer = RecurrentSAC.resume(tmp_path, images()).replay_buffer
-    assert [episode.n_steps for episode in buffer.episodes] == [6, 2]
-    assert buffer.running == [buffer.episodes[-1]]
 
 
 def test_files_of_forgotten_episodes_are_removed(tmp_path):
@@ -321,26 +309,21 @@ def test_another_replay_buffer_is_written_in_its_place(tmp_path):
         np.testing.assert_array_equal(episode.actions, expected.actions)
 
 
-def test_a_resumed_buffer_samples_the_same_windows(tmp_path):
-    model = CoRe("auto", dicts(), **ARGUMENTS)
-    model.learn(N_STEPS, callback=StopAt(47))
-    model.checkpoint(tmp_path)
-    resumed = CoRe.resume(tmp_path, dicts(), device="cpu")
-    first, second = (each.replay_buffer.sample(5) for each in (model, resumed))
-    for key in ("image", "vector"):
-        assert torch.equal(first.observations[key], second.observations[key])
-    assert all(torch.equal(a, b) for a, b in zip(first[1:], second[1:]))
-
-
 # ---- files ----
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Two checkpoints, at steps 20 and 30."""
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
     model = RecurrentSAC("auto", images(), **{**TINY, "learning_starts": 100})
-    model.learn(30, callback=ExactCheckpointCallback(tmp_path, every=10))
-    return tmp_path
+    model.learn(30, callback=ExactCheckpointCallback(path, every=10))
+    return path
+
+
+@pytest.fixture
+def folder(two_checkpoints, tmp_path):
+    """Two checkpoints, at steps 20 and 30."""
+    return shutil.copytree(two_checkpoints, tmp_path, dirs_exist_ok=True)
 
 
 def flip(path, position: float = 0.5) -> None:
@@ -357,17 +340,11 @@ def steps(folder) -> list[int]:
     return [checkpoint.step for checkpoint in CheckpointFolder(folder).checkpoints()]
 
 
-@pytest.mark.parametrize("position", [0.0, 0.1, 0.3, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize("position", [0.0, 0.5, 1.0])
 def test_after_a_flipped_bit_the_checkpoint_before_is_used(folder, position):
-    assert RecurrentSAC.resume(folder, images()).num_timesteps == 30
     flip(newest(folder), position)
     with pytest.warns(UserWarning, match=r"checkpoint-000003-\S+ is passed over: it is damaged"):
         assert RecurrentSAC.resume(folder, images()).num_timesteps == 20
-
-
-def test_a_missing_checkpoint_leads_to_the_one_before(folder):
-    newest(folder).unlink()
-    assert RecurrentSAC.resume(folder, images()).num_timesteps == 20
 
 
 def episode_files(folder, index: int):
@@ -482,7 +459,6 @@ FAULTS = [
     *((Path, "rename", n, raises(errno.ENOSPC)) for n in range(1, 4)),
     *((Path, "write_bytes", n, fills_the_disk) for n in range(1, 4)),
     *((Path, "write_bytes", n, loses_the_last_byte) for n in range(1, 4)),
-    *((Path, "write_bytes", n, raises(errno.EROFS)) for n in range(1, 4)),
     (Path, "mkdir", 1, raises(errno.EROFS)),
 ]
 
@@ -554,15 +530,6 @@ def test_two_runs_that_write_at_once_leave_a_complete_checkpoint(folder, name, n
         assert RecurrentSAC.resume(folder, images()).num_timesteps == 36
 
 
-@pytest.mark.parametrize("seconds", [400_000_000, 4_000_000_000])
-def test_a_clock_that_jumps_changes_no_order(folder, seconds, monkeypatch):
-    model = RecurrentSAC.resume(folder, images(), device="cpu")
-    model.learn(6, reset_num_timesteps=False)
-    monkeypatch.setattr(time, "time", lambda: float(seconds))
-    model.checkpoint(folder)
-    assert steps(folder) == [36, 30]
-
-
 def test_a_clock_before_that_of_zip_files_is_told_and_training_resumes(folder, monkeypatch):
     model = RecurrentSAC.resume(folder, images(), device="cpu")
     monkeypatch.setattr(time, "time", lambda: 0.0)
@@ -625,11 +592,6 @@ def test_a_forged_checkpoint_cannot_reach_outside_its_folder(folder):
     with pytest.warns(UserWarning, match="is passed over: episodes of it are damaged or missing"):
         assert RecurrentSAC.resume(folder, images()).num_timesteps == 20
     assert stolen.exists()
-
-
-def test_seeds_are_not_used_again_after_going_on(folder):
-    resumed = RecurrentSAC.resume(folder, images())
-    assert resumed.env.unwrapped._seeds == [None]
 
 
 def test_spaces_must_fit(folder):
