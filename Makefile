@@ -11,12 +11,15 @@ VENV        ?= .venv
 TORCH       ?= torch==2.13.0
 TEST_EXTRAS ?= dev,zoo,export,hub,cluster,docs,report,window
 DEMO_ARGS   ?=
-PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
 REPOSITORY  ?=
 export REPOSITORY
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -c $(VENV)/constraints.txt
+PIP := $(BIN)/python -m pip install -qq --no-input --no-compile --disable-pip-version-check \
+	-c $(VENV)/constraints.txt
+# What pip does one file after the other; packages hold files that are no Python, which is no failure.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 APT := env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0
 GL_PACKAGES := libegl1 libgl1 libopengl0 libgl1-mesa-dri
 PACKAGES := python3 python3-venv $(GL_PACKAGES)
@@ -173,9 +176,11 @@ $(VENV)/constraints.txt: constraints.txt $(VENV)/.torch
 $(VENV)/.runtime: pyproject.toml $(VENV)/constraints.txt
 	@echo "Installing core-agent"
 	@$(PIP) -e .
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/constraints.txt
 	@echo "Installing core-agent and the test tools"
 	@$(PIP) -e ".[$(TEST_EXTRAS)]"
+	@$(COMPILE)
 	@touch $(VENV)/.runtime $@

@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     difference = compare_losses(options.size, device)
     print(f"largest relative difference: {difference:.1e}")
     if on_gpu:
-        command = [sys.executable, "-m", "pytest", "-q", "tests/agents/test_cuda_graphs.py"]
+        command = [sys.executable, "-m", "pytest", "-q", "-k", "gpu", "tests/agents"]
         tests = "pass" if subprocess.run(command, cwd=ROOT).returncode == 0 else "fail"
     print(f"CUDA tests: {tests}\n\n{name}, {options.size}: milliseconds per update")
     table = [["", *PRECISIONS]]

@@ -131,14 +131,13 @@ def make_model(agent: str, seed: int, options: argparse.Namespace) -> BaseAlgori
     if agent == SB3_SAC:
         policy = "CnnPolicy" if len(env.observation_space.shape) == 3 else "MlpPolicy"
         return SAC(policy, env, learning_starts=1_000, buffer_size=options.steps, seed=seed)
-    arguments = {**arguments_of(agent, options), **options.set}
     return AGENTS[agent](
         policy="auto",
         env=env,
         seed=seed,
         device=options.device,
         collect=options.collect,
-        **arguments,
+        **arguments_of(agent, options),
     )
 
 
@@ -201,12 +200,6 @@ def draw(path: Path, results: dict[str, dict[str, Any]], random_return: float) -
     plot_runs(path, "return, mean of the last 10 episodes", {"": curves})
 
 
-def key_and_value(text: str) -> tuple[str, Any]:
-    """``key=value``, the value in YAML."""
-    key, _, value = text.partition("=")
-    return key, yaml.safe_load(value)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, print, write and draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -216,7 +209,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--env", default=DOTS, help="dots, pendulum or an id; default: %(default)s")
     parser.add_argument("--preset", default="small", help="default: %(default)s")
     parser.add_argument("--collect", choices=("sequential", "async"), default="sequential")
-    parser.add_argument("--set", nargs="+", type=key_and_value, default=[], metavar="KEY=VALUE")
     parser.add_argument("--steps", type=int, default=1_500, help="default: %(default)s")
     parser.add_argument("--learning-starts", type=int, default=500, help="default: %(default)s")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
@@ -227,7 +219,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.compare_precisions and not set(options.agents) <= set(RECURRENT):
         parser.error(f"--compare-precisions needs --agents among {RECURRENT}")
-    options.set = dict(options.set)
     machine = start(options)
     env = make_task(options.env, options.preset)
     random_return = summarize(play(env, None, options.episodes, seed=10_000)).mean
@@ -249,8 +240,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 q, mean, most = (run[f"{name}_q"] for name in ("mean", "changed", "most_changed"))
                 print(f"  Q {q:.2f}, bfloat16 changes it by {mean:.4f}, at most by {most:.4f}")
             figures = {"env": options.env, "preset": options.preset, "machine": machine}
-            figures |= {"collect": options.collect, "set": options.set}
-            figures |= {"random_return": random_return, "agents": results}
+            figures |= {"collect": options.collect, "random_return": random_return}
+            figures["agents"] = results
             save_json(options.json, figures)
     draw(options.output, results, random_return)
     print(f"figure: {options.output}")

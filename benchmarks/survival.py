@@ -14,9 +14,9 @@ from __future__ import annotations
 from core_agent import CoRe, preset  # isort: skip
 
 import argparse
-import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -26,19 +26,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.measuring import columns, write_json
 from core_agent.agents.presets import get_preset
 from core_agent.environments.make import make_env
 from core_agent.environments.suite import is_in_suite
 from core_agent.runs.callbacks import ExactCheckpointCallback
 from core_agent.saving.checkpoint import CheckpointFolder
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 ENV_ID = "DCS-cartpole-swingup-easy-dynamic"
 MEGABYTES, N_FILES = 64, 200
@@ -178,29 +178,18 @@ def soak(steps: int, env: str = ENV_ID, n_envs: int = 1, picture: Path | None = 
 def draw(
     path: Path, step: np.ndarray, memory: np.ndarray, files: np.ndarray, speed: np.ndarray
 ) -> None:
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
+    figure = Figure(figsize=(11, 3), layout="constrained")
     series = (
         (memory, "memory, MiB"),
         (files, "open files"),
         (speed, "agent steps per processor second"),
     )
-    for axis, (values, label) in zip(axes, series):
+    for axis, (values, label) in zip(figure.subplots(1, 3), series):
         axis.plot(step[-len(values) :], values)
         axis.set(xlabel="agent steps", title=label, ylim=(0, 1.2 * values.max()))
         axis.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def report(name: str, figures: Figures, path: Path | None) -> None:
-    width = max(map(len, figures))
-    print(name)
-    for key, value in figures.items():
-        print(f"  {key:{width}}  {value}")
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures, indent=1))
 
 
 def main() -> None:
@@ -219,7 +208,9 @@ def main() -> None:
     arguments = vars(parser.parse_args())
     name, path = arguments.pop("trial"), arguments.pop("json")
     functions: dict[str, Callable[..., Figures]] = {"disk": disk, "soak": soak}
-    report(name, functions[name](**arguments), path)
+    figures = functions[name](**arguments)
+    print(columns([[key, str(value)] for key, value in figures.items()]))
+    write_json(path, figures)
 
 
 if __name__ == "__main__":

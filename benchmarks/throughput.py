@@ -2,7 +2,6 @@
 
     python benchmarks/throughput.py                        # the six tasks, small preset
     python benchmarks/throughput.py --tasks cheetah-run --preset paper --steps 1000
-    python benchmarks/throughput.py --difficulty medium --static --json throughput.json
     python benchmarks/throughput.py --tasks cheetah-run --collect async --n-envs 2
 
 ``CoRe.learn`` on Distracting Control tasks with the built-in videos, one process for each task.
@@ -71,11 +70,10 @@ def measure(task: str, options: argparse.Namespace) -> dict[str, Any]:
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    motion = "static" if options.static else "dynamic"
     env_arguments = get_preset(options.preset).env_arguments
     apart = options.n_envs > 1 or options.collect == "async"
     env = make_vec_env(
-        f"DCS-{task}-{options.difficulty}-{motion}",
+        f"DCS-{task}-easy-dynamic",
         options.n_envs,
         env_kwargs={"video_path": "builtin", **env_arguments},
         vec_env_kwargs={} if apart else None,
@@ -131,10 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_common_options(parser)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, metavar="TASK")
     parser.add_argument("--preset", choices=("paper", "small", "debug"), default="small")
-    parser.add_argument("--difficulty", choices=("easy", "medium", "hard"), default="easy")
     parser.add_argument("--collect", choices=get_args(Collect), default="sequential")
     parser.add_argument("--n-envs", type=int, default=1, help="each in its own process")
-    parser.add_argument("--static", action="store_true", help="distractions that do not move")
     parser.add_argument(
         "--steps",
         type=int,
@@ -149,10 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with ProcessPoolExecutor(1, context) as executor:
             rows.append(executor.submit(measure, task, options).result())
     print_machine(rows[0]["machine"])
-    print(
-        f"preset {options.preset}, difficulty {options.difficulty}, {options.collect}, "
-        f"{options.n_envs} environment(s)"
-    )
+    print(f"preset {options.preset}, {options.collect}, {options.n_envs} environment(s)")
     print_table(rows)
     write_json(options.json, {"benchmark": "throughput", "preset": options.preset, "tasks": rows})
     return 0

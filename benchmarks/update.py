@@ -33,7 +33,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -143,46 +144,22 @@ def timed(run: Runner, n_updates: int, device: str) -> Turn:
     return Turn(wall / n_updates, cpu / n_updates)
 
 
-def serve(connection: Connection, settings: Settings) -> None:
-    """Answer requests ``(row, number of updates)`` until one is ``None``; no row: the machine."""
+RUNNERS: dict[str, Runner] = {}
+"""Of a measuring process, by the name of the row."""
+
+
+def prepare(settings: Settings) -> None:
+    """What a measuring process does first."""
     os.environ["CORE_AGENT_KEEP_MEMORY"] = "1" if settings.tuned_allocator else "0"
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    runners: dict[str, Runner] = {}
-    while (request := connection.recv()) is not None:
-        name, n_updates = request
-        if not name:
-            connection.send(describe_machine(settings.device))
-            continue
-        try:
-            if name not in runners:
-                runners[name] = make_runner(name, settings)
-            connection.send(timed(runners[name], n_updates, settings.device))
-        except RuntimeError as error:  # this row fails, the others continue
-            connection.send(error)
 
 
-class Worker:
-    """A process that measures.
-
-    :param settings: see :class:`Settings`
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, settings), daemon=True)
-        self.process.start()
-        theirs.close()
-
-    def ask(self, name: str = "", n_updates: int = 0) -> Any:
-        """The answer of :func:`serve`; an error is returned, not raised."""
-        self.connection.send((name, n_updates))
-        return self.connection.recv()
-
-    def stop(self) -> None:
-        self.connection.send(None)
-        self.process.join()
+def take_turn(name: str, settings: Settings, n_updates: int) -> Turn:
+    """Time of updates of a row, in a measuring process."""
+    if name not in RUNNERS:
+        RUNNERS[name] = make_runner(name, settings)
+    return timed(RUNNERS[name], n_updates, settings.device)
 
 
 class Row(NamedTuple):
@@ -217,25 +194,26 @@ def measure(size: str, options: argparse.Namespace) -> dict[str, Any]:
     n_updates = options.updates or (1 if size == "paper" and not on_gpu else 10)
     rows = rows_for(options.device, options.only)
     warmup = max(options.warmup, WARM_UPS + 1) if on_gpu else options.warmup
-    workers = {
-        tuned: Worker(Settings(size, options.device, options.threads, tuned, warmup))
-        for tuned in sorted({row.tuned_allocator for row in rows})
-    }
     turns: dict[str, list[Turn]] = {row.label(options.device): [] for row in rows}
     errors: dict[str, str] = {}
-    machine = workers[True].ask()
-    for _ in range(options.repetitions):
-        for row in rows:
-            label = row.label(options.device)
-            if label in errors:
-                continue
-            answer = workers[row.tuned_allocator].ask(row.name, n_updates)
-            if isinstance(answer, RuntimeError):
-                errors[label] = str(answer).splitlines()[0]
-            else:
-                turns[label].append(answer)
-    for worker in workers.values():
-        worker.stop()
+    with ExitStack() as stack:
+        workers = {}
+        for tuned in sorted({row.tuned_allocator for row in rows}):
+            settings = Settings(size, options.device, options.threads, tuned, warmup)
+            context = multiprocessing.get_context("spawn")
+            executor = ProcessPoolExecutor(1, context, prepare, (settings,))
+            workers[tuned] = stack.enter_context(executor), settings
+        machine = workers[True][0].submit(describe_machine, options.device).result()
+        for _ in range(options.repetitions):
+            for row in rows:
+                label = row.label(options.device)
+                executor, settings = workers[row.tuned_allocator]
+                if label not in errors:
+                    turn = executor.submit(take_turn, row.name, settings, n_updates)
+                    try:
+                        turns[label].append(turn.result())
+                    except RuntimeError as error:  # this row fails, the others continue
+                        errors[label] = str(error).splitlines()[0]
     figures = {
         label: {
             **Spread.of([turn.wall for turn in taken])._asdict(),

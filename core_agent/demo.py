@@ -50,14 +50,6 @@ class DemoSummary:
     validation_return: float
     """Deterministic policy, validation videos."""
 
-    @property
-    def training_ratio(self) -> float:
-        return self.last_training_return / self.random_training_return
-
-    @property
-    def validation_ratio(self) -> float:
-        return self.validation_return / self.random_validation_return
-
 
 def run_demo(
     folder: Path,
@@ -155,18 +147,12 @@ def print_summary(console: Console, summary: DemoSummary, folder: Path) -> None:
     table = Table(title=f"{summary.env_id}, seed {summary.seed}: mean return per episode")
     for column in ("", "random actions", "CoRe", "ratio"):
         table.add_column(column, justify="right" if column else "left")
-    table.add_row(
-        "last 10 training episodes",
-        f"{summary.random_training_return:.0f}",
-        f"{summary.last_training_return:.0f}",
-        f"{summary.training_ratio:.1f}",
-    )
-    table.add_row(
-        "validation, deterministic",
-        f"{summary.random_validation_return:.0f}",
-        f"{summary.validation_return:.0f}",
-        f"{summary.validation_ratio:.1f}",
-    )
+    for name, at_random, trained in (
+        ("last 10 training episodes", summary.random_training_return, summary.last_training_return),
+        ("validation, deterministic", summary.random_validation_return, summary.validation_return),
+    ):
+        ratio = trained / at_random
+        table.add_row(name, f"{at_random:.0f}", f"{trained:.0f}", f"{ratio:.1f}")
     console.print(table)
     console.print(
         f"{summary.agent_steps} agent steps and {summary.updates} updates in "

@@ -32,52 +32,37 @@ CONFIGS = Path(__file__).parent / "configs"
 COMMANDS = ("train", "enjoy", "record_video")
 
 
-def suggest_common(trial: Any) -> dict[str, Any]:
-    """The search space of every agent, as Optuna stores it."""
-    return {
-        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.002, 0.05, log=True),
-        "tau": trial.suggest_float("tau", 0.002, 0.05, log=True),
-        "learning_rate": trial.suggest_float("learning_rate", 5e-5, 2e-3, log=True),
-    }
-
-
-def suggest_recurrent(trial: Any) -> dict[str, Any]:
-    """The search space of the recurrent agents."""
-    return {
-        **suggest_common(trial),
-        "critic_learning_rate": trial.suggest_float("critic_learning_rate", 1e-4, 3e-3, log=True),
-        "actor_learning_rate": trial.suggest_float("actor_learning_rate", 1e-4, 3e-3, log=True),
-        "batch_size_pow": trial.suggest_int("batch_size_pow", 3, 6),
-        "sequence_length_pow": trial.suggest_int("sequence_length_pow", 3, 6),
-        "update_ratio": trial.suggest_float("update_ratio", 0.1, 1.0, log=True),
-    }
-
-
-def suggest_core(trial: Any) -> dict[str, Any]:
-    """The search space of CoRe."""
-    return {
-        **suggest_recurrent(trial),
-        "kl_coef": trial.suggest_float("kl_coef", 1e-3, 1.0, log=True),
-        "reward_coef": trial.suggest_float("reward_coef", 0.1, 10.0, log=True),
-        "inverse_coef": trial.suggest_float("inverse_coef", 0.1, 10.0, log=True),
-    }
-
-
-def suggest_frame_stack(trial: Any) -> dict[str, Any]:
-    """The search space of the feed-forward agents."""
-    return {
-        **suggest_common(trial),
-        "encoder_tau": trial.suggest_float("encoder_tau", 0.005, 0.1, log=True),
-        "batch_size_pow": trial.suggest_int("batch_size_pow", 6, 9),
-    }
-
-
-def suggest_sacrad(trial: Any) -> dict[str, Any]:
-    """The search space of SACRAD and CURL."""
-    return {
-        **suggest_frame_stack(trial),
-        "actor_learning_rate": trial.suggest_float("actor_learning_rate", 1e-4, 3e-3, log=True),
-    }
+Range = tuple[float, float]
+COMMON: dict[str, Range] = {
+    "one_minus_gamma": (0.002, 0.05),
+    "tau": (0.002, 0.05),
+    "learning_rate": (5e-5, 2e-3),
+}
+ACTOR: dict[str, Range] = {"actor_learning_rate": (1e-4, 3e-3)}
+RECURRENT: dict[str, Range] = {
+    **COMMON,
+    "critic_learning_rate": (1e-4, 3e-3),
+    **ACTOR,
+    "batch_size_pow": (3, 6),
+    "sequence_length_pow": (3, 6),
+    "update_ratio": (0.1, 1.0),
+}
+CORE: dict[str, Range] = {
+    **RECURRENT,
+    "kl_coef": (1e-3, 1.0),
+    "reward_coef": (0.1, 10.0),
+    "inverse_coef": (0.1, 10.0),
+}
+FRAME_STACK: dict[str, Range] = {**COMMON, "encoder_tau": (0.005, 0.1), "batch_size_pow": (6, 9)}
+SEARCH_SPACES: dict[str, dict[str, Range]] = {
+    "core": CORE,
+    "recurrent_sac": RECURRENT,
+    "sacrad": {**FRAME_STACK, **ACTOR},
+    "curl": {**FRAME_STACK, **ACTOR},
+    "qtopt_rad": FRAME_STACK,
+    "qtopt_drq": FRAME_STACK,
+}
+"""What Optuna stores, by agent: exponents of 2 for ``…_pow``, the others on a logarithmic scale."""
 
 
 def convert_parameters(sampled_params: dict[str, Any]) -> dict[str, Any]:
@@ -89,29 +74,24 @@ def convert_parameters(sampled_params: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-Suggest = Callable[[Any], dict[str, Any]]
-SUGGESTIONS: dict[str, Suggest] = {
-    "core": suggest_core,
-    "recurrent_sac": suggest_recurrent,
-    "sacrad": suggest_sacrad,
-    "curl": suggest_sacrad,
-    "qtopt_rad": suggest_frame_stack,
-    "qtopt_drq": suggest_frame_stack,
-}
-
-
-def make_sampler(suggest: Suggest) -> Callable[..., dict[str, Any]]:
+def make_sampler(space: dict[str, Range]) -> Callable[..., dict[str, Any]]:
     """A function in rl-zoo's form: constructor arguments for one Optuna trial."""
 
     def sample(
         trial: Any, n_actions: int, n_envs: int, additional_args: dict[str, Any]
     ) -> dict[str, Any]:
-        return convert_parameters(suggest(trial))
+        sampled = {
+            name: trial.suggest_int(name, low, high)
+            if name.endswith("_pow")
+            else trial.suggest_float(name, low, high, log=True)
+            for name, (low, high) in space.items()
+        }
+        return convert_parameters(sampled)
 
     return sample
 
 
-SAMPLERS = {name: make_sampler(suggest) for name, suggest in SUGGESTIONS.items()}
+SAMPLERS = {name: make_sampler(space) for name, space in SEARCH_SPACES.items()}
 
 
 def with_own_seeds(create_envs: Callable[..., VecEnv]) -> Callable[..., VecEnv]:

@@ -17,7 +17,9 @@ import torch
 torch.set_num_threads(1)
 
 
-@pytest.fixture
-def short_episodes(monkeypatch):
+@pytest.fixture(scope="module")
+def short_episodes():
     """Distracting Control episodes of 200 simulator steps instead of 1000, in this process."""
-    monkeypatch.setattr("distracting_envs.env.EPISODE_STEPS", 200)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distracting_envs.env.EPISODE_STEPS", 200)
+        yield

@@ -378,18 +378,6 @@ def test_every_block_is_of_a_kind_that_is_tested():
         assert page.read_text().count("\n```") == 2 * len(read_blocks(page)), page
 
 
-def test_a_replacement_that_is_not_there_is_noticed(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("<!-- test: 5 => 6 -->\n```python\nx = 4\n```\n")
-    with pytest.raises(AssertionError, match="'5' is not in the block"):
-        read_blocks(page)[0].made_tiny()
-
-
-def test_commands_are_listed_as_bash_splits_them(tmp_path):
-    text = "source home/core-agent/.venv/bin/activate\nX=1 a 'b c' \\\n  $SLURM_ARRAY_TASK_ID\nd\n"
-    assert listed(text, tmp_path) == [["a", "b c", "3"], ["d"]]
-
-
 # ---- the website ----
 
 

@@ -24,6 +24,23 @@ def make_model(space: spaces.Space, algorithm: type = CoRe, **kwargs):
     return algorithm(policy_name(space), env, **tiny(algorithm)).learn(14)
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A function: a model, and the file to which it was exported, each once."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    folder, done = tmp_path_factory.mktemp("exported"), {}
+
+    def export(space: spaces.Space, algorithm: type):
+        name = f"{policy_name(space)}-{algorithm.__name__}"
+        if name not in done:
+            model = make_model(space, algorithm)
+            done[name] = model, export_onnx(model, folder / "new" / f"{name}.onnx")
+        return done[name]
+
+    return export
+
+
 def observations(model, n: int, seed: int):
     space = model.observation_space  # channels first
     space.seed(seed)
@@ -67,11 +84,9 @@ def test_the_step_function_reproduces_predict(space, algorithm):
     ("space", "algorithm"),
     [(VECTOR, RecurrentSAC), (BOTH, CoRe), (BOTH, SACRAD), (IMAGE, QTOptRAD)],
 )
-def test_onnxruntime_reproduces_predict(space, algorithm, tmp_path):
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package)
-    model = make_model(space, algorithm)
-    agent = OnnxAgent(export_onnx(model, tmp_path / "new" / "agent.onnx"))
+def test_onnxruntime_reproduces_predict(space, algorithm, exported):
+    model, path = exported(space, algorithm)
+    agent = OnnxAgent(path)
     for n_envs in (1, 3):
         assert_same_episodes(agent.predict, model, n_envs)
     batch = observations(model, 2, 0)
@@ -139,7 +154,7 @@ import numpy as np
 from core_agent.onnx_agent import OnnxAgent
 
 played = np.load("played.npz")
-agent = OnnxAgent("agent.onnx")
+agent = OnnxAgent(sys.argv[1])
 for _ in range(2):
     agent.reset()
     actions = [
@@ -152,17 +167,9 @@ for name in ("torch", "stable_baselines3", "gymnasium"):
 """
 
 
-def exported(space, tmp_path, algorithm=CoRe):
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package)
-    model = make_model(space, algorithm)
-    export_onnx(model, tmp_path / "agent.onnx")
-    return model
-
-
 @pytest.mark.parametrize("algorithm", [CoRe, SACRAD])
-def test_an_exported_agent_acts_where_nothing_else_is_installed(algorithm, tmp_path):
-    model = exported(BOTH, tmp_path, algorithm)
+def test_an_exported_agent_acts_where_nothing_else_is_installed(algorithm, exported, tmp_path):
+    model, path = exported(BOTH, algorithm)
     observations = [BOTH.sample() for _ in range(5)]  # images channels last
     actions, state = [], None
     for observation in observations:
@@ -173,7 +180,7 @@ def test_an_exported_agent_acts_where_nothing_else_is_installed(algorithm, tmp_p
     root = Path(__file__).parents[1]
     paths = os.pathsep.join([str(root), str(root / "envs")])
     done = subprocess.run(
-        [sys.executable, "-c", ON_A_ROBOT],
+        [sys.executable, "-c", ON_A_ROBOT, str(path)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": paths},
         capture_output=True,
@@ -182,10 +189,10 @@ def test_an_exported_agent_acts_where_nothing_else_is_installed(algorithm, tmp_p
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("space", [IMAGE, VECTOR])
-def test_an_exported_agent_takes_what_the_environment_gives(space, tmp_path):
-    model = exported(space, tmp_path)
-    agent, env, state = OnnxAgent(tmp_path / "agent.onnx"), FakeEnv(space), None
+@pytest.mark.parametrize(("space", "algorithm"), [(IMAGE, QTOptRAD), (VECTOR, RecurrentSAC)])
+def test_an_exported_agent_takes_what_the_environment_gives(space, algorithm, exported):
+    model, path = exported(space, algorithm)
+    agent, env, state = OnnxAgent(path), FakeEnv(space), None
     observation, _ = env.reset(seed=0)
     first, over = agent.act(observation), False
     agent.reset()
@@ -199,19 +206,16 @@ def test_an_exported_agent_takes_what_the_environment_gives(space, tmp_path):
     assert np.array_equal(agent.act(env.reset(seed=0)[0]), first)
 
 
-@pytest.mark.parametrize(
-    ("observation", "found"),
-    [
+def test_an_exported_agent_names_a_bad_observation(exported):
+    agent = OnnxAgent(exported(IMAGE, QTOptRAD)[1])
+    for observation, found in (
         (np.zeros((8, 8, 4), np.uint8), r"\(3, 8, 8\) or \(8, 8, 3\) .* got \(8, 8, 4\)"),
         (np.zeros((8, 8, 3), np.float32), "dtype uint8, got .* float32"),
-        ({"image": np.zeros((8, 8, 3), np.uint8)}, r"the keys \['observation'\], got \['image'\]"),
+        ({"image": np.zeros((8, 8, 3), np.uint8)}, r"keys \['observation'\], got \['image'\]"),
         (3, "got .* int64"),
-    ],
-)
-def test_an_exported_agent_names_a_bad_observation(observation, found, tmp_path):
-    exported(IMAGE, tmp_path)
-    with pytest.raises(ValueError, match=f"observation must have .*{found}"):
-        OnnxAgent(tmp_path / "agent.onnx").act(observation)
+    ):
+        with pytest.raises(ValueError, match=f"observation must have .*{found}"):
+            agent.act(observation)
 
 
 def test_the_agents_are_imported_when_they_are_asked_for():

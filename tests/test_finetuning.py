@@ -18,10 +18,11 @@ def weights(model: CoRe, part: str) -> torch.Tensor:
     return torch.cat([p.detach().flatten().clone() for p in module.parameters()])
 
 
-@pytest.fixture
-def path(tmp_path):
-    CoRe("CnnPolicy", FakeEnv(), **TINY).learn(18).save(tmp_path / "model")
-    return tmp_path / "model"
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("finetuning") / "model"
+    CoRe("CnnPolicy", FakeEnv(), **TINY).learn(18).save(path)
+    return path
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -71,13 +72,15 @@ def test_the_target_encoder_of_a_feed_forward_agent_follows_a_fresh_encoder():
     model.learn(18)
 
 
-@pytest.mark.parametrize("function", [freeze, unfreeze, refresh])
-def test_unknown_parts_are_named(path, function):
+def test_unknown_parts_are_named(path):
     model = CoRe.load(path)
-    with pytest.raises(ValueError, match=r"parts must be modules of model.policy, got 'encoder'"):
-        function(model, "encoder")
-    with pytest.raises(ValueError, match="parts must name at least one module"):
-        function(model)
+    for function in (freeze, unfreeze, refresh):
+        with pytest.raises(
+            ValueError, match=r"parts must be modules of model.policy, got 'encoder'"
+        ):
+            function(model, "encoder")
+        with pytest.raises(ValueError, match="parts must name at least one module"):
+            function(model)
 
 
 # ---- acting after loading ----
@@ -110,13 +113,11 @@ def test_a_loaded_model_acts_with_what_it_has_learned(path, load):
     assert model._n_updates > n_updates
 
 
-def test_random_actions_after_loading_are_there_for_the_asking(path):
+def test_random_actions_after_loading_are_there_for_the_asking(path, tmp_path):
     assert n_random(CoRe.load(path, env=FakeEnv(), learning_starts=5)) == 5
     model = CoRe.load(path, env=FakeEnv(), custom_objects={"learning_starts": 3})
     assert n_random(model) == 3
-
-
-def test_a_model_that_has_not_learned_yet_still_begins_at_random(tmp_path):
+    # One that has not learned yet still begins at random.
     CoRe("CnnPolicy", FakeEnv(), **TINY).save(tmp_path / "new")
     assert n_random(CoRe.load(tmp_path / "new", env=FakeEnv())) == 8
 

@@ -8,7 +8,6 @@ from core_agent.environments.suite import RenderingUnavailableError
 from core_agent.runs.training import environment_arguments, make_environment
 from core_agent.trained import (
     ModelCard,
-    clean_twin,
     load_trained,
     read_card,
     save_trained,
@@ -40,51 +39,43 @@ def make_card(**changes):
     return ModelCard(**{**fields, **changes})
 
 
-@pytest.fixture
-def saved(tmp_path, monkeypatch):
-    """A model of the debug preset, saved as a trained agent, and the folder."""
-    monkeypatch.setattr(trained, "FOLDER", tmp_path)
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A model of the debug preset, saved as the one trained agent."""
+    folder = tmp_path_factory.mktemp("trained")
     env = make_environment(NAME, "debug", "val", REPEAT)
     model = get_agent("core")("CnnPolicy", env, seed=1, **preset("debug"))
-    save_trained(model, make_card(), tmp_path)
-    yield model
+    save_trained(model, make_card(), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trained, "FOLDER", folder)
+        yield model
     env.close()
 
 
-def test_a_loaded_agent_acts_as_the_saved_one_did(saved):
+def test_a_loaded_agent_acts_as_the_saved_one_did_and_has_what_that_needs(saved):
+    assert trained_names() == (NAME,)
     loaded = load_trained(NAME)
     frames = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     for one, other in zip(
         saved.predict(frames, deterministic=True)[1], loaded.predict(frames, deterministic=True)[1]
     ):
         np.testing.assert_array_equal(one, other)
-
-
-def test_what_acting_does_not_need_is_left_out(saved, tmp_path):
-    with np.load(tmp_path / f"{NAME}.npz") as file:
+    with np.load(trained.FOLDER / f"{NAME}.npz") as file:
         assert not any("critic" in name for name in file)
 
 
-def test_a_card_is_read_as_it_was_written(saved, tmp_path):
-    assert trained_names() == (NAME,)
+def test_a_card_is_read_as_it_was_written(saved):
     assert read_card(NAME) == make_card()
     assert "Return per episode of 1,000 simulator steps: 2 ± 1" in make_card().to_markdown()
 
 
-def test_an_unknown_name_is_refused(saved):
+def test_unknown_names_and_parameters_of_another_preset_are_refused(saved, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"name must be one of \('DCS-cartpole"):
         load_trained("DCS-cheetah-run-easy-dynamic")
-
-
-def test_parameters_of_another_preset_are_refused(saved, tmp_path):
-    (tmp_path / f"{NAME}.md").write_text(make_card(preset="paper").to_markdown())
+    save_trained(saved, make_card(preset="small"), tmp_path)
+    monkeypatch.setattr(trained, "FOLDER", tmp_path)
     with pytest.raises(ValueError, match="hold the parameters of the card's preset"):
         load_trained(NAME)
-
-
-@pytest.mark.parametrize("name", [NAME, "DCS-walker-walk-hard-static"])
-def test_the_clean_twin_is_the_same_task(name):
-    assert clean_twin(name) == "-".join(name.split("-")[:3]) + "-clean"
 
 
 def test_watching_in_a_window_needs_a_display(saved, tmp_path, monkeypatch):
@@ -96,9 +87,13 @@ def test_watching_in_a_window_needs_a_display(saved, tmp_path, monkeypatch):
 
 def test_only_a_distracting_environment_has_a_clean_twin():
     arguments = {"image_size": 64, "scale": 0.1}
-    twin = without_distractions({"env_id": NAME, "env_arguments": arguments})
-    assert twin == {"env_id": clean_twin(NAME), "env_arguments": {"image_size": 64}}
-    for env_id in ("Pendulum-v1", clean_twin(NAME), "DCS-custom"):
+    for env_id, clean in (
+        (NAME, "DCS-cartpole-swingup-clean"),
+        ("DCS-walker-walk-hard-static", "DCS-walker-walk-clean"),
+    ):
+        twin = without_distractions({"env_id": env_id, "env_arguments": arguments})
+        assert twin == {"env_id": clean, "env_arguments": {"image_size": 64}}
+    for env_id in ("Pendulum-v1", "DCS-cartpole-swingup-clean", "DCS-custom"):
         assert without_distractions({"env_id": env_id}) is None
 
 
@@ -113,9 +108,14 @@ def test_watching_writes_the_episode_next_to_its_clean_twin(saved, tmp_path, mon
     assert (tmp_path / "out" / "watch.mp4").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("name", trained_names())
-def test_every_agent_in_the_package_is_small_and_has_a_card(name):
-    assert (trained.FOLDER / f"{name}.npz").stat().st_size <= 4e6
-    card = read_card(name)
-    assert card.env_id == name
-    assert len(card.returns) >= 20
+PACKAGED = trained.FOLDER
+
+
+def test_every_agent_in_the_package_is_small_and_has_a_card(monkeypatch):
+    monkeypatch.setattr(trained, "FOLDER", PACKAGED)
+    assert trained_names()
+    for name in trained_names():
+        assert (PACKAGED / f"{name}.npz").stat().st_size <= 4e6
+        card = read_card(name)
+        assert card.env_id == name
+        assert len(card.returns) >= 20

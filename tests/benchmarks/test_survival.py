@@ -12,9 +12,9 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not():
         kills.Case("core", "sequential", 3, "Dict"),
         kills.Case("curl", "async", 1, "VecNormalize"),
     ]
-    figures = kills.kills(n=2, cases=cases)
+    figures = kills.kills(n=1, cases=cases)
     assert figures["failures"] == []
-    assert figures["kills"] == 4
+    assert figures["kills"] == 2
     assert figures["runs equal to one never killed, bit for bit"] == 2
 
 
@@ -33,6 +33,6 @@ def test_a_run_that_ends_otherwise_is_a_failure(monkeypatch):
 
 @pytest.mark.parametrize("env_id", [survival.ENV_ID, "Pendulum-v1"])
 def test_the_soak_is_read_and_drawn(tmp_path, env_id):
-    figures = survival.soak(steps=200, env=env_id, picture=tmp_path / "soak.png")
-    assert 190 < figures["steps"] <= 200
+    figures = survival.soak(steps=100, env=env_id, picture=tmp_path / "soak.png")
+    assert figures["steps"] == 100
     assert (tmp_path / "soak.png").read_bytes()[:4] == b"\x89PNG"

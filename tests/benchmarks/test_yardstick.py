@@ -187,15 +187,12 @@ def compare_all(model: CoReWithNoise, yardstick: Yardstick, batch, tolerance, gr
 
 
 @pytest.mark.parametrize("uneven", [False, True])
-def test_losses_and_gradients_agree_in_float32(uneven):
-    model, yardstick, batch = make(uneven=uneven)
-    compare_all(model, yardstick, batch, 1e-5, 1e-4)
-
-
-@pytest.mark.parametrize("uneven", [False, True])
-def test_losses_and_gradients_agree_in_float64(uneven):
-    model, yardstick, batch = make(dtype=torch.float64, uneven=uneven)
-    compare_all(model, yardstick, batch, 1e-9, 1e-9)
+@pytest.mark.parametrize(
+    ("dtype", "tolerances"), [(torch.float32, (1e-5, 1e-4)), (torch.float64, (1e-9, 1e-9))]
+)
+def test_losses_and_gradients_agree(dtype, tolerances, uneven):
+    model, yardstick, batch = make(dtype=dtype, uneven=uneven)
+    compare_all(model, yardstick, batch, *tolerances)
 
 
 def test_losses_and_gradients_agree_with_the_papers_model():

@@ -70,18 +70,17 @@ def fetch(server, folder):
     return download_davis(folder, url=server.url, sha256=checksum, progress=False)
 
 
-def test_davis_is_fetched_unpacked_and_usable(server, tmp_path):
-    root = fetch(server, tmp_path)
-    assert root == tmp_path / "DAVIS"
-    assert len(videos.open_clips(root, "train", 60)) == 60
-    assert not (root / "Annotations").exists()
-    assert not list((tmp_path / "downloads").iterdir())
-
-
-def test_davis_is_fetched_only_once(server, tmp_path):
-    fetch(server, tmp_path)
-    fetch(server, tmp_path)
+def test_davis_is_fetched_once_unpacked_and_used_without_being_named(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("DCS_CACHE", str(tmp_path))
+    root = fetch(server, None)
+    assert root == fetch(server, None)
     assert len(server.ranges) == 1
+    assert [clip.name for clip in videos.open_clips(None, "train", 60)] == [
+        clip.name for clip in videos.open_clips(root, "train", 60)
+    ]
+    assert root.is_relative_to(tmp_path)
+    assert not (root / "Annotations").exists()
+    assert not list((root.parent / "downloads").iterdir())
 
 
 def test_an_interrupted_download_is_taken_up_where_it_stopped(server, tmp_path):
@@ -100,21 +99,12 @@ def test_a_wrong_checksum_is_refused_and_nothing_is_left(server, tmp_path):
     assert missing_clips(fetch(server, tmp_path)) == []
 
 
-def test_no_network_says_what_to_do(server, tmp_path):
+def test_too_little_room_and_no_network_are_said_and_what_to_do(server, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "DAVIS_BYTES", 10**18)
+        with pytest.raises(DownloadError, match="GB free"):
+            fetch(server, tmp_path)
+    assert server.ranges == []
     server.close()
     with pytest.raises(DownloadError, match=r"cannot fetch .*video_path or DCS_VIDEOS"):
         fetch(server, tmp_path)
-
-
-def test_too_little_room_is_said_before_anything_is_fetched(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "DAVIS_BYTES", 10**18)
-    with pytest.raises(DownloadError, match="GB free"):
-        fetch(server, tmp_path)
-    assert server.ranges == []
-
-
-def test_downloaded_davis_is_used_without_being_named(server, tmp_path, monkeypatch):
-    monkeypatch.setenv("DCS_CACHE", str(tmp_path))
-    checksum = hashlib.sha256(server.content).hexdigest()
-    download_davis(url=server.url, sha256=checksum, progress=False)
-    assert videos.open_clips(None, "train", 1)[0].name == "bear"

@@ -37,9 +37,6 @@ def test_every_task_of_the_suite_has_its_ids():
         assert set(ids) <= set(gymnasium.registry)
     with pytest.raises(gymnasium.error.NameNotFound, match="Did you mean: `DCS-hopper-hop-clean`"):
         gymnasium.make("DCS-hopper-hops-clean")
-
-
-def test_an_id_of_a_task_outside_the_paper_makes_it():
     env = make("DCS-hopper-hop-medium-dynamic")
     assert (env.unwrapped.domain_name, env.unwrapped.task_name) == ("hopper", "hop")
     assert env.spec.max_episode_steps == 1000
@@ -80,6 +77,7 @@ def test_every_id_passes_gymnasiums_check(env_id):
 def test_an_episode_is_1000_simulator_steps_and_then_truncated():
     env = make("DCS-cartpole-swingup-clean").unwrapped
     assert env.action_repeat == TASKS["cartpole-swingup"].action_repeat == 8
+    assert env.spec.max_episode_steps == 1000 // 8
     env.reset(seed=0)
     ends = []
     for _ in range(1000 // 8):
@@ -95,19 +93,9 @@ def test_an_episode_is_1000_simulator_steps_and_then_truncated():
     env.close()
 
 
-def test_an_action_repeat_that_does_not_divide_the_episode_ends_it_early():
-    env = make(action_repeat=300).unwrapped
-    env.reset(seed=0)
-    results = [env.step(env.action_space.sample()) for _ in range(4)]
-    assert [result[3] for result in results] == [False, False, False, True]
-    assert env.simulator_steps == 1000
-    env.close()
-
-
-@pytest.mark.parametrize("action_repeat", [None, 1, 300])
-def test_the_specification_says_how_many_steps_an_episode_has(action_repeat):
+@pytest.mark.parametrize(("action_repeat", "n_steps"), [(1, 1000), (300, 4)])
+def test_the_specification_says_how_many_steps_an_episode_has(action_repeat, n_steps):
     env = make("DCS-cartpole-swingup-clean", action_repeat=action_repeat, render_mode=None)
-    n_steps = {None: 125, 1: 1000, 300: 4}[action_repeat]
     assert env.spec.max_episode_steps == n_steps
     assert not isinstance(env, TimeLimit), "an episode is truncated once, by the environment"
     assert gymnasium.make(env.spec, max_episode_steps=3).spec.max_episode_steps == 3
@@ -118,6 +106,7 @@ def test_the_specification_says_how_many_steps_an_episode_has(action_repeat):
         each.reset(seed=0)
         ends = [each.step(np.zeros(1, np.float32))[3] for _ in range(n_steps)]
         assert ends == [False] * (n_steps - 1) + [True]
+        assert inner.simulator_steps == 1000
         each.close()
 
 
@@ -132,28 +121,20 @@ def test_the_reward_is_the_sum_over_repeated_steps():
     repeated.close()
 
 
-def test_the_observation_is_the_frame_resized_with_an_antialiased_filter():
-    env = make(image_size=64)
+def test_the_observation_is_the_frame_resized_with_an_antialiased_filter_and_the_callers():
+    env = make("DCS-cheetah-run-hard-dynamic", image_size=64)
     observation, info = env.reset(seed=1)
     frame = env.render()
     assert frame.shape == (240, 320, 3)
     assert frame.dtype == observation.dtype == np.uint8
     expected = Image.fromarray(frame).resize((64, 64), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(observation, np.asarray(expected))
-    assert info == {"clip": env.unwrapped.clip_name, "simulator_steps": 0, "action_repeat": 8}
-    assert env.step(env.action_space.sample())[4] == {**info, "simulator_steps": 8}
-    env.close()
-
-
-def test_observations_are_the_callers_to_keep():
-    env = make("DCS-cheetah-run-hard-dynamic")
-    first, _ = env.reset(seed=1)
-    frame = env.render()
-    copies = first.copy(), frame.copy()
-    for _ in range(3):
-        env.step(env.action_space.sample())
-    np.testing.assert_array_equal(first, copies[0])
-    np.testing.assert_array_equal(frame, copies[1])
+    assert info == {"clip": env.unwrapped.clip_name, "simulator_steps": 0, "action_repeat": 4}
+    before = frame.copy()
+    assert env.step(env.action_space.sample())[4] == {**info, "simulator_steps": 4}
+    env.step(env.action_space.sample())
+    np.testing.assert_array_equal(observation, np.asarray(expected))
+    np.testing.assert_array_equal(frame, before)
     env.close()
 
 
@@ -200,29 +181,21 @@ def test_train_and_val_show_different_clips():
 # More than the paper.
 
 
-@pytest.mark.parametrize("distraction", ["background", "camera", "color"])
-def test_each_distraction_comes_alone(distraction):
-    clean, env = (
-        make("DCS-cheetah-run-clean"),
-        make("DCS-cheetah-run-hard-static", distractions=(distraction,)),
-    )
-    clean.reset(seed=0)
-    env.reset(seed=0)
-    changed = env.unwrapped.changed_model_fields()
-    assert ("mat_rgba" in changed) == (distraction == "color")
-    assert ("tex_height" in changed) == (distraction == "background")
-    pose, clean_pose = (e.unwrapped.physics.data.cam_xpos[0] for e in (env, clean))
-    assert np.any(pose != clean_pose) == (distraction == "camera")
-    assert np.any(env.render() != clean.render())
-    env.close()
+def test_each_distraction_comes_alone_and_without_any_the_task_is_clean():
+    clean = make("DCS-cheetah-run-clean")
+    observation, _ = clean.reset(seed=0)
+    for distraction in ("background", "camera", "color", None):
+        chosen = () if distraction is None else (distraction,)
+        env = make("DCS-cheetah-run-hard-static", distractions=chosen)
+        distracted, _ = env.reset(seed=0)
+        changed = env.unwrapped.changed_model_fields()
+        assert ("mat_rgba" in changed) == (distraction == "color")
+        assert ("tex_height" in changed) == (distraction == "background")
+        pose, clean_pose = (e.unwrapped.physics.data.cam_xpos[0] for e in (env, clean))
+        assert np.any(pose != clean_pose) == (distraction == "camera")
+        assert np.any(distracted != observation) == (distraction is not None)
+        env.close()
     clean.close()
-
-
-def test_no_distractions_is_the_clean_task():
-    clean, env = make("DCS-finger-spin-clean"), make("DCS-finger-spin-hard-static", distractions=())
-    np.testing.assert_array_equal(clean.reset(seed=0)[0], env.reset(seed=0)[0])
-    clean.close()
-    env.close()
 
 
 def test_the_strength_of_distractions_is_a_number():
@@ -290,7 +263,7 @@ def test_vector_observations_come_beside_the_pixels():
     env.close()
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["cheetah-run", "reacher-easy"])
 def test_the_clean_twin_shows_the_same_state_without_distractions(task):
     env = CleanTwin(make(f"DCS-{task}-hard-dynamic"))
     clean = make(f"DCS-{task}-clean")
@@ -325,16 +298,10 @@ def test_seeds_of_workers_splits_and_experiments_never_meet():
     assert max(env_seed(2**21 - 1, 1023, split) for split in ("train", "val")) == 2**32 - 1
 
 
-def test_render_without_a_mode_gives_nothing():
+def test_without_a_mode_nothing_is_rendered_and_a_closed_environment_stays_closed():
     env = make(render_mode=None).unwrapped
     env.reset(seed=0)
     assert env.render() is None
-    env.close()
-
-
-def test_closing_twice_is_harmless_and_then_reset_is_refused():
-    env = make().unwrapped
-    env.reset(seed=0)
     env.close()
     env.close()
     with pytest.raises(gymnasium.error.ClosedEnvironmentError):
@@ -364,14 +331,9 @@ def test_a_bad_argument_is_named_with_its_rule_and_value(argument, value, rule):
     assert str(value) in str(caught.value)
 
 
-def test_a_bad_render_mode_is_named():
-    with pytest.raises(
-        ValueError, match="render_mode must be one of None, 'rgb_array', got 'depth'"
-    ):
+def test_bad_tasks_and_render_modes_are_named():
+    with pytest.raises(ValueError, match=r"render_mode must be .* 'rgb_array', got 'depth'"):
         DistractingControlEnv("cheetah", "run", render_mode="depth")
-
-
-def test_bad_tasks_are_named():
     with pytest.raises(ValueError, match=r"cheetah.*fly.*run"):
         gymnasium.make("DCS-custom", domain="cheetah", task="fly")
     with pytest.raises(ValueError, match=r"'camera' for dog-fetch.*leave it out"):
@@ -380,20 +342,15 @@ def test_bad_tasks_are_named():
         gymnasium.make("DCS-custom", domain="cheetah", task="run", dynamic=True)
 
 
-@pytest.mark.parametrize("action", [np.zeros(2), np.array([np.nan]), 0.0])
-def test_a_bad_action_is_refused(action):
+def test_bad_actions_and_seeds_are_refused():
     env = make().unwrapped
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=r"action must be finite and of shape \(1,\)"):
-        env.step(action)
-    env.close()
-
-
-@pytest.mark.parametrize("seed", [-1, 2**32])
-def test_a_bad_seed_is_refused(seed):
-    env = make().unwrapped
-    with pytest.raises(ValueError, match="seed must be"):
-        env.reset(seed=seed)
+    for action in (np.zeros(2), np.array([np.nan]), 0.0):
+        with pytest.raises(ValueError, match=r"action must be finite and of shape \(1,\)"):
+            env.step(action)
+    for seed in (-1, 2**32):
+        with pytest.raises(ValueError, match="seed must be"):
+            env.reset(seed=seed)
     env.close()
 
 

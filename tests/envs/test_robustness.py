@@ -24,8 +24,8 @@ ENV_ID = "distracting_envs:DCS-cartpole-swingup-easy-dynamic"
 FAST = {"render_quality": "fast", "video_path": "builtin"}
 SOURCE = str(Path(distracting_envs.__file__).parents[1])
 ROOT = str(Path(__file__).parents[2])
-
-
+TRITON = Path(sys.prefix, "triton")
+"""Where ``.ci/run`` puts it, so that no other test imports it."""
 NEEDS_TRITON = "needs Triton: a CUDA build of PyTorch brings it, or pip install triton"
 
 
@@ -68,10 +68,9 @@ if __name__ == "__main__":
     )
     here = rollout(make_vec_env(vec_env_cls=DummyVecEnv, **make))
     print("workers differ:", np.any(here[:, 0] != here[:, 1]))
-    for method in ("spawn", "forkserver"):
-        start = {"start_method": method}
-        there = rollout(make_vec_env(vec_env_cls=SubprocVecEnv, vec_env_kwargs=start, **make))
-        print(method, "agrees:", np.array_equal(here, there))
+    start = {"start_method": "forkserver"}
+    there = rollout(make_vec_env(vec_env_cls=SubprocVecEnv, vec_env_kwargs=start, **make))
+    print("processes agree:", np.array_equal(here, there))
 """
 
 
@@ -79,11 +78,8 @@ def test_subprocesses_see_what_one_process_sees_and_print_nothing(tmp_path):
     script = tmp_path / "main.py"
     script.write_text(WORKERS)
     result = run_python(str(script), DCS_CACHE=str(tmp_path))
-    assert result.stdout.splitlines() == [
-        "workers differ: True",
-        "spawn agrees: True",
-        "forkserver agrees: True",
-    ], result.stderr
+    printed = ["workers differ: True", "processes agree: True"]
+    assert result.stdout.splitlines() == printed, result.stderr
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 1, result.stderr
     assert "stand in for the DAVIS videos" in lines[0]
@@ -128,22 +124,22 @@ print(env.render().mean() > 0)
 """
 
 
-@pytest.mark.parametrize("backend", ["egl", "osmesa", None])
-def test_frames_come_from_egl_osmesa_and_unasked(backend):
-    code = USE if backend else "import os; os.environ.pop('MUJOCO_GL', None)" + USE
-    result = run_python("-c", code, **({"MUJOCO_GL": backend} if backend else {}))
-    if backend == "osmesa" and "apt-get install" in result.stderr:
+def test_frames_come_from_osmesa():
+    result = run_python("-c", USE, MUJOCO_GL="osmesa")
+    if "apt-get install" in result.stderr:
         pytest.skip("needs OSMesa: sudo apt-get install libosmesa6 (Debian, Ubuntu)")
     assert result.stdout.strip() == "True", result.stderr
 
 
-def test_users_see_one_line_on_a_machine_and_no_notice_of_gym_or_of_the_model_compiler(tmp_path):
+def test_users_see_frames_and_one_line_on_a_machine_and_no_notice_of_gym(tmp_path):
     # The environment is not closed: that must not show either.
-    first, second = (run_python("-c", USE, DCS_CACHE=str(tmp_path)).stderr for _ in range(2))
-    (line,) = first.strip().splitlines()
+    unasked = "import os; os.environ.pop('MUJOCO_GL', None)" + USE
+    first, second = (run_python("-c", code, DCS_CACHE=str(tmp_path)) for code in (USE, unasked))
+    assert first.stdout == second.stdout == "True\n", first.stderr + second.stderr
+    (line,) = first.stderr.strip().splitlines()
     assert "stand in for the DAVIS videos" in line
     assert "core-agent videos download" in line
-    assert second == ""
+    assert second.stderr == ""
 
 
 WINDOW = f"""
@@ -216,9 +212,13 @@ def test_rendering_switched_off_says_what_to_do():
     assert "MUJOCO_GL=disable" in result.stderr
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason=NEEDS_TRITON)
-def test_triton_can_be_imported_after_rendering():
-    result = run_python("-c", USE + "import triton; print('survived')")
+@pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None and not TRITON.is_dir(), reason=NEEDS_TRITON
+)
+@pytest.mark.parametrize("before", ["", "import core_agent"])
+def test_triton_can_be_imported_after_rendering(before):
+    found = f"import sys; sys.path.append({str(TRITON)!r}); {before}"
+    result = run_python("-c", found + USE + "import triton; print('survived')")
     assert result.stdout.split() == ["True", "survived"], result.stderr
 
 

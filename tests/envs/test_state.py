@@ -74,12 +74,13 @@ def test_the_state_survives_the_end_of_an_episode(davis_root):
     other.close()
 
 
-def test_the_state_is_plain_and_survives_a_file(davis_root, tmp_path):
-    env = make("DCS-reacher-easy-easy-dynamic", davis_root)
+def test_the_state_is_plain_and_small_and_survives_a_file_and_playing_on(davis_root, tmp_path):
+    env = make("DCS-walker-walk-hard-dynamic", davis_root)
     env.reset(seed=2)
     play(env, 3, seed=0)
     state = env.get_state()
     assert all(isinstance(value, np.ndarray | int | float | str) for value in state.values())
+    assert sum(getattr(value, "nbytes", 8) for value in state.values()) < 50_000
     np.savez(tmp_path / "state.npz", **state)
     with np.load(tmp_path / "state.npz", allow_pickle=False) as file:
         loaded = {
@@ -87,49 +88,27 @@ def test_the_state_is_plain_and_survives_a_file(davis_root, tmp_path):
             for name in file
         }
     expected = play(env, 4, seed=1)
+    env.set_state(state)
+    assert_same_traces(play(env, 4, seed=1), expected)
+    for name, value in loaded.items():
+        np.testing.assert_array_equal(state[name], value, err_msg=name)
     env.set_state(loaded)
     assert_same_traces(play(env, 4, seed=1), expected)
     env.close()
 
 
-def test_a_state_is_not_changed_by_playing_on(davis_root):
-    env = make("DCS-walker-walk-hard-dynamic", davis_root)
-    env.reset(seed=2)
-    state = env.get_state()
-    copies = {name: np.array(value) for name, value in state.items()}
-    env.set_state(state)
-    play(env, 5, seed=0)
-    for name, value in copies.items():
-        np.testing.assert_array_equal(state[name], value, err_msg=name)
-    env.close()
-
-
-def test_a_state_is_small(davis_root):
+def test_a_state_of_another_task_or_of_other_distractions_or_clips_is_refused(davis_root):
     env = make("DCS-walker-walk-hard-dynamic", davis_root)
     env.reset(seed=0)
-    assert sum(getattr(value, "nbytes", 8) for value in env.get_state().values()) < 50_000
+    for other, message in (
+        (make("DCS-walker-walk-easy-dynamic", davis_root), r"scale=0\.1.*scale=0\.3"),
+        (
+            make("DCS-walker-walk-hard-dynamic", davis_root, split="val"),
+            "same video_path and split",
+        ),
+        (make("DCS-cheetah-run-hard-dynamic", davis_root), r"cheetah-run.*walker-walk"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            other.set_state(env.get_state())
+        other.close()
     env.close()
-
-
-def test_a_state_of_other_distractions_or_clips_is_refused(davis_root):
-    env = make("DCS-walker-walk-hard-dynamic", davis_root)
-    other_scale = make("DCS-walker-walk-easy-dynamic", davis_root)
-    other_clips = make("DCS-walker-walk-hard-dynamic", davis_root, split="val")
-    env.reset(seed=0)
-    with pytest.raises(ValueError, match=r"scale=0\.1.*scale=0\.3"):
-        other_scale.set_state(env.get_state())
-    with pytest.raises(ValueError, match="same video_path and split"):
-        other_clips.set_state(env.get_state())
-    for each in (env, other_scale, other_clips):
-        each.close()
-
-
-def test_a_state_of_another_task_is_refused(davis_root):
-    cheetah, walker = (
-        make(f"DCS-{task}-easy-static", davis_root) for task in ("cheetah-run", "walker-walk")
-    )
-    cheetah.reset(seed=0)
-    with pytest.raises(ValueError, match=r"walker-walk.*cheetah-run"):
-        walker.set_state(cheetah.get_state())
-    cheetah.close()
-    walker.close()

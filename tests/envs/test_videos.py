@@ -28,24 +28,14 @@ def write_video(path, n_frames, size=(64, 48)):
             container.mux(packet)
 
 
-def test_the_root_of_davis_and_its_frames_folder_give_the_same_clips(davis_root):
+def test_davis_is_found_and_split_as_the_benchmark_splits_it(davis_root, monkeypatch):
     for path in (davis_root, davis_root.parent, davis_root / "JPEGImages" / "480p"):
-        names = [clip.name for clip in open_clips(path, "train", 4)]
-        assert names == ["bear", "bmx-bumps", "boat", "boxing-fisheye"]
-
-
-def test_davis_is_split_as_the_benchmark_splits_it(davis_root):
+        names = [clip.name for clip in open_clips(path, "train", 60)]
+        assert names == list(DAVIS_NAMES["train"])
+        assert names[:4] == ["bear", "bmx-bumps", "boat", "boxing-fisheye"]
     assert [clip.name for clip in open_clips(davis_root, "val", 30)] == list(DAVIS_NAMES["val"])
-    assert [clip.name for clip in open_clips(davis_root, "train", 60)] == list(DAVIS_NAMES["train"])
-
-
-def test_dcs_videos_names_the_folder(davis_root, monkeypatch):
     monkeypatch.setenv("DCS_VIDEOS", str(davis_root))
     assert open_clips(None, "train", 1)[0].name == "bear"
-
-
-def test_builtin_videos_can_be_asked_for_when_others_are_there(davis_root, monkeypatch):
-    monkeypatch.setenv("DCS_VIDEOS", str(davis_root))
     assert open_clips("builtin", "val", 1)[0].name == "builtin-val-00"
 
 
@@ -100,44 +90,34 @@ def make_easy(folder):
     return gymnasium.make("DCS-cheetah-run-easy-static", video_path=folder)
 
 
-def test_a_missing_clip_is_named(own_davis):
-    shutil.rmtree(own_davis / "boat")
-    with pytest.raises(VideoError, match=r"'boat'.*missing.*download"):
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (None, None, r"'boat'.*missing.*download"),
+        ("", None, r"'boat'.*at least one"),
+        ("00001.jpg", b"cut", r"'boat'.*00001\.jpg is damaged"),
+        ("00002.jpg", b"not a picture", r"00002\.jpg is damaged"),
+        ("00002.jpg", Image.new("RGB", (32, 32)), r"one size.*00002\.jpg has 32x32.*64x48"),
+    ],
+)
+def test_a_clip_that_is_missing_or_damaged_is_named(own_davis, file, content, message):
+    clip = own_davis / "boat"
+    if not file:
+        shutil.rmtree(clip)
+        if file == "":
+            clip.mkdir()
+    elif isinstance(content, bytes):
+        whole = (clip / file).read_bytes()
+        (clip / file).write_bytes(whole[:-100] if content == b"cut" else content)
+    else:
+        content.save(clip / file)
+    with pytest.raises(VideoError, match=message):
         make_easy(own_davis)
 
 
-def test_an_empty_clip_is_named(own_davis):
-    shutil.rmtree(own_davis / "boat")
-    (own_davis / "boat").mkdir()
-    with pytest.raises(VideoError, match=r"'boat'.*at least one"):
-        make_easy(own_davis)
-
-
-def test_a_truncated_jpeg_is_named(own_davis):
-    path = own_davis / "bear" / "00001.jpg"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(VideoError, match=r"'bear'.*00001\.jpg is damaged"):
-        make_easy(own_davis)
-
-
-def test_a_file_that_is_no_picture_is_named(own_davis):
-    (own_davis / "bear" / "00002.jpg").write_text("not a picture")
-    with pytest.raises(VideoError, match=r"00002\.jpg is damaged"):
-        make_easy(own_davis)
-
-
-def test_an_odd_frame_size_is_named(own_davis):
-    Image.new("RGB", (32, 32)).save(own_davis / "bear" / "00002.jpg")
-    with pytest.raises(VideoError, match=r"one size.*00002\.jpg has 32x32.*64x48"):
-        make_easy(own_davis)
-
-
-def test_a_folder_that_does_not_exist_is_named(tmp_path):
+def test_a_folder_that_does_not_exist_or_is_empty_is_named(tmp_path):
     with pytest.raises(VideoError, match=r"video_path must be an existing folder.*nowhere"):
         make_easy(tmp_path / "nowhere")
-
-
-def test_an_empty_folder_is_named(tmp_path):
     with pytest.raises(VideoError, match=r"must hold clips.*'train'"):
         make_easy(tmp_path)
 
@@ -153,41 +133,28 @@ def test_a_folder_with_one_split_alone_says_what_to_do(tmp_path, write_clip, the
         open_clips(tmp_path, missing, None)
 
 
-def test_a_folder_without_clips_for_validation_says_which_clips_those_are(tmp_path, write_clip):
+def test_too_few_clips_say_how_many_there_are_and_which_are_for_validation(tmp_path, write_clip):
     write_clip(tmp_path / "only", n_frames=2, seed=0)
     with pytest.raises(VideoError, match="every third clip by name is for validation"):
         open_clips(tmp_path, "val", None)
-
-
-def test_too_few_clips_say_how_many_there_are(tmp_path, write_clip):
-    write_clip(tmp_path / "only", n_frames=2, seed=0)
     with pytest.raises(VideoError, match=r"4 train clips.*has 1.*n_clips=1"):
         make_easy(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a video", b"\0" * 4096])
-def test_a_damaged_video_file_is_named(tmp_path, content):
-    (tmp_path / "broken.mp4").write_bytes(content)
-    with pytest.raises(VideoError, match=r"'broken\.mp4'"):
-        open_clips(tmp_path, "train", None)
-
-
-def test_a_video_file_cut_short_is_named(tmp_path):
-    write_video(tmp_path / "cut.mp4", n_frames=30)
-    content = (tmp_path / "cut.mp4").read_bytes()
-    (tmp_path / "cut.mp4").write_bytes(content[: len(content) // 2])
-    with pytest.raises(VideoError, match=r"'cut\.mp4'"):
-        open_clips(tmp_path, "train", None)
-
-
-def test_a_video_file_that_lost_frames_is_named(tmp_path):
-    """Where the size of a frame is wrong, a decoder finds no frame after it and says nothing."""
-    write_video(tmp_path / "short.mp4", n_frames=20)
-    content = bytearray((tmp_path / "short.mp4").read_bytes())
+def test_a_damaged_video_file_is_named(tmp_path):
+    path = tmp_path / "clip.mp4"
+    write_video(path, n_frames=20)
+    whole = path.read_bytes()
+    for content in (b"", b"not a video", b"\0" * 4096, whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(VideoError, match=r"'clip\.mp4'"):
+            open_clips(tmp_path, "train", None)
+    # Where the size of a frame is wrong, a decoder finds no frame after it and says nothing.
+    content = bytearray(whole)
     sizes = content.index(b"stsz") + 16  # behind the name, the version, a common size and the count
     content[sizes + 4 * 10 : sizes + 4 * 11] = len(content).to_bytes(4, "big")
-    (tmp_path / "short.mp4").write_bytes(content)
-    with pytest.raises(VideoError, match=r"'short\.mp4'.* of the frames that it declares"):
+    path.write_bytes(content)
+    with pytest.raises(VideoError, match=r"'clip\.mp4'.* of the frames that it declares"):
         open_clips(tmp_path, "train", None)
 
 

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import signal
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -15,10 +16,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from core_agent import RecurrentSAC
 from core_agent.agents.core import CoRe
+from core_agent.environments.make import make_vec_env
+from core_agent.runs import training
 from core_agent.runs.callbacks import ExactCheckpointCallback
 from core_agent.runs.training import Run, train_run
 from core_agent.validation import NonFiniteError
-from tests.fakes import IMAGE, TINY, VECTOR, FakeEnv, SavableEnv
+from tests.fakes import BOTH, IMAGE, TINY, VECTOR, FakeEnv, SavableEnv
 
 ID = "TrainingTest-v0"
 ARGUMENTS = {key: value for key, value in TINY.items() if key not in ("seed",)}
@@ -67,22 +70,24 @@ def train(folder, steps: int = 40, *callbacks, run: Run = RUN, resume: bool = Fa
     )
 
 
-def parameters(folder) -> dict[str, torch.Tensor]:
-    return CoRe.load(folder / "model", device="cpu").policy.state_dict()
+def assert_same_parameters(folder, other) -> None:
+    ours, theirs = (
+        CoRe.load(each / "model", device="cpu").policy.state_dict() for each in (folder, other)
+    )
+    assert [name for name, value in ours.items() if not torch.equal(value, theirs[name])] == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_exactly(tmp_path, number):
+def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_exactly(tmp_path):
     train(tmp_path / "never stopped")
-    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
-    outcome = train(tmp_path / "stopped", 40, KillSelf(27, number))
-    assert outcome.interrupted_by is number and outcome.agent_steps == 27
-    assert handlers == [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
-    outcome = train(tmp_path / "stopped", resume=True)
-    assert outcome.resumed_at == 27 and outcome.interrupted_by is None
-    expected = parameters(tmp_path / "never stopped")
-    for name, value in parameters(tmp_path / "stopped").items():
-        assert torch.equal(value, expected[name]), name
+    for number in (signal.SIGTERM, signal.SIGINT):
+        folder = tmp_path / number.name
+        handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+        outcome = train(folder, 40, KillSelf(27, number))
+        assert outcome.interrupted_by is number and outcome.agent_steps == 27
+        assert handlers == [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+        outcome = train(folder, resume=True)
+        assert outcome.resumed_at == 27 and outcome.interrupted_by is None
+        assert_same_parameters(folder, tmp_path / "never stopped")
 
 
 def test_a_second_signal_acts_as_ever(tmp_path):
@@ -95,57 +100,38 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
     assert train(tmp_path, 40, KillSelf(27, signal.SIGINT)).interrupted_by is None
 
 
-def test_a_run_is_not_begun_twice(tmp_path):
+def test_a_run_is_not_begun_twice_or_without_its_record_or_by_two(tmp_path):
     train(tmp_path, 12)
     before = (tmp_path / "model.zip").read_bytes()
     with pytest.raises(ValueError, match="folder must hold no checkpoints when a run starts"):
         train(tmp_path, 12)
-    assert (tmp_path / "model.zip").read_bytes() == before
-
-
-def test_a_complete_run_is_left_alone(tmp_path):
-    train(tmp_path, 12)
-    before = (tmp_path / "model.zip").stat().st_mtime_ns
-    outcome = train(tmp_path, 12, resume=True)
-    assert outcome.agent_steps == outcome.resumed_at == 12
-    assert (tmp_path / "model.zip").stat().st_mtime_ns == before
-
-
-def test_a_complete_run_can_be_made_longer(tmp_path):
-    train(tmp_path, 12)
-    outcome = train(tmp_path, 20, resume=True)
-    assert (outcome.resumed_at, outcome.agent_steps) == (12, 20)
-
-
-@pytest.mark.parametrize(
-    ("changed", "name"),
-    [
-        (dict(seed=1), "seed"),
-        (dict(preset="small"), "preset"),
-        (dict(arguments={**ARGUMENTS, "gamma": 0.9}), "arguments"),
-        (dict(env_arguments={"length": 3}), "env_arguments"),
-    ],
-)
-def test_another_run_is_not_gone_on_with(tmp_path, changed, name):
-    train(tmp_path, 12)
-    run = Run(**{**RUN.__dict__, **changed})
-    with pytest.raises(ValueError, match=f"^{name} must be .*, as when the run in"):
-        train(tmp_path, 24, run=run, resume=True)
-
-
-def test_checkpoints_without_their_run_are_refused(tmp_path):
-    train(tmp_path, 12)
-    (tmp_path / "run.json").unlink()
-    with pytest.raises(ValueError, match=r"folder must hold run\.json"):
-        train(tmp_path, 24, resume=True)
-
-
-def test_two_processes_do_not_share_a_folder(tmp_path):
-    train(tmp_path, 12)
     with (tmp_path / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="folder must belong to one run at a time"):
             train(tmp_path, 24, resume=True)
+    for name, changed in {
+        "seed": dict(seed=1),
+        "preset": dict(preset="small"),
+        "arguments": dict(arguments={**ARGUMENTS, "gamma": 0.9}),
+        "env_arguments": dict(env_arguments={"length": 3}),
+    }.items():
+        with pytest.raises(ValueError, match=f"^{name} must be .*, as when the run in"):
+            train(tmp_path, 24, run=replace(RUN, **changed), resume=True)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"folder must hold run\.json"):
+        train(tmp_path, 24, resume=True)
+    assert (tmp_path / "model.zip").read_bytes() == before
+
+
+def test_a_complete_run_is_left_alone_and_can_be_made_longer(tmp_path):
+    train(tmp_path, 12)
+    assert json.loads((tmp_path / "run.json").read_text())["env_id"] == ID
+    before = (tmp_path / "model.zip").stat().st_mtime_ns
+    outcome = train(tmp_path, 12, resume=True)
+    assert outcome.agent_steps == outcome.resumed_at == 12
+    assert (tmp_path / "model.zip").stat().st_mtime_ns == before
+    outcome = train(tmp_path, 20, resume=True)
+    assert (outcome.resumed_at, outcome.agent_steps) == (12, 20)
 
 
 @pytest.mark.filterwarnings("ignore:.* is passed over")
@@ -156,11 +142,6 @@ def test_a_run_without_a_complete_checkpoint_starts_again(tmp_path):
     with pytest.warns(UserWarning, match="no checkpoint in .* is complete: the run starts again"):
         outcome = train(tmp_path, 18, resume=True)
     assert outcome.resumed_at is None and outcome.agent_steps == 18
-
-
-def test_what_a_run_is_can_be_read(tmp_path):
-    train(tmp_path, 12)
-    assert json.loads((tmp_path / "run.json").read_text())["env_id"] == ID
 
 
 # ---- faults of the environment ----
@@ -188,13 +169,13 @@ class FaultyEnv(SavableEnv):
         return observation, reward, terminated, truncated, info
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(
-    ("kind", "length", "culprit"),
+    ("kind", "value", "length", "culprit"),
     [
-        ("reward", 6, "reward of environment 0"),
-        ("observation", 6, "observation of environment 0"),
-        ("observation", 7, "terminal observation of environment 0"),
+        ("reward", np.nan, 6, "reward of environment 0"),
+        ("reward", -np.inf, 6, "reward of environment 0"),
+        ("observation", np.inf, 6, "observation of environment 0"),
+        ("observation", np.nan, 7, "terminal observation of environment 0"),
     ],
 )
 def test_what_is_no_number_stops_the_run_and_the_last_good_state_is_kept(
@@ -235,8 +216,6 @@ def test_a_key_of_a_dict_observation_is_named():
             observation, *rest = super().step(action)
             observation["vector"][0] = np.inf
             return observation, *rest
-
-    from tests.fakes import BOTH
 
     with pytest.raises(NonFiniteError, match="the observation 'vector' of environment 0"):
         RecurrentSAC("auto", Env(BOTH), **TINY).learn(10)
@@ -280,12 +259,20 @@ def test_a_full_gpu_says_what_to_lower(monkeypatch):
         RecurrentSAC("auto", FakeEnv(), **TINY).learn(20)
 
 
+@pytest.mark.filterwarnings(
+    # Forked workers start in milliseconds; Python 3.12 and later warn of forking beside threads.
+    "ignore:This process .* is multi-threaded:DeprecationWarning"
+)
 @pytest.mark.parametrize(("n_envs", "collect"), [(2, "sequential"), (1, "async")])
-def test_environments_in_processes_of_their_own_go_on_exactly(tmp_path, n_envs, collect):
+def test_environments_in_processes_of_their_own_go_on_exactly(
+    tmp_path, monkeypatch, n_envs, collect
+):
+    def forked(*args, **kwargs):
+        return make_vec_env(*args, **{**kwargs, "vec_env_kwargs": {"start_method": "fork"}})
+
+    monkeypatch.setattr(training, "make_vec_env", forked)
     run = Run(ID, preset="debug", arguments={**ARGUMENTS, "collect": collect}, n_envs=n_envs)
     train(tmp_path / "never stopped", run=run)
     train(tmp_path / "stopped", 40, KillSelf(26, signal.SIGTERM), run=run)
     assert train(tmp_path / "stopped", run=run, resume=True).resumed_at == 26
-    expected = parameters(tmp_path / "never stopped")
-    for name, value in parameters(tmp_path / "stopped").items():
-        assert torch.equal(value, expected[name]), name
+    assert_same_parameters(tmp_path / "stopped", tmp_path / "never stopped")

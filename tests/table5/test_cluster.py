@@ -90,13 +90,13 @@ PATIENCE = {
 """Ray's settings, which it reads from the environment with ``RAY_`` in front."""
 
 
-def be_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+def be_patient(patch: pytest.MonkeyPatch) -> None:
     """Let a node take its time to start. Two limits of Ray are numbers in its code."""
     for name, value in PATIENCE.items():
-        monkeypatch.setenv(f"RAY_{name}", str(value))
+        patch.setenv(f"RAY_{name}", str(value))
     # 30 seconds for all of it: they pass slowly.
     slowly = {**vars(time), "monotonic": lambda: 30 / HANGS_AFTER * time.monotonic()}
-    monkeypatch.setattr("ray._private.node.time", SimpleNamespace(**slowly))
+    patch.setattr("ray._private.node.time", SimpleNamespace(**slowly))
     # 15 seconds for its agents to choose ports: those that are chosen already are not waited for,
     # but for one, which is read from a file that the agent writes.
     start = ray._private.services.start_raylet
@@ -107,37 +107,38 @@ def be_patient(monkeypatch: pytest.MonkeyPatch) -> None:
         Path(given["session_dir"], f"{name}_{given['node_id']}").write_text(str(given[name]))
         return start(*args, **kwargs)
 
-    monkeypatch.setattr("ray._private.services.start_raylet", start_raylet)
+    patch.setattr("ray._private.services.start_raylet", start_raylet)
 
 
-@pytest.fixture
-def cluster(monkeypatch):
+@pytest.fixture(scope="module")
+def cluster():
     """A head; whatever becomes of it, no process of it is left."""
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.path.abspath("envs")]))
-    be_patient(monkeypatch)
     quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
     # Ray makes the folder of its address file only where it starts a machine itself.
     Path(ray._private.utils.get_ray_address_file(None)).parent.mkdir(parents=True, exist_ok=True)
     # Short, as paths of sockets have to be.
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
     cluster = Cluster()
-    try:
-        cluster.add_node(
-            **node_arguments(),
-            include_dashboard=False,
-            no_monitor=True,
-            temp_dir=str(folder),
-            _system_config=quick,
-        )
-        yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-        for process in processes_of(folder):
-            os.kill(process, signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.path.abspath("envs")]))
+        be_patient(patch)
+        try:
+            cluster.add_node(
+                **node_arguments(),
+                include_dashboard=False,
+                no_monitor=True,
+                temp_dir=str(folder),
+                _system_config=quick,
+            )
+            yield cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+            for process in processes_of(folder):
+                os.kill(process, signal.SIGKILL)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_runs_survive_the_loss_of_a_machine_and_none_is_done_twice(cluster, tmp_path):

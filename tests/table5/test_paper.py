@@ -47,16 +47,10 @@ def test_the_rows_of_means_are_the_means_of_the_tasks():
             assert result.mean == pytest.approx(np.mean(tasks), abs=1.0), (setting, method)
 
 
-@pytest.mark.parametrize(
-    ("env_id", "setting"),
-    [
-        (
-            "DCS-ball_in_cup-catch-medium-static",
-            Setting("ball_in_cup-catch", "medium", "static"),
-        ),
-        ("DCS-walker-walk-clean", Setting("walker-walk")),
-        ("Pendulum-v1", Setting("Pendulum-v1")),
-    ],
-)
-def test_settings_are_read_from_ids(env_id, setting):
-    assert parse_setting(env_id) == setting
+def test_settings_are_read_from_ids():
+    for env_id, setting in {
+        "DCS-ball_in_cup-catch-medium-static": Setting("ball_in_cup-catch", "medium", "static"),
+        "DCS-walker-walk-clean": Setting("walker-walk"),
+        "Pendulum-v1": Setting("Pendulum-v1"),
+    }.items():
+        assert parse_setting(env_id) == setting

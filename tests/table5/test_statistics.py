@@ -25,38 +25,25 @@ def test_standard_error_is_the_sample_deviation_over_the_root_of_n():
     # Deviations -2, 0, 2: variance 8 / 2 = 4, error 2 / sqrt(3).
     result = mean_and_standard_error([1.0, 3.0, 5.0])
     assert result == (3.0, pytest.approx(2.0 / np.sqrt(3.0)), 3)
-
-
-def test_one_seed_has_no_standard_error():
-    mean, error, n_seeds = mean_and_standard_error([7.0])
-    assert mean == 7.0
-    assert np.isnan(error)
-    assert n_seeds == 1
-
-
-def test_error_of_the_mean_over_tasks_follows_from_the_tasks():
-    # sqrt(3² + 4²) / 2.
-    result = mean_over_tasks([MeanError(10.0, 3.0, 5), MeanError(30.0, 4.0, 2)])
-    assert result == MeanError(20.0, 2.5, 2)
+    assert mean_and_standard_error([7.0]) == (7.0, pytest.approx(np.nan, nan_ok=True), 1)
+    # Over tasks: sqrt(3² + 4²) / 2.
+    over_tasks = mean_over_tasks([MeanError(10.0, 3.0, 5), MeanError(30.0, 4.0, 2)])
+    assert over_tasks == MeanError(20.0, 2.5, 2)
 
 
 @pytest.mark.parametrize(
-    ("scores", "expected"),
+    ("strata", "expected"),
     [
-        ([5.0], 5.0),
-        ([0.0, 1.0, 8.0], 3.0),  # nothing to cut: 3 // 4 = 0
-        ([0.0, 1.0, 3.0, 100.0], 2.0),
-        ([9.0, 0.0, 1.0, 2.0, 100.0], 4.0),  # 5 // 4 = 1 at each end: 1, 2, 9
-        ([0.0, 0.0, 3.0, 4.0, 5.0, 6.0, 90.0, 99.0], 4.5),
+        ([[5.0]], 5.0),
+        ([[0.0, 1.0, 8.0]], 3.0),  # nothing to cut: 3 // 4 = 0
+        ([[0.0, 1.0, 3.0, 100.0]], 2.0),
+        ([[9.0, 0.0, 1.0, 2.0, 100.0]], 4.0),  # 5 // 4 = 1 at each end: 1, 2, 9
+        ([[0.0, 0.0, 3.0, 4.0, 5.0, 6.0, 90.0, 99.0]], 4.5),
+        ([[0.0, 3.0], [1.0, 100.0]], 2.0),  # settings are pooled
     ],
 )
-def test_interquartile_mean_cuts_off_whole_runs(scores, expected):
-    assert interquartile_mean([np.array(scores)]) == pytest.approx(expected)
-
-
-def test_interquartile_mean_pools_the_settings():
-    strata = [np.array([0.0, 3.0]), np.array([1.0, 100.0])]
-    assert interquartile_mean(strata) == pytest.approx(2.0)
+def test_interquartile_mean_cuts_off_whole_runs(strata, expected):
+    assert interquartile_mean(list(map(np.array, strata))) == pytest.approx(expected)
 
 
 def test_ties_are_half_an_improvement():
@@ -71,11 +58,6 @@ def test_probability_of_improvement_is_the_mann_whitney_statistic():
     ours, theirs = np.random.default_rng(0).integers(0, 9, (2, 7)).astype(float)
     expected = mannwhitneyu(ours, theirs).statistic / 49
     assert probability_of_improvement([ours], [theirs]) == pytest.approx(expected)
-
-
-def test_agents_are_compared_on_the_same_settings():
-    with pytest.raises(ValueError, match="theirs must have 1 settings, got 2"):
-        probability_of_improvement([np.ones(2)], [np.ones(2), np.ones(2)])
 
 
 def test_a_profile_counts_the_runs_above_each_threshold():
@@ -119,19 +101,18 @@ def test_an_interval_covers_a_profile_and_a_comparison():
     assert low < probability_of_improvement(ours, theirs) < high
 
 
-def test_a_setting_without_a_seed_is_an_error():
+def test_a_setting_without_a_seed_or_without_its_counterpart_is_an_error():
     with pytest.raises(ValueError, match="samples must have a seed in every setting"):
         stratified_bootstrap(mean_of_all, [np.ones(3), np.array([])])
     with pytest.raises(ValueError, match="scores must hold at least one seed"):
         mean_and_standard_error([])
     with pytest.raises(ValueError, match="results must hold at least one task"):
         mean_over_tasks([])
+    with pytest.raises(ValueError, match="theirs must have 1 settings, got 2"):
+        probability_of_improvement([np.ones(2)], [np.ones(2), np.ones(2)])
 
 
-def test_the_fewest_seeds_decide():
+def test_the_fewest_seeds_decide_and_scores_are_thousandths_of_the_return():
     assert fewest_seeds([np.ones(5), np.ones(3)], [np.ones(2)]) == 2
     assert fewest_seeds([]) == 0
-
-
-def test_scores_are_thousandths_of_the_return():
     np.testing.assert_allclose(normalized([0, 423, 1_000]), [0.0, 0.423, 1.0])
