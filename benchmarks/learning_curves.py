@@ -50,6 +50,7 @@ from core_agent.agents.registry import AGENTS
 from core_agent.environments.make import make_env
 from core_agent.environments.workers import SupervisedSubprocVecEnv
 from core_agent.networks.encoders import SINGLE_KEY
+from core_agent.networks.hardware import PRECISIONS
 from core_agent.networks.layers import set_compute_dtype
 from core_agent.runs.callbacks import EpisodeReturns, TimeLimitCallback
 from core_agent.runs.evaluation import play, summarize
@@ -137,6 +138,7 @@ def make_model(agent: str, seed: int, options: argparse.Namespace) -> BaseAlgori
         seed=seed,
         device=options.device,
         collect=options.collect,
+        precision=options.precision,
         **arguments_of(agent, options),
     )
 
@@ -209,6 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--env", default=DOTS, help="dots, pendulum or an id; default: %(default)s")
     parser.add_argument("--preset", default="small", help="default: %(default)s")
     parser.add_argument("--collect", choices=("sequential", "async"), default="sequential")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of our agents")
     parser.add_argument("--steps", type=int, default=1_500, help="default: %(default)s")
     parser.add_argument("--learning-starts", type=int, default=500, help="default: %(default)s")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
@@ -240,8 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 q, mean, most = (run[f"{name}_q"] for name in ("mean", "changed", "most_changed"))
                 print(f"  Q {q:.2f}, bfloat16 changes it by {mean:.4f}, at most by {most:.4f}")
             figures = {"env": options.env, "preset": options.preset, "machine": machine}
-            figures |= {"collect": options.collect, "random_return": random_return}
-            figures["agents"] = results
+            figures |= {"collect": options.collect, "precision": options.precision}
+            figures |= {"random_return": random_return, "agents": results}
             save_json(options.json, figures)
     draw(options.output, results, random_return)
     print(f"figure: {options.output}")
