@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from core_agent.table5.report import write_report
+from tests.fakes import HANGS_AFTER
 from tests.table5.run_folders import STATUS, write_run
 
 pytestmark = pytest.mark.browser
@@ -18,6 +19,8 @@ NEEDS_PLAYWRIGHT = "needs Playwright: pip install -e '.[dev]'"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 POINT = "#curves .chart .point"
 TASKS = "#table .scroll:last-child tbody tr"
+PATIENCE = 1_000 * HANGS_AFTER
+"""Milliseconds to wait for anything."""
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,7 @@ def open_page(browser, report):
     def open_page(width=1280, scheme="light"):
         size = {"width": width, "height": 900}
         contexts.append(browser.new_context(viewport=size, color_scheme=scheme))
+        contexts[-1].set_default_timeout(PATIENCE)
         page = contexts[-1].new_page()
         page.on("request", note_request)
         page.on("console", note_message)
@@ -84,23 +88,43 @@ def open_page(browser, report):
     assert complaints == []
 
 
-def first_column(page):
-    return page.locator(f"{TASKS} td:first-child").evaluate_all(
-        "cells => cells.map(cell => cell.dataset.value.split(',')[0])"
-    )
+def show(page, section, element):
+    """Scroll to a section, and wait until an element of it is there."""
+    page.locator(section).scroll_into_view_if_needed()
+    page.locator(element).first.wait_for()
 
 
-def test_it_loads_and_draws_without_errors_and_requests(open_page):
+def test_it_draws_plays_and_answers_the_pointer_without_errors_and_requests(open_page):
     page = open_page()
-    page.locator("#curves").scroll_into_view_if_needed()
-    page.locator(POINT).first.wait_for()
-    page.locator("#losses").scroll_into_view_if_needed()
-    page.locator("#losses .js-line").first.wait_for()
-    assert page.locator("#losses-2 .js-line").count() == 0
     assert page.title() == "CoRe and CURL on 2 tasks"
+    show(page, "#curves", POINT)
+    chart = page.locator("#curves .chart").first
+    box = chart.locator(".nsewdrag").bounding_box()
+    page.mouse.move(box["x"] + 0.95 * box["width"], box["y"] + 0.5 * box["height"])
+    label = chart.locator(".hoverlayer")
+    label.locator("text").first.wait_for()
+    shown = re.sub(r"\s+", " ", label.text_content())
+    assert "500,000 simulator steps" in shown
+    assert "CoRe 410 [400, 420], 3 seeds" in shown
+    assert "paper 423 ± 22" in shown
+
+    show(page, "#losses", "#losses .js-line")
+    assert page.locator("#losses-2 .js-line").count() == 0
+    page.locator("#loss-setting").select_option(label="walker-walk, easy, dynamic")
+    show(page, "#losses-2", "#losses-2 .js-line")
+    assert page.locator("#losses-1").is_hidden()
+
+    video = page.locator("video").first
+    video.scroll_into_view_if_needed()
+    video.evaluate("""video => new Promise((resolve) => {
+        video.ontimeupdate = () => video.currentTime > 0.2 && resolve();
+        video.play();
+    })""")
+    facts = video.evaluate("video => [video.videoWidth, video.muted, video.loop]")
+    assert facts == [320, True, True]
 
 
-def test_a_click_on_a_heading_sorts(open_page):
+def test_a_click_on_a_heading_sorts_and_so_does_the_keyboard(open_page):
     page = open_page()
     header = page.locator("#table .scroll:last-child th", has_text="Ours")
     header.locator("button").click()
@@ -111,95 +135,42 @@ def test_a_click_on_a_heading_sorts(open_page):
     assert page.locator(TASKS).evaluate_all(ours) == [710, 560, 410, 260]
     assert header.get_attribute("aria-sort") == "descending"
 
-
-def test_the_keyboard_sorts_too(open_page):
-    page = open_page()
     header = page.locator("#table .scroll:last-child th", has_text="Setting")
     header.locator("button").focus()
+    tasks = "rows => rows.map(row => row.cells[0].dataset.value.split(',')[0])"
     page.keyboard.press("Enter")
-    assert first_column(page) == ["cheetah-run"] * 2 + ["walker-walk"] * 2
+    assert page.locator(TASKS).evaluate_all(tasks) == ["cheetah-run"] * 2 + ["walker-walk"] * 2
     page.keyboard.press("Space")
-    assert first_column(page) == ["walker-walk"] * 2 + ["cheetah-run"] * 2
+    assert page.locator(TASKS).evaluate_all(tasks) == ["walker-walk"] * 2 + ["cheetah-run"] * 2
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     assert header.get_attribute("aria-sort") == "none"
 
 
-def test_a_chart_shows_its_numbers_under_the_pointer(open_page):
-    page = open_page()
-    chart = page.locator("#curves .chart").first
-    chart.scroll_into_view_if_needed()
-    plot = chart.locator(".nsewdrag")
-    plot.wait_for()
-    box = plot.bounding_box()
-    page.mouse.move(box["x"] + 0.95 * box["width"], box["y"] + 0.5 * box["height"])
-    label = chart.locator(".hoverlayer")
-    label.locator("text").first.wait_for()
-    shown = re.sub(r"\s+", " ", label.text_content())
-    assert "500,000 simulator steps" in shown
-    assert "CoRe 410 [400, 420], 3 seeds" in shown
-    assert "paper 423 ± 22" in shown
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_button_turns_the_theme_and_the_charts_with_it(open_page, scheme):
-    page = open_page(scheme=scheme)
-    page.locator("#curves").scroll_into_view_if_needed()
-    page.locator(POINT).first.wait_for()
+def test_button_and_system_turn_the_theme_and_the_charts_with_it(open_page):
+    expect = pytest.importorskip("playwright.sync_api", reason=NEEDS_PLAYWRIGHT).expect
     look = f"""() => [getComputedStyle(document.body).backgroundColor,
         getComputedStyle(document.querySelector('{POINT}')).fill]"""
-    before = page.evaluate(look)
     light = ["rgb(251, 251, 249)", "rgb(0, 103, 165)"]
     dark = ["rgb(19, 21, 24)", "rgb(90, 180, 240)"]
-    assert before == (light if scheme == "light" else dark)
-    page.locator("#theme").click()
-    assert page.evaluate(look) == (dark if scheme == "light" else light)
-    assert page.locator("#theme").get_attribute("aria-pressed") == str(scheme == "light").lower()
-
-
-def test_charts_follow_the_systems_theme(open_page):
-    expect = pytest.importorskip("playwright.sync_api", reason=NEEDS_PLAYWRIGHT).expect
-    page = open_page()
-    page.locator("#curves").scroll_into_view_if_needed()
-    page.locator(POINT).first.wait_for()
+    page = open_page(scheme="light")
+    show(page, "#curves", POINT)
+    assert page.evaluate(look) == light
     page.emulate_media(color_scheme="dark")
-    expect(page.locator(POINT).first).to_have_css("fill", "rgb(90, 180, 240)")
+    expect(page.locator(POINT).first).to_have_css("fill", dark[1], timeout=PATIENCE)
+    for pressed, expected in (("false", light), ("true", dark)):
+        page.locator("#theme").click()
+        assert page.evaluate(look) == expected
+        assert page.locator("#theme").get_attribute("aria-pressed") == pressed
 
 
-def test_a_video_plays(open_page):
-    page = open_page()
-    video = page.locator("video").first
-    video.scroll_into_view_if_needed()
-    video.evaluate("""video => new Promise((resolve) => {
-        video.ontimeupdate = () => video.currentTime > 0.2 && resolve();
-        video.play();
-    })""")
-    assert video.evaluate("video => [video.videoWidth, video.muted, video.loop]") == [
-        320,
-        True,
-        True,
-    ]
-
-
-def test_the_losses_of_another_setting_can_be_chosen(open_page):
-    page = open_page()
-    page.locator("#loss-setting").select_option(label="walker-walk, easy, dynamic")
-    page.locator("#losses-2").scroll_into_view_if_needed()
-    page.locator("#losses-2 .js-line").first.wait_for()
-    assert page.locator("#losses-1").is_hidden()
-
-
-def test_a_phone_scrolls_down_and_never_sideways(open_page):
+def test_a_phone_scrolls_down_and_never_sideways_and_a_screen_is_filled(open_page):
     page = open_page(width=390)
     page.locator(".chart >> visible=true").last.scroll_into_view_if_needed()
-    width = page.evaluate("document.documentElement.scrollWidth")
-    assert width == 390
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
     rights = "links => links.map(link => link.getBoundingClientRect().right)"
     assert max(page.locator(".bar a").evaluate_all(rights)) <= 390
-
-
-def test_the_curves_of_two_tasks_fill_the_page(open_page):
-    page = open_page(width=1280)
+    page.set_viewport_size({"width": 1280, "height": 900})
     right = "element => element.getBoundingClientRect().right"
     last = page.locator("#curves figure").last.evaluate(right)
     assert last == pytest.approx(page.locator("#curves .grid").evaluate(right), abs=1)
