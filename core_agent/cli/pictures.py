@@ -15,7 +15,9 @@ def plot(
     picture: Annotated[Path, typer.Option("--output", help="The picture.")] = Path(
         "learning_curves.png"
     ),
-    tag: Annotated[str, typer.Option(help="The value to draw.")] = "rollout/ep_rew_mean",
+    tag: Annotated[
+        str, typer.Option(help="The value to draw; validation: of benchmark's runs.")
+    ] = "rollout/ep_rew_mean",
 ) -> None:
     """Draw a logged value, by default the training return: a curve a run, a panel a task."""
     from core_agent.runs.plotting import plot_runs, read_curves

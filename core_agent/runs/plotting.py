@@ -29,16 +29,22 @@ Curve = tuple[list[int], list[float]]
 """Agent steps and values."""
 
 
-def find_logs(folder: Path) -> dict[Path, list[Path]]:
-    """TensorBoard's files below a folder, by the folder of their run.
+VALIDATION = "validation"
+"""In place of a tag: the validations of ``core-agent benchmark``."""
+EVENTS, EVALUATIONS = "events.out.tfevents.*", "evaluations.jsonl"
+
+
+def find_logs(folder: Path, pattern: str) -> dict[Path, list[Path]]:
+    """Files below a folder, by the folder of their run.
 
     That is the closest one above a file with a ``run.json``; without one, the file's own.
 
     :raises ValueError: if there is none
     """
     logs = defaultdict(list)
-    files = sorted(folder.rglob("events.out.tfevents.*")) if folder.is_dir() else []
-    check(bool(files), "runs", "be folders with TensorBoard logs", str(folder))
+    files = sorted(folder.rglob(pattern)) if folder.is_dir() else []
+    what = "TensorBoard logs" if pattern == EVENTS else pattern
+    check(bool(files), "runs", f"be folders with {what}", str(folder))
     for file in files:
         above = file.parents[: len(file.relative_to(folder).parts)]
         run = next((each for each in above if (each / RUN_FILE).is_file()), file.parent)
@@ -49,23 +55,32 @@ def find_logs(folder: Path) -> dict[Path, list[Path]]:
 def read_curves(folders: Sequence[Path], tag: str) -> dict[str, dict[str, Curve]]:
     """The curves of all runs below ``folders``, by environment and run.
 
+    :param tag: a tag of TensorBoard's, or ``"validation"``
+
     Runs that have logged nothing of that name yet are left out.
 
     :raises ValueError: if there is no log, or none with that tag
     """
-    logs = {run: files for folder in folders for run, files in find_logs(folder).items()}
+    pattern = EVALUATIONS if tag == VALIDATION else EVENTS
+    logs = {run: files for folder in folders for run, files in find_logs(folder, pattern).items()}
     shared = Path(os.path.commonpath([run.absolute().parent for run in logs]))
     panels: dict[str, dict[str, Curve]] = {}
     tags: set[str] = set()
     for run, files in logs.items():
         record = run / RUN_FILE
         env_id = json.loads(record.read_text()).get("env_id", "") if record.is_file() else ""
-        curve = read_scalars(files, tag, tags)
+        curve = read_validations(*files) if tag == VALIDATION else read_scalars(files, tag, tags)
         if curve[0]:
             parts = [part for part in run.absolute().relative_to(shared).parts if part != env_id]
             panels.setdefault(env_id, {})["/".join(parts) or run.name] = curve
     check(bool(panels), "tag", f"be one of {sorted(tags)}", tag)
     return dict(sorted(panels.items()))
+
+
+def read_validations(file: Path) -> Curve:
+    """Mean return of each validation."""
+    entries = [json.loads(line) for line in file.read_text().splitlines()]
+    return [each["agent_steps"] for each in entries], [np.mean(each["returns"]) for each in entries]
 
 
 def read_scalars(files: Sequence[Path], tag: str, tags: set[str]) -> Curve:

@@ -130,6 +130,9 @@ def test_each_run_is_a_curve_and_each_environment_a_panel(tmp_path):
         "B-v0": ["core/seed-0"],
     }
     assert panels["A-v0"]["core/seed-0"] == ([10, 20, 30], [1.0, 5.0, 6.0])
+    validations = '{"agent_steps": 5, "returns": [1, 3]}\n{"agent_steps": 9, "returns": [4]}\n'
+    (tmp_path / "core/A-v0/seed-0/evaluations.jsonl").write_text(validations)
+    assert read_curves([tmp_path], "validation") == {"A-v0": {"seed-0": ([5, 9], [2.0, 4.0])}}
     plot_runs(tmp_path / "new" / "curves.png", "return", panels)
     with Image.open(tmp_path / "new" / "curves.png") as picture:
         assert picture.width > 2 * picture.height, "panels next to each other"
