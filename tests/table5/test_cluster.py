@@ -10,6 +10,7 @@ import signal
 import socket
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -180,7 +181,8 @@ def test_ctrl_c_stops_every_run_with_a_checkpoint_and_none_starts_over(cluster, 
         )
         for seed in range(2)
     ]
-    jobs = [Job(run, 10_000, 10_000, n_episodes=1, checkpoint_every=10_000) for run in runs]
+    far = 1_000_000  # However busy the machine is, they do not end before they are stopped.
+    jobs = [Job(run, far, far, n_episodes=1, checkpoint_every=far) for run in runs]
     sent = []
 
     def stop_the_first_run() -> None:
@@ -196,15 +198,17 @@ def test_ctrl_c_stops_every_run_with_a_checkpoint_and_none_starts_over(cluster, 
     assert ended == {first: "interrupted", second: "not started"}, "there is room for one"
     status = read_status(first)
     assert (status["state"], status["attempts"]) == ("interrupted", 1)
-    assert 15 < status["agent_steps"] < 100
+    assert 15 < status["agent_steps"] < far // 100
     assert list(first.glob("checkpoints/checkpoint-*"))
     before = read_lines(first / "episodes.jsonl")
 
+    n_steps = 10 * (status["agent_steps"] // 10 + 3)
+    jobs = [replace(job, simulator_steps=100 * n_steps, evaluate_every=far) for job in jobs]
     ended = run_on_ray(jobs, tmp_path, cluster.address, 1.0, 0.0, seconds_between=0.2)
     assert list(ended.values()) == ["finished"] * 2
     assert read_status(first)["attempts"] == 2
     episodes = read_lines(first / "episodes.jsonl")
-    assert [entry["agent_steps"] for entry in episodes] == list(range(10, 101, 10))
+    assert [entry["agent_steps"] for entry in episodes] == list(range(10, n_steps + 1, 10))
     assert episodes[: len(before)] == before, "with their times: no step was made again"
 
 
