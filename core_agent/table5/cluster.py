@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from signal import SIGINT
+from signal import SIGINT, default_int_handler, signal
 
 from core_agent.runs.callbacks import first_signal
 from core_agent.table5.grid import (
@@ -131,6 +131,8 @@ def run_on_worker(job: Job, root: Path) -> str:
     :return: as :func:`~core_agent.table5.grid.run_job`, or ``"interrupted"``
     :raises RunInterruptedError: if another signal stopped it: Ray starts it again
     """
+    # What a shell starts in the background ignores SIGINT, and Ray's processes inherit that.
+    signal(SIGINT, default_int_handler)
     try:
         return run_job(job, root)
     except RunInterruptedError as error:

@@ -125,6 +125,8 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.path.abspath("envs")]))
         be_patient(patch)
+        # Its processes ignore SIGINT, as all do that a shell starts in the background.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             cluster.add_node(
                 **node_arguments(),
@@ -133,8 +135,10 @@ def cluster():
                 temp_dir=str(folder),
                 _system_config=quick,
             )
+            signal.signal(signal.SIGINT, handler)
             yield cluster
         finally:
+            signal.signal(signal.SIGINT, handler)
             ray.shutdown()
             cluster.shutdown()
             for process in processes_of(folder):
@@ -170,6 +174,15 @@ def test_runs_survive_the_loss_of_a_machine_and_none_is_done_twice(cluster, tmp_
         assert len(read_lines(job.folder(tmp_path) / "evaluations.jsonl")) == 1
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C reaches this process, even where it was started in the background."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_stops_every_run_with_a_checkpoint_and_none_starts_over(cluster, tmp_path):
     runs = [
         Run(
