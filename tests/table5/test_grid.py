@@ -120,9 +120,9 @@ def test_a_finished_run_is_left_alone_and_can_be_made_longer(finished, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(benchmark, "train_run", None)
         assert run_job(make_job(), finished) == "finished"
-    assert run_job(make_job(seed=2, simulator_steps=2_000), finished) == "finished"
-    assert run_job(make_job(seed=2), finished) == "finished"
-    folder = make_job(seed=2).folder(finished)
+    assert run_job(make_job(seed=9, simulator_steps=2_000), finished) == "finished"
+    assert run_job(make_job(seed=9), finished) == "finished"
+    folder = make_job(seed=9).folder(finished)
     assert read_status(folder)["simulator_steps"] == 4_000
     evaluations = read_lines(folder / "evaluations.jsonl")
     assert [entry["simulator_steps"] for entry in evaluations] == [2_000, 4_000]
