@@ -11,7 +11,7 @@ VENV        ?= .venv
 TORCH       ?= torch==2.13.0
 TEST_EXTRAS ?= dev,zoo,export,hub,cluster,docs,report,window
 DEMO_ARGS   ?=
-PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 REPOSITORY  ?=
 export REPOSITORY
 
