@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from core_agent.runs.training import RUN_FILE
+from core_agent.runs.training import RUN_FILE, read_lines
 from core_agent.validation import check
 
 STYLE: Any = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
@@ -55,10 +55,9 @@ def find_logs(folder: Path, pattern: str) -> dict[Path, list[Path]]:
 def read_curves(folders: Sequence[Path], tag: str) -> dict[str, dict[str, Curve]]:
     """The curves of all runs below ``folders``, by environment and run.
 
-    :param tag: a tag of TensorBoard's, or ``"validation"``
-
     Runs that have logged nothing of that name yet are left out.
 
+    :param tag: a tag of TensorBoard's, or ``"validation"``
     :raises ValueError: if there is no log, or none with that tag
     """
     pattern = EVALUATIONS if tag == VALIDATION else EVENTS
@@ -79,7 +78,7 @@ def read_curves(folders: Sequence[Path], tag: str) -> dict[str, dict[str, Curve]
 
 def read_validations(file: Path) -> Curve:
     """Mean return of each validation."""
-    entries = [json.loads(line) for line in file.read_text().splitlines()]
+    entries = read_lines(file)
     return [each["agent_steps"] for each in entries], [np.mean(each["returns"]) for each in entries]
 
 

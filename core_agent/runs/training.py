@@ -16,7 +16,7 @@ import signal
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -130,6 +130,17 @@ def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
                 )
             time.sleep(0.5)
         yield
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The entries of a ``.jsonl`` file; lines that a crash cut short are left out."""
+    entries = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        with suppress(json.JSONDecodeError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and "agent_steps" in entry:
+                entries.append(entry)
+    return entries
 
 
 def is_locked(folder: Path) -> bool:

@@ -13,7 +13,6 @@ continued at any time, by this process or another; a finished run is left alone.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
@@ -36,7 +35,14 @@ from core_agent.environments.suite import first_seed
 from core_agent.networks.hardware import used_precision
 from core_agent.runs.callbacks import next_multiple
 from core_agent.runs.evaluation import play
-from core_agent.runs.training import RUN_FILE, Run, is_locked, train_run, training_environment
+from core_agent.runs.training import (
+    RUN_FILE,
+    Run,
+    is_locked,
+    read_lines,
+    train_run,
+    training_environment,
+)
 from core_agent.runs.video import FRAMES_PER_SECOND, write_mp4
 from core_agent.saving.checkpoint import library_versions
 from core_agent.table5.paper import DIFFICULTIES, DISTRACTIONS, N_PAPER_SEEDS, TASKS
@@ -163,17 +169,6 @@ def take_shard(jobs: Sequence[Job], shard: str) -> list[Job]:
 # ---- the record of a run ----
 
 STATES = ("finished", "running", "interrupted", "failed", "not started")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The entries of a ``.jsonl`` file; lines that a crash cut short are left out."""
-    entries = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            entry = json.loads(line)
-            if isinstance(entry, dict) and "agent_steps" in entry:
-                entries.append(entry)
-    return entries
 
 
 def write_whole(path: Path, text: str) -> None:

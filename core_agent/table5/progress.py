@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from core_agent.table5.grid import STATES, Job, read_lines, read_status
+from core_agent.runs.training import read_lines
+from core_agent.table5.grid import STATES, Job, read_status
 
 
 def list_runs(jobs: Sequence[Job], root: Path) -> list[dict[str, Any]]:

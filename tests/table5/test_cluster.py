@@ -18,9 +18,9 @@ from typing import Any
 import gymnasium as gym
 import pytest
 
-from core_agent.runs.training import Run
+from core_agent.runs.training import Run, read_lines
 from core_agent.table5.cluster import count_at_once, run_on_ray
-from core_agent.table5.grid import Job, read_lines, read_status
+from core_agent.table5.grid import Job, read_status
 from tests.fakes import HANGS_AFTER, VECTOR, SavableEnv
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install -e '.[cluster]'")

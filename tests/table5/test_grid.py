@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from core_agent import CoRe, cli
 from core_agent.cli.runs import say_how_they_ended
 from core_agent.networks.hardware import auto_precision
-from core_agent.runs.training import Run, locked
+from core_agent.runs.training import Run, locked, read_lines
 from core_agent.table5 import grid as benchmark
 from core_agent.table5.estimate import (
     Estimate,
@@ -30,7 +30,6 @@ from core_agent.table5.estimate import (
 from core_agent.table5.grid import (
     Job,
     get_suite,
-    read_lines,
     read_status,
     run_job,
     take_shard,

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from core_agent.runs.training import RUN_FILE, Run
-from core_agent.table5.grid import STATES, read_lines, read_status
+from core_agent.runs.training import RUN_FILE, Run, read_lines
+from core_agent.table5.grid import STATES, read_status
 from core_agent.table5.paper import METHODS, PAPER_STEPS, Setting, parse_setting
 from core_agent.validation import check
 
