@@ -345,12 +345,11 @@ class CheckpointFolder:
         """Remove all but the last checkpoints, and episodes that none of those needs."""
         paths = self._paths()
         kept = [path for path in paths if path not in self._passed_over][-N_KEPT:]
-        needed: set[str] = set()
         for path in kept:
             if path not in self._needed and (tree := _read(path)) is not None:
                 self._needed[path] = Checkpoint(path, tree).episode_names()
-            needed |= self._needed.get(path, set())
-        self._needed = {path: self._needed[path] for path in kept if path in self._needed}
+        self._needed = {path: names for path, names in self._needed.items() if path in kept}
+        needed = set().union(*self._needed.values())
         for path in set(paths) - set(kept):
             path.unlink()
         for path in self._replay.iterdir():
