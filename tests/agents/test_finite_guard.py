@@ -82,7 +82,7 @@ def test_the_temperature_stays_where_it_was_before_a_refused_step():
 
 
 def fail_unnoticed(model: Any) -> None:
-    """An update that is not finite, which nobody was told of yet."""
+    """An update that is not finite and is not reported yet."""
     model._guard = FiniteGuard(CPU)
     batch = model._sample_batch(3)
     model.update(batch._replace(rewards=batch.rewards * torch.nan))

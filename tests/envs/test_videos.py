@@ -107,8 +107,8 @@ def test_a_clip_that_is_missing_or_damaged_is_named(own_davis, file, content, me
         if file == "":
             clip.mkdir()
     elif isinstance(content, bytes):
-        whole = (clip / file).read_bytes()
-        (clip / file).write_bytes(whole[:-100] if content == b"cut" else content)
+        original = (clip / file).read_bytes()
+        (clip / file).write_bytes(original[:-100] if content == b"cut" else content)
     else:
         content.save(clip / file)
     with pytest.raises(VideoError, match=message):
@@ -144,13 +144,13 @@ def test_too_few_clips_say_how_many_there_are_and_which_are_for_validation(tmp_p
 def test_a_damaged_video_file_is_named(tmp_path):
     path = tmp_path / "clip.mp4"
     write_video(path, n_frames=20)
-    whole = path.read_bytes()
-    for content in (b"", b"not a video", b"\0" * 4096, whole[: len(whole) // 2]):
+    original = path.read_bytes()
+    for content in (b"", b"not a video", b"\0" * 4096, original[: len(original) // 2]):
         path.write_bytes(content)
         with pytest.raises(VideoError, match=r"'clip\.mp4'"):
             open_clips(tmp_path, "train", None)
     # Where the size of a frame is wrong, a decoder finds no frame after it and says nothing.
-    content = bytearray(whole)
+    content = bytearray(original)
     sizes = content.index(b"stsz") + 16  # behind the name, the version, a common size and the count
     content[sizes + 4 * 10 : sizes + 4 * 11] = len(content).to_bytes(4, "big")
     path.write_bytes(content)
