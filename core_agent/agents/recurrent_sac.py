@@ -49,8 +49,8 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
     :param sequence_length: frames in a sequence
     :param tau: rate of the target critics' moving average
     :param gamma: discount per agent step
-    :param overlay: mix each training sequence with another one of the batch, which gets a weight of
-        at most this: against moving backgrounds, see
+    :param overlay: mix each training sequence with another one of the batch, recoloured, which gets
+        a weight of at most this: against moving backgrounds, see
         :func:`~core_agent.networks.augmentations.overlay`; 0, as in the paper: no mixing
     :param train_freq: agent steps, or ``(n, "episode")``, between updates; with several
         environments until each has ended an episode

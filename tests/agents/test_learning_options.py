@@ -62,16 +62,29 @@ def test_a_padded_window_counts_the_actions_with_enough_frames_after_them():
     torch.testing.assert_close(loss, alone)
 
 
-def test_an_overlay_mixes_each_sequence_with_one_other():
+@pytest.mark.parametrize(("white", "dtype"), [(255, torch.uint8), (1, torch.float32)])
+def test_an_overlay_mixes_each_sequence_with_another_one_recoloured(white, dtype):
     torch.manual_seed(0)
-    images = torch.zeros(2, 4, 3, 8, 8, dtype=torch.uint8)
-    images[:, 0] = 200
+    # Two frames of 64 sequences, all of one colour: no red, full green, no blue.
+    images = torch.zeros(2, 64, 3, 8, 8, dtype=dtype)
+    images[:, :, 1] = white
     mixed = overlay(images, 0.5)
     assert mixed.shape == images.shape
-    means = mixed.mean(dim=(0, 2, 3, 4))
-    assert 100 <= means[0] <= 200
-    assert all(0 <= mean <= 100 for mean in means[1:])
+    assert torch.equal(mixed, mixed[:1, :, :, :1, :1].expand_as(mixed))  # one change a sequence
+    change = (mixed - images)[0, :, :, 0, 0].abs() / white
+    assert change.max() <= 0.5
+    changed = change > 0.01
+    # A channel keeps its value in half of the sequences, and all combinations of three occur.
+    assert len(changed.unique(dim=0)) == 8
     torch.testing.assert_close(overlay(images, 0.0), images.float())
+
+
+def test_an_overlay_comes_from_another_sequence_mirrored():
+    torch.manual_seed(0)
+    images = torch.full((1, 2, 1, 4, 4), 128, dtype=torch.uint8)
+    images[:, 0, :, :, 0] = 255  # a line on the left of the first sequence alone
+    seen = {tuple((overlay(images, 0.5)[0, 1, 0, 0] - 128).abs().gt(5).tolist()) for _ in range(50)}
+    assert seen == {(False, False, False, False), (False, False, False, True)}
 
 
 @pytest.mark.parametrize("algorithm", [CoRe, RecurrentSAC])
