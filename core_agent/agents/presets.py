@@ -96,7 +96,8 @@ SMALL_LOSSES: dict[str, Any] = dict(
     learning_rate=1e-3,
     contrastive_coef=0.3,
     inverse_coef=10.0,
-    overlay=0.5,
+    overlay=0.4,
+    recolor_after=40_000,
     joint_update=True,
     behavior_updates=3,
 )

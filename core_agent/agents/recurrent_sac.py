@@ -49,9 +49,11 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
     :param sequence_length: frames in a sequence
     :param tau: rate of the target critics' moving average
     :param gamma: discount per agent step
-    :param overlay: mix each training sequence with another one of the batch, recoloured, which gets
-        a weight of at most this: against moving backgrounds, see
+    :param overlay: mix each training sequence with another one of the batch, which gets a weight of
+        at most this: against moving backgrounds, see
         :func:`~core_agent.networks.augmentations.overlay`; 0, as in the paper: no mixing
+    :param recolor_after: agent steps from which on what is mixed in gets random colours. It closes
+        the gap to unseen backgrounds, and slows the beginning down
     :param train_freq: agent steps, or ``(n, "episode")``, between updates; with several
         environments until each has ended an episode
     :param gradient_steps: updates each time; -1: as many as agent steps were taken; ``None``:
@@ -94,6 +96,7 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
         **SAC_RULES,
         "sequence_length": whole(2),
         "overlay": FRACTION,
+        "recolor_after": whole(0),
         "critic_learning_rate": POSITIVE,
         "behavior_updates": whole(1),
         "train_model_with_critic": BOOLEAN,
@@ -114,6 +117,7 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
     policy: RecurrentPolicy
     sequence_length: int
     overlay: float
+    recolor_after: int
     critic_learning_rate: float
     actor_learning_rate: float
     ent_coef: float | str
@@ -135,6 +139,7 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
         tau: float = 0.005,
         gamma: float = 0.99,
         overlay: float = 0.0,
+        recolor_after: int = 0,
         train_freq: int | tuple[int, str] = (1, "episode"),
         gradient_steps: int | None = None,
         update_ratio: float = 0.5,
@@ -175,6 +180,14 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
         metrics, latents = self.update_critic(batch)
         return {**metrics, **self.update_behavior(batch, latents)}
 
+    @property
+    def _recolors(self) -> bool:
+        return self.overlay > 0 and self.num_timesteps >= self.recolor_after
+
+    @property
+    def update_kind(self) -> tuple[bool, ...]:
+        return (*super().update_kind, self._recolors)
+
     def augment(self, batch: SequenceBatch) -> SequenceBatch:
         """The batch with images cropped, one place for a sequence, and mixed by ``overlay``.
 
@@ -183,7 +196,9 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
 
         def change(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
             images = random_crop(images, size)
-            return overlay_images(images, self.overlay) if self.overlay > 0 else images
+            if self.overlay == 0:
+                return images
+            return overlay_images(images, self.overlay, self._recolors)
 
         change_images = self.policy.world_model.encoder.map_images
         return batch._replace(observations=change_images(change, batch.observations))
