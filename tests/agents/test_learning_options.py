@@ -62,6 +62,18 @@ def test_a_padded_window_counts_the_actions_with_enough_frames_after_them():
     torch.testing.assert_close(loss, alone)
 
 
+def test_an_overlay_mixes_each_sequence_with_one_other():
+    torch.manual_seed(0)
+    images = torch.zeros(2, 4, 3, 8, 8, dtype=torch.uint8)
+    images[:, 0] = 200
+    mixed = overlay(images, 0.5)
+    assert mixed.shape == images.shape
+    means = mixed.mean(dim=(0, 2, 3, 4))
+    assert 100 <= means[0] <= 200
+    assert all(0 <= mean <= 100 for mean in means[1:])
+    torch.testing.assert_close(overlay(images, 0.0), images.float())
+
+
 @pytest.mark.parametrize(("white", "dtype"), [(255, torch.uint8), (1, torch.float32)])
 def test_an_overlay_mixes_each_sequence_with_another_one_recoloured(white, dtype):
     torch.manual_seed(0)
