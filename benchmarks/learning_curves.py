@@ -15,10 +15,11 @@ Tasks:
 - a Distracting Control id.
 
 Agents have the preset's arguments or, where ``core_agent/configs`` has them, those of the task;
-``sb3_sac`` is Stable-Baselines3's SAC with its defaults. A run that takes longer than ``--minutes``
-is stopped and marked. Lines are means over seeds of the mean return of the last 10 episodes. The
-JSON file is written after every run. ``--compare-precisions`` computes the values of the trained
-agent in float32 and in bfloat16, for the recurrent agents.
+``sb3_sac`` is Stable-Baselines3's SAC with its defaults, on three stacked frames where observations
+are images. A run that takes longer than ``--minutes`` is stopped. A Distracting Control task is
+evaluated on validation videos. Lines are means over seeds of the mean return of the last 10
+episodes. The JSON file is written after every run. ``--compare-precisions`` computes the values of
+the trained agent in float32 and in bfloat16, for the recurrent agents.
 """
 
 from __future__ import annotations
@@ -104,13 +105,28 @@ class WithoutVelocity(gym.ObservationWrapper):
         return observation[:2]
 
 
-def make_task(env_id: str, preset_name: str) -> gym.Env:
+class StackedFrames(gym.wrappers.TransformObservation):
+    """The last ``n`` images as one, ``(H, W, n * C)``."""
+
+    def __init__(self, env: gym.Env, n: int = 3) -> None:
+        space = env.observation_space
+        assert isinstance(space, spaces.Box)
+        stacked = spaces.Box(0, 255, (*space.shape[:2], n * space.shape[2]), np.uint8)
+        frames = gym.wrappers.FrameStackObservation(env, n)
+        super().__init__(frames, lambda images: np.concatenate(images, axis=-1), stacked)
+
+
+def make_task(env_id: str, preset_name: str, agent: str = "", split: str = "train") -> gym.Env:
     """An environment that records its returns."""
+    env: gym.Env
     if env_id == DOTS:
-        return Monitor(Dots())
-    if env_id == PENDULUM:
-        return Monitor(WithoutVelocity())
-    return Monitor(make_env(env_id, **get_preset(preset_name).env_arguments))
+        env = Dots()
+    elif env_id == PENDULUM:
+        env = WithoutVelocity()
+    else:
+        env = make_env(env_id, split=split, **get_preset(preset_name).env_arguments)
+    has_images = len(env.observation_space.shape or ()) == 3
+    return Monitor(StackedFrames(env) if agent == SB3_SAC and has_images else env)
 
 
 def arguments_of(agent: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -127,7 +143,7 @@ def arguments_of(agent: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def make_model(agent: str, seed: int, options: argparse.Namespace) -> BaseAlgorithm:
     """The agent on the task, not trained."""
-    make = partial(make_task, options.env, options.preset)
+    make = partial(make_task, options.env, options.preset, agent)
     env: Any = SupervisedSubprocVecEnv([make]) if options.collect == "async" else make()
     if agent == SB3_SAC:
         policy = "CnnPolicy" if len(env.observation_space.shape) == 3 else "MlpPolicy"
@@ -151,7 +167,7 @@ def train(agent: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     model.learn(options.steps, callback=[returns, limit], log_interval=None)
     seconds = time.perf_counter() - started
     model.get_env().close()  # type: ignore[union-attr]
-    env = make_task(options.env, options.preset)
+    env = make_task(options.env, options.preset, agent, split="val")
     evaluation = summarize(play(env, model, options.episodes, seed=10_000))
     env.close()
     compared = compare_precisions(model, options.episodes) if options.compare_precisions else {}
@@ -223,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.compare_precisions and not set(options.agents) <= set(RECURRENT):
         parser.error(f"--compare-precisions needs --agents among {RECURRENT}")
     machine = start(options)
-    env = make_task(options.env, options.preset)
+    env = make_task(options.env, options.preset, split="val")
     random_return = summarize(play(env, None, options.episodes, seed=10_000)).mean
     env.close()
     print(f"random actions on {options.env}: {random_return:.1f}")

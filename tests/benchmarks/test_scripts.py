@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import clip_statistics
@@ -133,6 +134,19 @@ def test_the_pendulum_compares_with_the_sac_of_stable_baselines3(tmp_path):
         "recurrent_sac": 200,
         "sb3_sac": 200,
     }
+
+
+def test_the_sac_of_stable_baselines3_sees_three_frames_and_unseen_videos():
+    task = ("DCS-cheetah-run-easy-dynamic", "small", "sb3_sac")
+    with closing(learning_curves.make_task(*task)) as training_env:
+        in_training = training_env.reset(seed=0)[0]
+    with closing(learning_curves.make_task(*task, split="val")) as env:
+        first = env.reset(seed=0)[0]
+        second = env.step(env.action_space.sample())[0]
+    assert first.shape == env.observation_space.shape == (64, 64, 9)
+    assert np.array_equal(second[..., 3:6], first[..., 6:])
+    assert not np.array_equal(second[..., 6:], first[..., 6:])
+    assert not np.array_equal(first, in_training)
 
 
 def test_the_pendulum_has_the_arguments_of_its_configuration():
