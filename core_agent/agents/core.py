@@ -67,8 +67,9 @@ class CoRe(RecurrentSAC):
     :param contrast_first_frame: with ``contrastive_from="posterior"``, contrast the first frame of
         a window too, as in the authors' experiments; the prior knows nothing there
     :param joint_update: make one step of model and critics on J_M + J_Q / max(1, J_Q), from one
-        forward pass, in place of a step on each as in the paper. Encoder and filter are in the
-        model's optimiser alone then
+        forward pass, in place of a step on each as in the paper: an update takes two thirds of
+        the time. Encoder and filter are in the model's optimiser alone then. Where rewards are
+        rare, the gradient of J_Q hides that of J_M
     """
 
     rules: ClassVar[dict[str, Check]] = {

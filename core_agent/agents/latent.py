@@ -58,6 +58,8 @@ class RecurrentPolicy(StatefulPolicy):
     :param actor_dims: hidden layers of the actor
     :param critic_dims: hidden layers of each critic
     :param activation: of actor and critics
+    :param critic_layer_norm: normalise what goes into each activation of the critics, which keeps
+        their values from diverging where rewards are rare (arXiv:2302.02948)
     :param initial_log_ent_coef: initial log of the entropy temperature
     :param sample_when_deterministic: carry a sample of the stochastic state, not its mean, under
         ``deterministic=True`` too, as the authors did in their evaluation
@@ -69,7 +71,9 @@ class RecurrentPolicy(StatefulPolicy):
 
     rules: ClassVar[dict[str, Check]] = {
         **ACTOR_RULES,
-        **dict.fromkeys(("sample_when_deterministic", "clamp_samples"), BOOLEAN),
+        **dict.fromkeys(
+            ("critic_layer_norm", "sample_when_deterministic", "clamp_samples"), BOOLEAN
+        ),
     }
     parts: ClassVar[tuple[type, ...]] = (WorldModel,)
     actor_optimizer: torch.optim.Optimizer
@@ -83,6 +87,7 @@ class RecurrentPolicy(StatefulPolicy):
         actor_dims: Sequence[int] = (1024, 1024, 1024),
         critic_dims: Sequence[int] = (1024, 1024, 1024),
         activation: Activation = "elu",
+        critic_layer_norm: bool = False,
         initial_log_ent_coef: float = -2.3,
         sample_when_deterministic: bool = False,
         clamp_samples: bool = False,
@@ -92,6 +97,7 @@ class RecurrentPolicy(StatefulPolicy):
             actor_dims=actor_dims,
             critic_dims=critic_dims,
             activation=activation,
+            critic_layer_norm=critic_layer_norm,
             initial_log_ent_coef=initial_log_ent_coef,
             sample_when_deterministic=sample_when_deterministic,
             clamp_samples=clamp_samples,
@@ -101,7 +107,7 @@ class RecurrentPolicy(StatefulPolicy):
         self.world_model = WorldModel(observation_space, self.action_dim, **model_kwargs)
         latent_dim = self.world_model.latent_dim
         self.actor = Actor(latent_dim, self.action_dim, actor_dims, activation, clamp_samples)
-        self._make_critics(latent_dim, critic_dims, activation)
+        self._make_critics(latent_dim, critic_dims, activation, critic_layer_norm)
         self.log_ent_coef = nn.Parameter(torch.tensor(initial_log_ent_coef))
 
     @property

@@ -102,10 +102,15 @@ class StatefulPolicy(BasePolicy):
         self.action_dim = get_action_dim(action_space)
 
     def _make_critics(
-        self, state_dim: int, hidden_dims: Sequence[int], activation: Activation
+        self,
+        state_dim: int,
+        hidden_dims: Sequence[int],
+        activation: Activation,
+        layer_norm: bool = False,
     ) -> None:
-        self.critic = Critic(state_dim, self.action_dim, hidden_dims, activation)
-        self.critic_target = Critic(state_dim, self.action_dim, hidden_dims, activation)
+        sizes = (state_dim, self.action_dim, hidden_dims)
+        self.critic = Critic(*sizes, activation, layer_norm)
+        self.critic_target = Critic(*sizes, activation, layer_norm)
         self.critic_target.load_state_dict(self.critic.state_dict())
         self.critic_target.requires_grad_(False)
 

@@ -87,6 +87,7 @@ SMALL_RECURRENT: dict[str, Any] = dict(
 SMALL_CORE: dict[str, Any] = dict(
     SMALL_RECURRENT,
     activation="relu",
+    critic_layer_norm=True,
     center_images=True,
     initial_log_std=-2.0,
     initial_contrastive_scale=-2.0,
@@ -98,7 +99,6 @@ SMALL_LOSSES: dict[str, Any] = dict(
     inverse_coef=10.0,
     overlay=0.4,
     recolor_after=40_000,
-    joint_update=True,
     behavior_updates=3,
 )
 # SAC's (arXiv:1801.01290) two layers of 256 for actor and critics, and a model of half that width.

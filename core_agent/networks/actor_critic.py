@@ -99,6 +99,7 @@ class Critic(nn.Module):
     :param action_dim: number of actions
     :param hidden_dims: sizes of the hidden layers of each
     :param activation: ``"elu"`` or ``"relu"``
+    :param layer_norm: normalise what goes into each activation (arXiv:2302.02948)
     """
 
     def __init__(
@@ -107,9 +108,10 @@ class Critic(nn.Module):
         action_dim: int,
         hidden_dims: Sequence[int] = (1024, 1024, 1024),
         activation: Activation = "elu",
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.net = TwinMLP(in_dim + action_dim, hidden_dims, activation)
+        self.net = TwinMLP(in_dim + action_dim, hidden_dims, activation, layer_norm)
 
     def forward(self, states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Both values ``(2, ...)`` of states ``(..., in_dim)`` and actions ``(..., A)``."""

@@ -119,14 +119,20 @@ class TwinMLP(nn.Module):
     :param in_dim: size of the common input
     :param hidden_dims: sizes of the hidden layers of each
     :param activation: ``"elu"`` or ``"relu"``
+    :param layer_norm: normalise what goes into each activation; nothing of it is learned
     """
 
     n_members = 2
 
     def __init__(
-        self, in_dim: int, hidden_dims: Sequence[int], activation: Activation = "elu"
+        self,
+        in_dim: int,
+        hidden_dims: Sequence[int],
+        activation: Activation = "elu",
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
+        self.layer_norm = layer_norm
         self.mixed_precision = True
         self.compute_dtype: torch.dtype | None = None
         self.activation = ACTIVATIONS[activation]
@@ -151,6 +157,8 @@ class TwinMLP(nn.Module):
             weight, bias = weight[:n_members], bias[:n_members]
             x = torch.baddbmm(bias.to(dtype), x.to(dtype), weight.to(dtype))
             if index < last:
+                if self.layer_norm:
+                    x = F.layer_norm(x, x.shape[-1:])
                 x = self.activation(x)
         return x.squeeze(-1)
 

@@ -175,7 +175,7 @@ NETWORKS: dict[str, Values] = {
     "lr_schedule": st.one_of(WORDS, CONTAINERS, st.integers()),
     "activation": word("elu", "relu"),
     "initial_log_ent_coef": st.one_of(NO_NUMBERS, NONE),
-    **dict.fromkeys(("sample_when_deterministic", "clamp_samples"), BOOLEAN),
+    **dict.fromkeys(("critic_layer_norm", "sample_when_deterministic", "clamp_samples"), BOOLEAN),
     **dict.fromkeys(("gating", "gate_elu", "center_images"), BOOLEAN),
     **dict.fromkeys(("initial_log_std", "initial_contrastive_scale"), st.one_of(NO_NUMBERS, NONE)),
     "inverse_frames": whole(0),

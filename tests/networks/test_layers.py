@@ -47,13 +47,18 @@ def test_delta_orthogonal_fills_the_centre_tap_alone():
     assert weight.abs().sum() == 0
 
 
-def test_twin_mlp_equals_two_mlps():
-    twin = TwinMLP(3, (4, 5))
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_twin_mlp_equals_two_mlps(layer_norm):
+    twin = TwinMLP(3, (4, 5), layer_norm=layer_norm)
     x = torch.randn(6, 3)
     for member in range(2):
         y = x
         for index, (weight, bias) in enumerate(zip(twin.weights, twin.biases)):
             y = y @ weight[member] + bias[member]
+            if index < 2 and layer_norm:
+                y = (y - y.mean(1, keepdim=True)) / (
+                    y.var(1, keepdim=True, correction=0) + 1e-5
+                ).sqrt()
             y = F.elu(y) if index < 2 else y
         assert torch.allclose(twin(x)[member], y.squeeze(-1), atol=1e-6)
     assert not torch.allclose(twin(x)[0], twin(x)[1])
