@@ -90,7 +90,7 @@ def run_demo(
         random_episodes = play(validation_env, None, n_random, seed=val_seed, record="first")
         console.print(f"Random actions return {at_random.mean:.0f} per episode.")
         log = str(folder / "tensorboard")
-        arguments = preset(preset_name)
+        arguments = preset(preset_name, env_id=env_id)
         model = CoRe("CnnPolicy", env, tensorboard_log=log, seed=seed, **arguments)
         model.origin["preset"] = preset_name
         training, every = EpisodeReturns(), total_timesteps + 1
