@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("core_agent", "distracting_envs")
 REPOSITORY = "https://example.org/owner/core-agent"
-PICTURES = ("gallery.png", "cartpole.gif", "cartpole_seeds.png")
+PICTURES = ("gallery.png", "ball_in_cup.gif", "cartpole_seeds.png")
 """Of the README."""
 
 
