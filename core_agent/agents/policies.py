@@ -108,9 +108,8 @@ class StatefulPolicy(BasePolicy):
         activation: Activation,
         layer_norm: bool = False,
     ) -> None:
-        sizes = (state_dim, self.action_dim, hidden_dims)
-        self.critic = Critic(*sizes, activation, layer_norm)
-        self.critic_target = Critic(*sizes, activation, layer_norm)
+        arguments = (state_dim, self.action_dim, hidden_dims, activation, layer_norm)
+        self.critic, self.critic_target = Critic(*arguments), Critic(*arguments)
         self.critic_target.load_state_dict(self.critic.state_dict())
         self.critic_target.requires_grad_(False)
 
