@@ -169,22 +169,16 @@ class CoRe(RecurrentSAC):
         norm = descend(losses, self.policy.optimizer, clipped, bound, self._guard)
         return {**losses, **self._statistics(result), "model_grad_norm": norm}
 
-    def update_jointly(
-        self,
-        batch: SequenceBatch,
-        noise: ModelNoise | None = None,
-        critic_noise: torch.Tensor | None = None,
-    ) -> tuple[Metrics, torch.Tensor]:
+    def update_jointly(self, batch: SequenceBatch) -> tuple[Metrics, torch.Tensor]:
         """One step of model and critics on J_M + J_Q / max(1, J_Q); the detached latents before it.
 
         The divisor is a constant of the step: it scales the gradient of J_Q alone.
         """
         policy = self.policy
         model, critic = policy.world_model, policy.critic
-        if noise is None:
-            noise = model.draw_noise(*batch.mask.shape)
+        noise = model.draw_noise(*batch.mask.shape)
         result = model.compute_losses(batch, noise, self.model_loss_options)
-        critic_loss = self.critic_loss(batch, result.latents, critic_noise)
+        critic_loss = self.critic_loss(batch, result.latents)
         losses = {**self._terms(result), "critic_loss": critic_loss}
         # J_Q grows with the square of the values: beyond 1, its gradient would hide that of J_M.
         bounded = critic_loss / critic_loss.detach().clamp(min=1.0)

@@ -12,10 +12,8 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
 
 from core_agent.environments.suite import first_seed
-from core_agent.runs.callbacks import next_multiple
 from core_agent.runs.evaluation import ENV
 from core_agent.validation import SIZE, as_seed, check, check_arguments
 
@@ -189,51 +187,3 @@ def probe(
         join(record(model, val_env, n_held_out, first_seed(seed, split="val"))),
     ]
     return ProbeResult(*(dict(zip(names, fitted.r_squared(each).tolist())) for each in held_out))
-
-
-class ProbeCallback(BaseCallback):
-    """Logs ``probe/train/…`` and ``probe/val/…``, see :func:`probe`, now and then and at the end.
-
-    :param train_env: see :func:`probe`
-    :param val_env: likewise
-    :param every: agent steps between two probes
-    :param n_fitted: see :func:`probe`
-    :param n_held_out: see :func:`probe`
-    """
-
-    def __init__(
-        self,
-        train_env: gym.Env,
-        val_env: gym.Env,
-        every: int,
-        n_fitted: int = 24,
-        n_held_out: int = 8,
-    ) -> None:
-        super().__init__()
-        ENV("train_env", train_env)
-        ENV("val_env", val_env)
-        SIZE("every", every)
-        self.train_env, self.val_env, self.every = train_env, val_env, every
-        self.n_fitted, self.n_held_out = n_fitted, n_held_out
-        self.results: list[tuple[int, ProbeResult]] = []
-        """``(agent steps, result)`` of each probe."""
-
-    def _on_training_start(self) -> None:
-        self._next = next_multiple(self.every, self.model.num_timesteps)
-
-    def _on_step(self) -> bool:
-        if self.num_timesteps >= self._next:
-            self._next = next_multiple(self.every, self.num_timesteps)
-            self._probe()
-        return True
-
-    def _on_training_end(self) -> None:
-        if not self.results or self.results[-1][0] != self.num_timesteps:
-            self._probe()
-
-    def _probe(self) -> None:
-        result = probe(self.model, self.train_env, self.val_env, self.n_fitted, self.n_held_out)
-        self.results.append((self.num_timesteps, result))
-        for split, values in result._asdict().items():
-            for name, value in values.items():
-                self.logger.record(f"probe/{split}/{name}", value)

@@ -32,7 +32,6 @@ def draw_gallery(
     *,
     tasks: Sequence[str] = tuple(TASKS),
     video_path: str | os.PathLike[str] | None = None,
-    split: str = "train",
     seed: int = 1,
     tile_width: int = 240,
     render_quality: str = "paper",
@@ -44,7 +43,6 @@ def draw_gallery(
     :param path: a .png file
     :param tasks: any of ``TASKS``, one column each
     :param video_path: see :class:`~distracting_envs.env.DistractingControlEnv`
-    :param split: "train" or "val"
     :param seed: seed of the first task; each following task has the next seed
     :param tile_width: width of one picture in pixels; its height is three quarters of that
     :param render_quality: "paper" or "fast"
@@ -59,7 +57,6 @@ def draw_gallery(
             env = gymnasium.make(
                 f"DCS-{task}-{setting}",
                 video_path=video_path,
-                split=split,
                 render_quality=render_quality,
             )
             env.reset(seed=seed + column)
@@ -78,7 +75,6 @@ def draw_video(
     *,
     difficulty: str = "medium",
     video_path: str | os.PathLike[str] | None = None,
-    split: str = "train",
     seed: int = 1,
     n_frames: int = 60,
     tile_width: int = 160,
@@ -88,7 +84,6 @@ def draw_video(
     :param path: a .gif or .mp4 file
     :param difficulty: "easy", "medium" or "hard"
     :param video_path: see :class:`~distracting_envs.env.DistractingControlEnv`
-    :param split: "train" or "val"
     :param seed: seed of every environment and of the random actions
     :param n_frames: agent steps, each one frame
     :param tile_width: width of one task's picture in pixels, even; three quarters of it high
@@ -102,7 +97,6 @@ def draw_video(
         gymnasium.make(
             f"DCS-{task}-{difficulty}-dynamic",
             video_path=video_path,
-            split=split,
             render_quality="fast",
             action_repeat=4,  # equal for all, so that the clips play at the same speed
         )

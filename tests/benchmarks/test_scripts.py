@@ -20,8 +20,13 @@ import numpy as np
 import pytest
 import throughput
 import torch
+import trained_agent
 import update
 import vectors
+
+from core_agent import trained
+from core_agent.agents.registry import load_agent
+from core_agent.runs.training import Run, train_run
 
 
 @pytest.mark.parametrize("name", [*update.VARIANTS, *update.OTHER_AGENTS])
@@ -88,6 +93,22 @@ def test_vectors_compares_with_the_sac_of_stable_baselines3(tmp_path, capsys):
     assert list(rows) == ["SAC", "core, vector", "recurrent_sac, vector", "core, small"]
     for row in rows.values():
         assert row["times SAC"] == pytest.approx(row["median"] / rows["SAC"]["median"])
+
+
+def test_the_agent_of_a_run_is_written_with_its_card(tmp_path, monkeypatch, capsys):
+    name, folder = "DCS-cartpole-swingup-easy-dynamic", tmp_path / "run"
+    run = Run(name, preset="debug", env_arguments=dict(action_repeat=250, n_clips=1))
+    train_run(run, folder, total_timesteps=24, validate_every=0, progress=False)
+    arguments = [str(folder), "--output", str(tmp_path), "--episodes", "2", "--commit", "abc"]
+    assert trained_agent.main(arguments) == 0
+    assert "random" in capsys.readouterr().out
+    monkeypatch.setattr(trained, "FOLDER", tmp_path)
+    card = trained.read_card(name)
+    assert (card.agent_steps, card.simulator_steps, card.commit) == (24, 6_000, "abc")
+    assert len(card.returns) == 2 and card.random_return > 0
+    written = trained.load_trained(name).policy.state_dict()
+    for key, value in trained.acting_parameters(load_agent(folder)).items():
+        assert torch.equal(written[key], value), key
 
 
 def test_spread_of_known_values():

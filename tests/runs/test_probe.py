@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
-import torch
 from gymnasium import spaces
 
 from core_agent import SACRAD, CoRe
-from core_agent.runs.probe import LinearProbe, ProbeCallback, Recorded, probe, record, state_names
+from core_agent.runs.probe import LinearProbe, Recorded, probe, record, state_names
 from tests.fakes import IMAGE, TINY, TINY_ACTOR_STACKS, FakeEnv
 
 STATES = spaces.Dict(
@@ -59,18 +58,6 @@ def test_recorded_latents_are_those_that_the_agent_acts_on(model):
     observation, _ = make_envs()[0].reset(seed=3)
     _, state = model.predict(observation["pixels"], deterministic=True)
     np.testing.assert_allclose(first.latents[0], np.concatenate(state[:2], -1)[0], atol=1e-5)
-
-
-def test_probing_does_not_change_what_is_learned(model):
-    def learn(callback):
-        fresh = CoRe("CnnPolicy", FakeEnv(IMAGE), **TINY)
-        fresh.learn(30, callback=callback)
-        return torch.cat([p.flatten() for p in fresh.policy.parameters()])
-
-    callback = ProbeCallback(*make_envs(), every=10, n_fitted=2, n_held_out=1)
-    torch.testing.assert_close(learn(callback), learn(None), rtol=0, atol=0)
-    assert [step for step, _ in callback.results] == [10, 20, 30]
-    assert callback.results[0][1].val.keys() == {"position[0]", "position[1]", "velocity"}
 
 
 def test_an_agent_without_a_latent_state_is_refused():
