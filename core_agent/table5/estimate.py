@@ -48,7 +48,11 @@ def estimate_run(job: Job, n_updates: int = 2) -> Estimate:
     """
     with closing(training_environment(job.run, "train")) as env:
         arguments = preset(
-            job.run.preset, job.run.agent, env_id=job.run.env_id, **job.run.arguments
+            job.run.preset,
+            job.run.agent,
+            env_id=job.run.env_id,
+            # An environment in this process is all that is tried.
+            **{**job.run.arguments, "collect": "sequential"},
         )
         model = get_agent(job.run.agent)(policy="auto", env=env, seed=job.run.seed, **arguments)
         n_updates_per_step = updates_per_step(model)

@@ -259,8 +259,9 @@ def test_a_run_at_the_papers_sizes_says_what_it_takes_on_a_cpu(monkeypatch):
     assert announce(Run("DCS-cheetah-run-easy-static"), None) == ""
 
 
-def test_an_estimate_adds_up():
-    estimate = estimate_run(make_job())
+@pytest.mark.parametrize("collect", ["sequential", "async"])
+def test_an_estimate_adds_up(collect):
+    estimate = estimate_run(make_job(collect=collect))
     assert estimate.step > 0 and estimate.update > 0
     # 40 steps, and 2 evaluations of 2 episodes of 10 steps each; 0.1 updates a step.
     expected = 80 * estimate.step + 4 * estimate.update
