@@ -29,7 +29,7 @@ from core_agent.agents.base import SequenceOffPolicyAlgorithm
 from core_agent.agents.loop import PAPER_SIMULATOR_STEPS
 from core_agent.agents.presets import get_preset
 from core_agent.agents.presets import preset as preset_arguments
-from core_agent.agents.registry import get_agent
+from core_agent.agents.registry import get_agent, trained_for
 from core_agent.environments.make import make_described, make_env, make_vec_env
 from core_agent.environments.suite import is_in_suite
 from core_agent.runs.callbacks import (
@@ -234,6 +234,9 @@ def train_run(
         resumed_at = model.num_timesteps or None
         total = total_timesteps or -(-simulator_steps // model.action_repeat)
         if model.num_timesteps >= total and not model._is_unfinished:
+            # The process before may have died between its last checkpoint and this.
+            if trained_for(folder / "model.zip") < (model.num_timesteps, model._n_updates):
+                model.save(folder / "model")
             return Outcome(model.num_timesteps, resumed_at, None)
         if resumed_at is None:
             write_run(folder / RUN_FILE, run, env)

@@ -16,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from core_agent import RecurrentSAC
 from core_agent.agents.core import CoRe
+from core_agent.agents.registry import load_agent
 from core_agent.environments.make import make_vec_env
 from core_agent.runs import training
 from core_agent.runs.callbacks import ExactCheckpointCallback
@@ -132,6 +133,24 @@ def test_a_complete_run_is_left_alone_and_can_be_made_longer(tmp_path):
     assert (tmp_path / "model.zip").stat().st_mtime_ns == before
     outcome = train(tmp_path, 20, resume=True)
     assert (outcome.resumed_at, outcome.agent_steps) == (12, 20)
+
+
+def test_the_model_of_a_run_is_the_one_that_learned_longest(tmp_path):
+    train(tmp_path, 40, KillSelf(12, signal.SIGTERM))
+    path = tmp_path / "model.zip"
+    interrupted = path.read_bytes()
+    train(tmp_path, 20, resume=True)
+    for content in (interrupted, interrupted[:1_000]):
+        path.write_bytes(content)  # As if the process had been killed before it wrote the last one.
+        assert load_agent(tmp_path).num_timesteps == 20
+        assert train(tmp_path, 20, resume=True).agent_steps == 20
+        assert CoRe.load(path).num_timesteps == 20
+    path.unlink()
+    train(tmp_path, 20, resume=True)
+    assert path.is_file()
+    for checkpoint in tmp_path.rglob("checkpoint-*.npz"):
+        checkpoint.unlink()
+    assert load_agent(tmp_path).num_timesteps == 20
 
 
 @pytest.mark.filterwarnings("ignore:.* is passed over")
