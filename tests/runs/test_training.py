@@ -124,6 +124,23 @@ def test_a_run_is_not_begun_twice_or_without_its_record_or_by_two(tmp_path):
     assert (tmp_path / "model.zip").read_bytes() == before
 
 
+def test_a_run_that_another_process_started_meanwhile_is_not_started_again(tmp_path, monkeypatch):
+    locked = training.locked
+
+    def wait(folder, patience):
+        monkeypatch.setattr(training, "locked", locked)
+        train(folder, 12)
+        return locked(folder, patience)
+
+    monkeypatch.setattr(training, "locked", wait)
+    assert train(tmp_path / "run", 20, resume=True).resumed_at == 12
+    train(tmp_path / "never stopped", 20)
+    assert_same_parameters(tmp_path / "run", tmp_path / "never stopped")
+    monkeypatch.setattr(training, "locked", wait)
+    with pytest.raises(ValueError, match="folder must hold no checkpoints when a run starts"):
+        train(tmp_path / "refused", 20)
+
+
 def test_a_complete_run_is_left_alone_and_can_be_made_longer(tmp_path):
     train(tmp_path, 12)
     assert json.loads((tmp_path / "run.json").read_text())["env_id"] == ID
