@@ -305,7 +305,9 @@ def new_model(run: Run, env: VecEnv, folder: Path) -> SequenceOffPolicyAlgorithm
 def resume_model(run: Run, env: VecEnv, folder: Path) -> SequenceOffPolicyAlgorithm:
     """The model at the newest complete checkpoint; a new one if none is complete."""
     try:
-        return get_agent(run.agent).resume(folder / CHECKPOINTS, env)
+        model = get_agent(run.agent).resume(folder / CHECKPOINTS, env)
     except NoCheckpointError:
         warnings.warn(f"no checkpoint in {folder} is complete: the run starts again", stacklevel=2)
         return new_model(run, env, folder)
+    model.tensorboard_log = str(folder / "tensorboard")  # The folder may have moved.
+    return model

@@ -170,6 +170,15 @@ def test_the_model_of_a_run_is_the_one_that_learned_longest(tmp_path):
     assert load_agent(tmp_path).num_timesteps == 20
 
 
+def test_a_run_whose_folder_moved_writes_its_log_there(tmp_path):
+    train(tmp_path / "before", 12)
+    (tmp_path / "before").rename(tmp_path / "after")
+    (log,) = (tmp_path / "after" / "tensorboard").iterdir()
+    train(tmp_path / "after", 20, resume=True)
+    assert not (tmp_path / "before").exists()
+    assert len(list(log.iterdir())) == 2
+
+
 @pytest.mark.filterwarnings("ignore:.* is passed over")
 def test_a_run_without_a_complete_checkpoint_starts_again(tmp_path):
     train(tmp_path, 12)
