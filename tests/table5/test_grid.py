@@ -33,6 +33,7 @@ from core_agent.table5.grid import (
     read_status,
     run_job,
     take_shard,
+    update_status,
 )
 from core_agent.table5.progress import draw_table, list_runs
 from tests.fakes import TINY, FakeEnv
@@ -216,6 +217,12 @@ def test_the_table_shows_every_setting(finished):
     first, second = list_runs([make_job(), make_job(seed=1)], finished)
     assert (first["state"], first["progress"], second["state"]) == ("finished", 1.0, "not started")
     assert first["return"] is not None and second["return"] is None
+
+
+def test_a_run_that_fails_before_it_has_a_folder_is_recorded(tmp_path):
+    folder = make_job().folder(tmp_path)
+    update_status(folder, state="failed", error="no worker could be started")
+    assert read_status(folder)["state"] == "failed"
 
 
 def test_an_estimate_counts_what_is_left(finished, monkeypatch):
