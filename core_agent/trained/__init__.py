@@ -23,7 +23,7 @@ from core_agent.agents.base import SequenceOffPolicyAlgorithm
 from core_agent.agents.presets import preset as preset_arguments
 from core_agent.agents.registry import AGENTS, get_agent, load_agent
 from core_agent.environments.suite import check_window, first_seed, is_in_suite
-from core_agent.runs.evaluation import play
+from core_agent.runs.evaluation import play, standard_error
 from core_agent.runs.training import environment_arguments, evaluation_environment
 from core_agent.runs.video import (
     FRAMES_PER_SECOND,
@@ -70,7 +70,7 @@ class ModelCard:
     @property
     def standard_error(self) -> float:
         """Standard error of :attr:`mean`."""
-        return float(np.std(self.returns, ddof=1) / np.sqrt(len(self.returns)))
+        return standard_error(self.returns)
 
     def to_markdown(self) -> str:
         """The card as Markdown, with the fields as YAML front matter."""
