@@ -251,6 +251,8 @@ def test_a_run_at_the_papers_sizes_says_what_it_takes_on_a_cpu(monkeypatch):
 
     def estimate(job: Job, n_updates: int) -> Estimate:
         assert n_updates == 1
+        if job.run.preset == "small" and job.run.arguments:
+            raise ValueError("joint_update must be False with train_model_with_critic=False")
         per_step = seconds[job.run.preset]
         return Estimate(0.0, 2 * per_step, 0.0, 125_000, per_step)
 
@@ -260,6 +262,8 @@ def test_a_run_at_the_papers_sizes_says_what_it_takes_on_a_cpu(monkeypatch):
     assert "about 250.0 hours on this CPU (14.4 s an update)" in told
     assert "with --preset small, 2.5 hours" in told and "--resume auto" in told
     assert "about 20.0 hours" in announce(Run("DCS-cheetah-run-easy-static"), 10_000)
+    apart = Run("DCS-cheetah-run-easy-static", arguments={"train_model_with_critic": False})
+    assert "(14.4 s an update). Ctrl-C stops it" in announce(apart, None)
     for run, steps in ((Run("Pendulum-v1", preset="small"), None), (Run("Pendulum-v1"), 100)):
         assert announce(run, steps) == ""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
