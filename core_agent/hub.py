@@ -37,7 +37,7 @@ from core_agent.agents.base import SequenceOffPolicyAlgorithm
 from core_agent.agents.registry import AGENTS, load_agent
 from core_agent.environments.make import as_plain, describe
 from core_agent.environments.suite import first_seed
-from core_agent.runs.evaluation import play
+from core_agent.runs.evaluation import play, standard_error
 from core_agent.runs.training import evaluation_environment
 from core_agent.runs.video import FRAMES_PER_SECOND, write_mp4
 from core_agent.saving.checkpoint import library_versions
@@ -106,7 +106,7 @@ class Evaluation(NamedTuple):
 def interval(returns: Sequence[float]) -> Interval:
     """The mean of at least two returns, with its interval."""
     mean = float(np.mean(returns))
-    half = float(stats.sem(returns) * stats.t.ppf((1 + LEVEL) / 2, len(returns) - 1))
+    half = float(standard_error(returns) * stats.t.ppf((1 + LEVEL) / 2, len(returns) - 1))
     return Interval(mean, mean - half, mean + half)
 
 

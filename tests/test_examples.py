@@ -39,7 +39,7 @@ def make_dcs():
 
 @pytest.mark.usefixtures("short_episodes")
 def test_swap_for_sac():
-    assert load("swap_for_sac").main(total_timesteps=50, preset_name="debug") >= 0
+    assert 0 < load("swap_for_sac").main(total_timesteps=50, preset_name="debug") <= 200
 
 
 def test_custom_environment():
@@ -57,7 +57,7 @@ def test_predict_loop(model_path):
 def test_latent_rollout(tmp_path):
     path = tmp_path / "rewards.png"
     error = load("latent_rollout").main(total_timesteps=400, preset_name="debug", path=path)
-    assert error >= 0
+    assert 0 < error < 20, "Pendulum's rewards lie in [-16.3, 0]"
     assert path.read_bytes()[:4] == b"\x89PNG"
 
 

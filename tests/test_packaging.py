@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+import core_agent
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("core_agent", "distracting_envs")
 REPOSITORY = "https://example.org/owner/core-agent"
@@ -196,6 +198,7 @@ def test_without_an_address_an_index_shows_the_text_alone() -> None:
 
 def test_version_is_the_same_everywhere(metadata: Message) -> None:
     version = metadata["Version"]
+    assert core_agent.__version__ == version
     assert f'\nversion = "{version}"\n' in (ROOT / "pyproject.toml").read_text()
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
 

@@ -1,11 +1,21 @@
+from __future__ import annotations
+
+from contextlib import closing
+
 import numpy as np
 import pytest
 
 from core_agent import trained
 from core_agent.agents.presets import preset
-from core_agent.agents.registry import get_agent
+from core_agent.agents.registry import get_agent, load_agent
 from core_agent.environments.suite import RenderingUnavailableError
-from core_agent.runs.training import environment_arguments, make_environment
+from core_agent.runs.training import (
+    Run,
+    environment_arguments,
+    make_environment,
+    new_model,
+    training_environments,
+)
 from core_agent.trained import (
     ModelCard,
     load_trained,
@@ -62,6 +72,15 @@ def test_a_loaded_agent_acts_as_the_saved_one_did_and_has_what_that_needs(saved)
         np.testing.assert_array_equal(one, other)
     with np.load(trained.FOLDER / f"{NAME}.npz") as file:
         assert not any("critic" in name for name in file)
+
+
+def test_a_loaded_agent_says_where_and_how_long_it_learned(saved, tmp_path):
+    run = Run(NAME, preset="debug")
+    with closing(training_environments(run)) as env:
+        new_model(run, env, tmp_path).save(tmp_path / "model")
+    loaded = load_trained(NAME)
+    assert loaded.origin == load_agent(tmp_path / "model").origin
+    assert (loaded.num_timesteps, loaded._n_updates) == (10, 5)
 
 
 def test_a_card_is_read_as_it_was_written(saved):

@@ -171,7 +171,9 @@ ABLATIONS: dict[str, Preset] = {
     "core-fwd-inv": for_core("no reward prediction (C.1)", reward_coef=0.0),
     "core-fwd-reward": for_core("no inverse dynamics (C.1)", inverse_coef=0.0),
     "core-no-critic-model": for_core(
-        "the critic's loss leaves the model alone (C.2)", train_model_with_critic=False
+        "the critic's loss leaves the model alone (C.2)",
+        train_model_with_critic=False,
+        joint_update=False,
     ),
     "core-posterior": for_core(
         "contrastive prediction from the posterior (C.3)", contrastive_from="posterior"

@@ -39,18 +39,28 @@ def get_agent(name: str) -> type[SequenceOffPolicyAlgorithm]:
     return AGENTS[name]
 
 
+def trained_for(file: pathlib.Path | io.BytesIO) -> tuple[int, int]:
+    """Agent steps and updates of a saved model; -1 each if there is none that can be read."""
+    try:
+        data: dict[str, Any] = read_data(file)
+        return int(data["num_timesteps"]), int(data["_n_updates"])
+    except (OSError, LookupError, TypeError, ValueError):
+        return -1, -1
+
+
 def find_model(path: str | pathlib.Path) -> pathlib.Path | io.BytesIO:
     """The saved model that a path means, to be passed to ``load``.
 
-    :param path: a model file or a run's folder: its ``model.zip`` or, where the run was killed, the
-        model in its newest checkpoint
+    :param path: a model file or a run's folder: its ``model.zip`` or, where the run was killed
+        after that was written, the model in its newest checkpoint
 
     :raises ValueError: if there is none
     """
     path = pathlib.Path(path)
-    if path.is_dir() and not (path / "model.zip").is_file():
-        checkpoint = CheckpointFolder(path / "checkpoints").newest()
-        if checkpoint is not None:
+    if path.is_dir():
+        # The model alone is of interest: the episodes of a checkpoint are not read.
+        checkpoint = next(CheckpointFolder(path / "checkpoints").checkpoints(), None)
+        if checkpoint and trained_for(path / "model.zip") < trained_for(checkpoint.model):
             return checkpoint.model
     for candidate in (path / "model.zip", path, path.with_name(f"{path.name}.zip")):
         if candidate.is_file():

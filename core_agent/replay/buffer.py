@@ -106,7 +106,6 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.is_dict = isinstance(observation_space, spaces.Dict)
         self.generator = np.random.default_rng(seed)
         self.storage_device = self._choose_storage(storage_device)
-        self.n_episodes_begun = 0
         self.max_episode_steps = max(sequence_length, buffer_size // (8 * n_envs))
         self.reset()
 
@@ -124,11 +123,16 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.episodes: deque[Episode] = deque()
         self.running: list[Episode | None] = [None] * self.n_envs
         self.n_steps = 0
-        self.full = False
+        self.n_episodes_begun = 0
 
     @property
     def pos(self) -> int:  # type: ignore[override]
         return self.n_steps
+
+    @property
+    def full(self) -> bool:  # type: ignore[override]
+        """Whether the oldest episodes have gone."""
+        return len(self.episodes) < self.n_episodes_begun
 
     def size(self) -> int:
         """Number of steps stored, over all environments."""
@@ -211,7 +215,6 @@ class SequenceReplayBuffer(ReplayBuffer):
             oldest = next(ep for ep in self.episodes if not any(ep is run for run in self.running))
             self.episodes.remove(oldest)
             self.n_steps -= oldest.n_steps
-            self.full = True
 
     def end_episodes(self) -> None:
         """Close the episodes that are running, as the environments were reset from outside."""

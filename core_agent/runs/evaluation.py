@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Literal, NamedTuple
@@ -124,6 +124,14 @@ def play(
     return results
 
 
+def standard_error(values: Sequence[float] | np.ndarray) -> float:
+    """Of the mean: the standard deviation (n - 1) divided by the root of n; NaN for one value.
+
+    :param values: ``(n,)``
+    """
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
+
+
 def summarize(results: list[EpisodeResult]) -> ReturnStatistics:
     """Mean return and its standard error (0 for one episode).
 
@@ -131,6 +139,6 @@ def summarize(results: list[EpisodeResult]) -> ReturnStatistics:
     """
     fits = isinstance(results, (list, tuple)) and all(isinstance(r, EpisodeResult) for r in results)
     check(fits and len(results) >= 1, "results", "be at least one EpisodeResult", results)
-    returns = np.array([result.episode_return for result in results])
-    error = returns.std(ddof=1) / np.sqrt(len(returns)) if len(returns) > 1 else 0.0
-    return ReturnStatistics(float(returns.mean()), float(error), len(returns))
+    returns = [result.episode_return for result in results]
+    error = standard_error(returns) if len(returns) > 1 else 0.0
+    return ReturnStatistics(float(np.mean(returns)), error, len(returns))

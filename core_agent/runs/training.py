@@ -29,7 +29,7 @@ from core_agent.agents.base import SequenceOffPolicyAlgorithm
 from core_agent.agents.loop import PAPER_SIMULATOR_STEPS
 from core_agent.agents.presets import get_preset
 from core_agent.agents.presets import preset as preset_arguments
-from core_agent.agents.registry import get_agent
+from core_agent.agents.registry import get_agent, trained_for
 from core_agent.environments.make import make_described, make_env, make_vec_env
 from core_agent.environments.suite import is_in_suite
 from core_agent.runs.callbacks import (
@@ -42,6 +42,7 @@ from core_agent.saving.checkpoint import NoCheckpointError
 from core_agent.validation import check
 
 RUN_FILE = "run.json"
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,25 @@ def check_same_run(path: Path, run: Run) -> None:
         )
 
 
+def is_started(run: Run, folder: Path, resume: bool) -> bool:
+    """Whether the folder holds checkpoints of the run.
+
+    :param resume: whether it may
+    :raises ValueError: if it may not, or if they are another run's
+    """
+    started = any((folder / CHECKPOINTS).glob("checkpoint-*"))
+    check(
+        resume or not started,
+        "folder",
+        "hold no checkpoints when a run starts",
+        str(folder),
+        "continue that run (--resume auto) or give another folder",
+    )
+    if started:
+        check_same_run(folder / RUN_FILE, run)
+    return started
+
+
 def train_run(
     run: Run,
     folder: Path,
@@ -211,29 +231,23 @@ def train_run(
     :raises ValueError: if the folder holds checkpoints and ``resume`` is not set, or those
         of another run, or if another process trains there; for a bad argument
     """
-    checkpoints = folder / "checkpoints"
-    started = any(checkpoints.glob("checkpoint-*"))
-    check(
-        resume or not started,
-        "folder",
-        "hold no checkpoints when a run starts",
-        str(folder),
-        "continue that run (--resume auto) or give another folder",
-    )
-    if started:
-        check_same_run(folder / RUN_FILE, run)
+    started = is_started(run, folder, resume)
     with ExitStack() as stack:
         env = stack.enter_context(closing(training_environments(run)))
         # A constructor refuses bad arguments before anything is written.
         model = None if started else new_model(run, env, folder)
         stack.enter_context(locked(folder, patience))
-        if model is None:
+        # Another process may have started the run while this one waited.
+        if model is None or is_started(run, folder, resume):
             model = resume_model(run, env, folder)
         # The command announces the time, and the progress shows what is left of it.
         model._cost_is_told = True
         resumed_at = model.num_timesteps or None
         total = total_timesteps or -(-simulator_steps // model.action_repeat)
         if model.num_timesteps >= total and not model._is_unfinished:
+            # The process before may have died between its last checkpoint and this.
+            if trained_for(folder / "model.zip") < (model.num_timesteps, model._n_updates):
+                model.save(folder / "model")
             return Outcome(model.num_timesteps, resumed_at, None)
         if resumed_at is None:
             write_run(folder / RUN_FILE, run, env)
@@ -242,7 +256,7 @@ def train_run(
             other = stack.enter_context(closing(training_environment(run, "val")))
             all_callbacks.append(ValidationCallback(other, validate_every, seed=run.seed))
         # The last checkpoint comes after what others have to do at the end.
-        exact = ExactCheckpointCallback(checkpoints, checkpoint_every)
+        exact = ExactCheckpointCallback(folder / CHECKPOINTS, checkpoint_every)
         all_callbacks.append(exact)
         if progress:
             loss = "train/model_loss" if run.agent == "core" else "train/critic_loss"
@@ -291,7 +305,9 @@ def new_model(run: Run, env: VecEnv, folder: Path) -> SequenceOffPolicyAlgorithm
 def resume_model(run: Run, env: VecEnv, folder: Path) -> SequenceOffPolicyAlgorithm:
     """The model at the newest complete checkpoint; a new one if none is complete."""
     try:
-        return get_agent(run.agent).resume(folder / "checkpoints", env)
+        model = get_agent(run.agent).resume(folder / CHECKPOINTS, env)
     except NoCheckpointError:
         warnings.warn(f"no checkpoint in {folder} is complete: the run starts again", stacklevel=2)
         return new_model(run, env, folder)
+    model.tensorboard_log = str(folder / "tensorboard")  # The folder may have moved.
+    return model

@@ -77,7 +77,6 @@ def get_layout(buffer: SequenceReplayBuffer) -> Tree:
     return {
         "running": [-1 if episode is None else episode.serial for episode in buffer.running],
         "n_episodes_begun": buffer.n_episodes_begun,
-        "full": buffer.full,
         "generator": buffer.generator.bit_generator.state,
     }
 
@@ -93,14 +92,13 @@ def fill_buffer(buffer: SequenceReplayBuffer, layout: Tree, episodes: Iterable[E
     generator = np.random.default_rng()
     generator.bit_generator.state = layout["generator"]
     whole(max(by_serial, default=-1) + 1)("n_episodes_begun", layout["n_episodes_begun"])
-    BOOLEAN("full", layout["full"])
     running = [by_serial.pop(serial, None) for serial in layout["running"]]
     buffer.reset()
     buffer.episodes.extend(episodes)
     buffer.n_steps = sum(episode.n_steps for episode in episodes)
     if len(running) == buffer.n_envs:
         buffer.running = running
-    buffer.n_episodes_begun, buffer.full = layout["n_episodes_begun"], layout["full"]
+    buffer.n_episodes_begun = layout["n_episodes_begun"]
     buffer.generator = generator
 
 

@@ -272,14 +272,15 @@ def read_json(file: Any) -> dict[str, Any]:
     """The ``data`` entry of a model file, what is pickled in it left as it is.
 
     :param file: binary, open
-    :raises UnsafeFileError: for a file without one
+    :raises UnsafeFileError: for a file that is not safe to unpack
+    :raises ValueError: for a file without such an entry
     """
     if "data" not in check_archive(file):
-        raise UnsafeFileError("the file has no entry 'data'")
+        raise ValueError("it has no entry 'data'")
     with zipfile.ZipFile(file) as archive:
         saved = json.loads(archive.read("data"))
     if not isinstance(saved, dict):
-        raise UnsafeFileError(f"its entry 'data' is a {type(saved).__name__}, not an object")
+        raise ValueError(f"its entry 'data' is a {type(saved).__name__}, not an object")
     return saved
 
 

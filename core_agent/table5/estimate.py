@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -48,7 +48,11 @@ def estimate_run(job: Job, n_updates: int = 2) -> Estimate:
     """
     with closing(training_environment(job.run, "train")) as env:
         arguments = preset(
-            job.run.preset, job.run.agent, env_id=job.run.env_id, **job.run.arguments
+            job.run.preset,
+            job.run.agent,
+            env_id=job.run.env_id,
+            # An environment in this process is all that is tried.
+            **{**job.run.arguments, "collect": "sequential"},
         )
         model = get_agent(job.run.agent)(policy="auto", env=env, seed=job.run.seed, **arguments)
         n_updates_per_step = updates_per_step(model)
@@ -140,13 +144,19 @@ def announce(run: Run, agent_steps: int | None) -> str:
     if on_gpu or is_small or (agent_steps or SHORT_RUN) < SHORT_RUN:
         return ""
     small = "+".join(["small", *(name for name in names if name != "paper")])
-    paper, smaller = (
-        estimate_run(Job(replace(run, preset=each), PAPER_SIMULATOR_STEPS, 10**9, 1, 1), 1)
-        for each in (run.preset, small)
-    )
-    hours, fewer = ((agent_steps or e.agent_steps) * e.per_step / 3600 for e in (paper, smaller))
+
+    def estimate(preset: str) -> tuple[float, float]:
+        """Hours, and seconds of an update."""
+        job = Job(replace(run, preset=preset), PAPER_SIMULATOR_STEPS, 10**9, 1, 1)
+        found = estimate_run(job, 1)
+        return (agent_steps or found.agent_steps) * found.per_step / 3600, found.update
+
+    hours, update = estimate(run.preset)
+    smaller = ""
+    with suppress(ValueError):  # The run's own arguments may not go with that preset.
+        smaller = f"; with --preset {small}, {estimate(small)[0]:.1f} hours"
     return (
-        f"This run will take about {hours:.1f} hours on this CPU ({paper.update:.1f} s an update); "
-        f"with --preset {small}, {fewer:.1f} hours. Ctrl-C stops it with a checkpoint, and the "
-        "same command with --resume auto continues it."
+        f"This run will take about {hours:.1f} hours on this CPU ({update:.1f} s an update)"
+        f"{smaller}. Ctrl-C stops it with a checkpoint, and the same command with --resume auto "
+        "continues it."
     )

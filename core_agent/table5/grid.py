@@ -336,6 +336,7 @@ def run_job(job: Job, root: Path, progress: bool = False) -> str:
 
 
 def update_status(folder: Path, **changes: Any) -> None:
-    """Change some entries of ``status.json``."""
+    """Change some entries of ``status.json``; the folder is made if missing."""
+    folder.mkdir(parents=True, exist_ok=True)
     status = {**read_status(folder), **changes}
     write_whole(folder / "status.json", json.dumps(status, indent=1))

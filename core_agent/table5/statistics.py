@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from core_agent.runs.evaluation import standard_error
 from core_agent.validation import SIZE, check
 
 MAX_RETURN = 1_000.0
@@ -60,8 +61,7 @@ def mean_and_standard_error(scores: np.ndarray | Sequence[float]) -> MeanError:
     """
     values = np.asarray(scores, dtype=float)
     check(values.size > 0, "scores", "hold at least one seed", values.size)
-    error = stats.sem(values) if values.size > 1 else np.nan
-    return MeanError(float(values.mean()), float(error), values.size)
+    return MeanError(float(values.mean()), standard_error(values), values.size)
 
 
 def mean_over_tasks(results: Sequence[MeanError]) -> MeanError:

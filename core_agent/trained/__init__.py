@@ -23,12 +23,8 @@ from core_agent.agents.base import SequenceOffPolicyAlgorithm
 from core_agent.agents.presets import preset as preset_arguments
 from core_agent.agents.registry import AGENTS, get_agent, load_agent
 from core_agent.environments.suite import check_window, first_seed, is_in_suite
-from core_agent.runs.evaluation import play
-from core_agent.runs.training import (
-    environment_arguments,
-    evaluation_environment,
-    make_environment,
-)
+from core_agent.runs.evaluation import play, standard_error
+from core_agent.runs.training import environment_arguments, evaluation_environment
 from core_agent.runs.video import (
     FRAMES_PER_SECOND,
     captioned,
@@ -74,7 +70,7 @@ class ModelCard:
     @property
     def standard_error(self) -> float:
         """Standard error of :attr:`mean`."""
-        return float(np.std(self.returns, ddof=1) / np.sqrt(len(self.returns)))
+        return standard_error(self.returns)
 
     def to_markdown(self) -> str:
         """The card as Markdown, with the fields as YAML front matter."""
@@ -120,10 +116,13 @@ def load_trained(name: str) -> SequenceOffPolicyAlgorithm:
     with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as file:
         arrays = dict(file)
     arguments = preset_arguments(card.preset, card.agent, **card.arguments)
-    with closing(make_environment(name, card.preset, "val")) as env:
+    env_arguments = environment_arguments(name, card.preset, "train", {})
+    origin = {"preset": card.preset, "env_id": name, "env_arguments": env_arguments}
+    with closing(evaluation_environment(origin, None, None, "val", {})) as env:
         model = get_agent(card.agent)("CnnPolicy", env, seed=card.seed, device="cpu", **arguments)
     fill(model, arrays)
     model.env = None
+    model.origin, model.num_timesteps, model._n_updates = origin, card.agent_steps, card.updates
     return model
 
 
@@ -193,19 +192,15 @@ DISTRACTIONS = ("distractions", "scale", "n_clips", "video_path")
 """Arguments that a clean environment does not take from a distracting one."""
 
 
-def find_agent(agent: str) -> tuple[SequenceOffPolicyAlgorithm, dict[str, Any]]:
-    """The agent of a run, of a file, or one that comes with the package, and where it learned.
+def find_agent(agent: str) -> SequenceOffPolicyAlgorithm:
+    """The agent of a run, of a file, or one that comes with the package.
 
     :param agent: path of the first two, or one of :func:`trained_names`
-    :return: the model, and ``env_id`` and ``env_arguments`` of its environment
     :raises ValueError: if there is no such thing
     """
     if agent not in trained_names() and (Path(agent).exists() or Path(f"{agent}.zip").exists()):
-        model = load_agent(agent)
-        return model, model.origin
-    model = load_trained(agent)
-    arguments = environment_arguments(agent, read_card(agent).preset, "val", {})
-    return model, {"env_id": agent, "env_arguments": arguments}
+        return load_agent(agent)
+    return load_trained(agent)
 
 
 def without_distractions(origin: dict[str, Any]) -> dict[str, Any] | None:
@@ -233,13 +228,13 @@ def watch(agent: str, output: Path, seed: int = 0, window: bool = False) -> floa
         check_window()
     else:
         check_video("output", output)
-    model, origin = find_agent(agent)
-    twin, clean = without_distractions(origin), None
+    model = find_agent(agent)
+    twin, clean = without_distractions(model.origin), None
     seed = first_seed(seed, split="val")
     if twin is not None:
         with closing(evaluation_environment(twin, None, None, "val", {})) as env:
             clean = play(env, model, 1, seed=seed, record=True)[0]
-    with closing(evaluation_environment(origin, None, None, "val", {})) as env:
+    with closing(evaluation_environment(model.origin, None, None, "val", {})) as env:
         if window:
             shown = gym.wrappers.HumanRendering(NextTo(env, clean.frames) if clean else env)
             return play(shown, model, 1, seed=seed)[0].episode_return

@@ -101,6 +101,13 @@ def test_an_ablation_changes_what_it_says_and_learns(name):
     assert model.learn(14)._n_updates > 0
 
 
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_goes_with_the_sizes_for_cpus(name):
+    env = FakeEnv(spaces.Box(0, 255, (64, 64, 3), "uint8"))
+    for size in ("small", "vector"):
+        CoRe("auto", env, **preset(f"{size}+{name}", device="cpu"))
+
+
 def test_a_preset_for_another_agent_is_refused():
     with pytest.raises(ValueError, match=r"preset must be one for 'curl', got 'small\+core-fwd'"):
         preset("small+core-fwd", "curl")

@@ -123,8 +123,8 @@ def test_the_oldest_episodes_go_first():
     buffer = make_buffer(buffer_size=20, sequence_length=8)
     for episode in range(4):
         add_episode(buffer, episode, 8)
+        assert buffer.full == (episode > 1)
     assert buffer.size() == 16
-    assert buffer.full
     assert (buffer.sample(100).observations[0, :, 0, 0, 0] // 20).min() == 2
 
 

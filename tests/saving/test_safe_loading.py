@@ -196,6 +196,13 @@ def test_damaged_files_are_named(tmp_path, content):
         CoRe.load(tmp_path / "model.zip")
 
 
+def test_trust_is_no_way_out_for_a_file_that_is_no_model(tmp_path):
+    write_zip(tmp_path / "model.zip", {"readme.txt": b"no model"})
+    told = "it has no entry 'data'; the file is damaged, or another version of the package wrote it"
+    with pytest.raises(UnsafeFileError, match=told):
+        CoRe.load(tmp_path / "model.zip")
+
+
 @pytest.mark.parametrize("damage", ["!!!", 3, base64.b64encode(b"\x80\x04garbage").decode()])
 def test_a_damaged_entry_is_named(path, tmp_path, damage):
     set_data(tmp_path, "foreign", {":type:": "x", ":serialized:": damage})

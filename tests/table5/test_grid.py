@@ -33,6 +33,7 @@ from core_agent.table5.grid import (
     read_status,
     run_job,
     take_shard,
+    update_status,
 )
 from core_agent.table5.progress import draw_table, list_runs
 from tests.fakes import TINY, FakeEnv
@@ -218,6 +219,12 @@ def test_the_table_shows_every_setting(finished):
     assert first["return"] is not None and second["return"] is None
 
 
+def test_a_run_that_fails_before_it_has_a_folder_is_recorded(tmp_path):
+    folder = make_job().folder(tmp_path)
+    update_status(folder, state="failed", error="no worker could be started")
+    assert read_status(folder)["state"] == "failed"
+
+
 def test_an_estimate_counts_what_is_left(finished, monkeypatch):
     tried = []
 
@@ -244,6 +251,8 @@ def test_a_run_at_the_papers_sizes_says_what_it_takes_on_a_cpu(monkeypatch):
 
     def estimate(job: Job, n_updates: int) -> Estimate:
         assert n_updates == 1
+        if job.run.preset == "small" and job.run.arguments:
+            raise ValueError("joint_update must be False with train_model_with_critic=False")
         per_step = seconds[job.run.preset]
         return Estimate(0.0, 2 * per_step, 0.0, 125_000, per_step)
 
@@ -253,14 +262,17 @@ def test_a_run_at_the_papers_sizes_says_what_it_takes_on_a_cpu(monkeypatch):
     assert "about 250.0 hours on this CPU (14.4 s an update)" in told
     assert "with --preset small, 2.5 hours" in told and "--resume auto" in told
     assert "about 20.0 hours" in announce(Run("DCS-cheetah-run-easy-static"), 10_000)
+    apart = Run("DCS-cheetah-run-easy-static", arguments={"train_model_with_critic": False})
+    assert "(14.4 s an update). Ctrl-C stops it" in announce(apart, None)
     for run, steps in ((Run("Pendulum-v1", preset="small"), None), (Run("Pendulum-v1"), 100)):
         assert announce(run, steps) == ""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert announce(Run("DCS-cheetah-run-easy-static"), None) == ""
 
 
-def test_an_estimate_adds_up():
-    estimate = estimate_run(make_job())
+@pytest.mark.parametrize("collect", ["sequential", "async"])
+def test_an_estimate_adds_up(collect):
+    estimate = estimate_run(make_job(collect=collect))
     assert estimate.step > 0 and estimate.update > 0
     # 40 steps, and 2 evaluations of 2 episodes of 10 steps each; 0.1 updates a step.
     expected = 80 * estimate.step + 4 * estimate.update
