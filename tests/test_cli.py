@@ -167,7 +167,9 @@ def test_train_takes_a_configuration_and_settings_on_top_and_continues_where_it_
     assert CoRe.load(tmp_path / "model").num_timesteps == 50
 
 
-@pytest.mark.parametrize("env_id", ["DCS-cheetah-run-easy-static", "DCS-walker-walk-clean"])
+@pytest.mark.parametrize(
+    "env_id", ["DCS-cheetah-run-easy-static", "distracting_envs:DCS-walker-walk-clean"]
+)
 def test_the_packaged_configurations_can_be_read(env_id):
     arguments = read_config(CONFIGS / "core.yml", env_id)
     assert arguments["n_timesteps"] in (125_000, 250_000)

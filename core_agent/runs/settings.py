@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from core_agent.environments.suite import bare_id
 from core_agent.validation import check
 
 ZOO_ONLY = ("n_envs", "normalize", "frame_stack", "env_wrapper", "callback")
@@ -44,6 +45,7 @@ def read_config(path: Path | None, env_id: str) -> dict[str, Any]:
         return {}
     check(path.is_file(), "--config", "be a YAML file", str(path))
     entries = yaml.safe_load(path.read_text()) or {}
+    env_id = bare_id(env_id)
     known = sorted(entries) if isinstance(entries, dict) else entries
     check(
         isinstance(entries, dict) and isinstance(entries.get(env_id), dict),

@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,7 +30,7 @@ from core_agent.agents.loop import PAPER_SIMULATOR_STEPS
 from core_agent.agents.presets import get_preset
 from core_agent.agents.presets import preset as preset_arguments
 from core_agent.agents.registry import get_agent
-from core_agent.environments.make import make_described, make_env, make_vec_env
+from core_agent.environments.make import find_spec, make_described, make_env, make_vec_env
 from core_agent.environments.suite import is_in_suite
 from core_agent.runs.callbacks import (
     ExactCheckpointCallback,
@@ -102,9 +102,11 @@ def evaluation_environment(
     :param preset: another preset than the model learned with
     :param split: of the videos
     :param arguments: of the environment, on top of all others
-    :raises ValueError: if the model does not say where it learned, and ``env_id`` is ``None``
+    :raises ValueError: if the model does not say where it learned, and ``env_id`` is ``None``; for
+        an unknown id
     """
     known = origin.get("env_id") if isinstance(origin, dict) else None
+    env_id = None if env_id is None else find_spec(env_id).id
     if env_id in (None, known):
         changes = environment_arguments(str(known), preset, split, arguments)
         return make_described(origin, **changes)
@@ -211,6 +213,7 @@ def train_run(
     :raises ValueError: if the folder holds checkpoints and ``resume`` is not set, or those
         of another run, or if another process trains there; for a bad argument
     """
+    run = replace(run, env_id=find_spec(run.env_id).id)
     checkpoints = folder / "checkpoints"
     started = any(checkpoints.glob("checkpoint-*"))
     check(

@@ -124,7 +124,7 @@ def test_a_run_is_not_begun_twice_or_without_its_record_or_by_two(tmp_path):
 
 
 def test_a_complete_run_is_left_alone_and_can_be_made_longer(tmp_path):
-    train(tmp_path, 12)
+    train(tmp_path, 12, run=replace(RUN, env_id=f"core_agent:{ID}"))
     assert json.loads((tmp_path / "run.json").read_text())["env_id"] == ID
     before = (tmp_path / "model.zip").stat().st_mtime_ns
     outcome = train(tmp_path, 12, resume=True)
