@@ -243,7 +243,10 @@ def train_run(
         all_callbacks = list(callbacks or [])
         if validate_every:
             other = stack.enter_context(closing(training_environment(run, "val")))
-            all_callbacks.append(ValidationCallback(other, validate_every, seed=run.seed))
+            can_render = other.render_mode == "rgb_array"
+            all_callbacks.append(
+                ValidationCallback(other, validate_every, video=can_render, seed=run.seed)
+            )
         # The last checkpoint comes after what others have to do at the end.
         exact = ExactCheckpointCallback(checkpoints, checkpoint_every)
         all_callbacks.append(exact)

@@ -78,6 +78,27 @@ def test_a_model_is_evaluated_with_the_arguments_that_it_learned_with(env_id):
     assert env.unwrapped.length == 3
 
 
+class BlindEnv(SavableEnv):
+    """Takes no ``render_mode``."""
+
+    def __init__(self) -> None:
+        super().__init__(VECTOR)
+        self.render_mode = None
+
+    def render(self):
+        raise AssertionError("it cannot render")
+
+
+def test_an_environment_that_cannot_render_is_trained_in_and_validated_in(tmp_path):
+    gym.register("BlindTest-v0", BlindEnv, disable_env_checker=True)
+    try:
+        run = Run("BlindTest-v0", preset="debug", arguments=ARGUMENTS)
+        train_run(run, tmp_path, 12, validate_every=6, progress=False)
+    finally:
+        del gym.registry["BlindTest-v0"]
+    assert CoRe.load(tmp_path / "model").num_timesteps == 12
+
+
 def test_the_last_validation_is_of_the_saved_model(tmp_path):
     env = FakeEnv(VECTOR)
     validation = ValidationCallback(env, every=6, n_episodes=2, video=False, seed=1)
