@@ -179,6 +179,9 @@ def test_the_packaged_configurations_can_be_read(env_id):
 def test_settings_are_read_as_yaml_and_nest():
     settings = parse_settings(["a=1", "b.c=[1, 2]", "b.d=x", "e=null"])
     assert settings == {"a": 1, "b": {"c": [1, 2], "d": "x"}, "e": None}
+    numbers = {"1e-3": 1e-3, "1.5e6": 1.5e6, "-.5E2": -50.0, "[2e-4]": [2e-4], "1e": "1e"}
+    for text, value in numbers.items():
+        assert parse_settings([f"a={text}"]) == {"a": value}
 
 
 @pytest.mark.parametrize(
@@ -187,6 +190,11 @@ def test_settings_are_read_as_yaml_and_nest():
         (
             ["train", CLEAN, "--set", "kl_coef"],
             "must have the form key=value",
+        ),
+        (["train", CLEAN, "--set", "x={"], "--set must be valid YAML, got 'x={'"),
+        (
+            ["train", CLEAN, "--set", "a=1", "--set", "a.b=2"],
+            "--set must have a dict before each dot, got 'a.b=2'; a is 1",
         ),
         (["train", "No-such-v0"], "env must be the id of a registered environment"),
         (["train", "Pendulum-v1", "--preset", "tiny"], "preset must be one of"),
