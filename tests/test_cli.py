@@ -153,7 +153,7 @@ def test_train_takes_a_configuration_and_settings_on_top_and_continues_where_it_
     config = tmp_path / "config.yml"
     config.write_text(
         f"{CLEAN}:\n"
-        "  policy: CnnPolicy\n  n_timesteps: 25\n  kl_coef: 0.25\n  gamma: 0.9\n"
+        "  policy: CnnPolicy\n  n_timesteps: !!float 25\n  kl_coef: 0.25\n  gamma: 0.9\n"
         "  train_freq: [1, episode]\n"
     )
     command = ["train", CLEAN, "--preset", "debug", "--config", config, "--set", "gamma=0.5"]
@@ -196,6 +196,7 @@ def test_settings_are_read_as_yaml_and_nest():
             ["train", CLEAN, "--set", "a=1", "--set", "a.b=2"],
             "--set must have a dict before each dot, got 'a.b=2'; a is 1",
         ),
+        (["train", CLEAN, "--set", "n_timesteps=x"], "n_timesteps must be a number >= 1, got 'x'"),
         (["train", "No-such-v0"], "env must be the id of a registered environment"),
         (["train", "Pendulum-v1", "--preset", "tiny"], "preset must be one of"),
         (["train", "Pendulum-v1", "--agent", "dreamer"], "agent must be one of"),

@@ -20,7 +20,7 @@ from core_agent.cli.options import (
     output,
     print_json,
 )
-from core_agent.validation import check
+from core_agent.validation import at_least, check
 
 
 class Resume(str, Enum):
@@ -79,6 +79,9 @@ def train(
 
     arguments = {**read_config(config, env_id), **parse_settings(settings)}
     configured_steps = arguments.pop("n_timesteps", None)
+    if configured_steps is not None:
+        at_least(1)("n_timesteps", configured_steps)
+        configured_steps = int(configured_steps)  # often 1e6, a float
     run = Run(env_id, agent, preset, seed, arguments, parse_settings(env_settings), n_envs)
     total = steps or configured_steps
     if not (folder / "run.json").exists() and (cost := announce(run, total)):
