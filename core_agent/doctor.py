@@ -73,15 +73,20 @@ def check_packages() -> Iterator[Finding]:
 
 def check_rendering(backend: str) -> Finding:
     """Whether MuJoCo renders with ``MUJOCO_GL=backend``, and on what; in a process of its own."""
-    result = subprocess.run(
-        [sys.executable, "-c", RENDER],
-        env={**os.environ, "MUJOCO_GL": backend},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
     chosen = " (in use)" if os.environ.get("MUJOCO_GL") == backend else ""
     subject = f"OpenGL, {backend}{chosen}"
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", RENDER],
+            env={**os.environ, "MUJOCO_GL": backend},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    except subprocess.TimeoutExpired:
+        other = "osmesa" if backend == "egl" else "egl"
+        remedy = f"update the graphics driver, or export MUJOCO_GL={other}"
+        return Finding(subject, False, "does not render within 120 seconds", remedy)
     if result.returncode != 0:
         last_line = (result.stderr.strip().splitlines() or ["crashed"])[-1]
         return Finding(subject, False, last_line, GL_REMEDY)

@@ -24,6 +24,16 @@ def test_rendering_names_the_renderer_and_the_device(monkeypatch, renderer, kind
     assert "MUJOCO_EGL_DEVICE_ID=1" in detail
 
 
+def test_a_driver_that_hangs_is_found(monkeypatch):
+    def hang(command, **arguments):
+        raise subprocess.TimeoutExpired(command, arguments["timeout"])
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    finding = doctor.check_rendering("egl")
+    assert not finding.works
+    assert "within 120 seconds" in finding.detail and "MUJOCO_GL=osmesa" in finding.remedy
+
+
 @pytest.mark.parametrize(
     ("working", "in_use", "fails"),
     [
