@@ -40,9 +40,12 @@ with mujoco.Renderer(model, 32, 32) as renderer:
 """
 SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast")
 """How the names of Mesa's renderers that use no GPU begin."""
-GL_REMEDY = (
-    "sudo apt-get update && sudo apt-get install -y libegl1 libgl1 libgl1-mesa-dri libosmesa6"
-)
+GL_REMEDIES = {
+    "egl": "sudo apt-get update && "
+    "sudo apt-get install -y libegl1 libgl1 libopengl0 libgl1-mesa-dri",
+    "osmesa": "export MUJOCO_GL=egl; or, on systems before Mesa 25.1: "
+    "sudo apt-get update && sudo apt-get install -y libosmesa6",
+}
 
 
 class Finding(NamedTuple):
@@ -89,7 +92,7 @@ def check_rendering(backend: str) -> Finding:
         return Finding(subject, False, "does not render within 120 seconds", remedy)
     if result.returncode != 0:
         last_line = (result.stderr.strip().splitlines() or ["crashed"])[-1]
-        return Finding(subject, False, last_line, GL_REMEDY)
+        return Finding(subject, False, last_line, GL_REMEDIES[backend])
     renderer = (result.stdout.strip().splitlines() or ["unknown"])[-1]
     kind = "software, no GPU" if renderer.startswith(SOFTWARE_RENDERERS) else "hardware"
     detail = f"renders on {renderer} ({kind})"

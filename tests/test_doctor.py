@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,12 @@ def test_rendering_names_the_renderer_and_the_device(monkeypatch, renderer, kind
     detail = doctor.check_rendering("egl").detail
     assert f"renders on {renderer} ({kind}" in detail
     assert "MUJOCO_EGL_DEVICE_ID=1" in detail
+
+
+def test_the_remedy_for_egl_installs_what_make_gl_installs():
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    (packages,) = re.findall(r"^GL_PACKAGES := (.*)$", makefile, re.MULTILINE)
+    assert doctor.GL_REMEDIES["egl"].endswith(f" install -y {packages}")
 
 
 def test_a_driver_that_hangs_is_found(monkeypatch):
