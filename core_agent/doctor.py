@@ -60,9 +60,9 @@ class Finding(NamedTuple):
 
 def check_python() -> Finding:
     """The interpreter and the system."""
-    works = sys.version_info >= (3, 10)
+    works = (3, 10) <= sys.version_info < (3, 13)
     detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    return Finding("Python", works, detail, "install Python 3.10 or later")
+    return Finding("Python", works, detail, "use Python 3.10 to 3.12")
 
 
 def check_packages() -> Iterator[Finding]:

@@ -26,6 +26,15 @@ def test_rendering_names_the_renderer_and_the_device(monkeypatch, renderer, kind
     assert "MUJOCO_EGL_DEVICE_ID=1" in detail
 
 
+@pytest.mark.parametrize(
+    ("version", "works"), [((3, 9), False), ((3, 10), True), ((3, 12, 9), True), ((3, 13), False)]
+)
+def test_pythons_that_dm_control_does_not_support_are_found(monkeypatch, version, works):
+    monkeypatch.setattr("sys.version_info", version)
+    finding = doctor.check_python()
+    assert finding.works == works and "3.10 to 3.12" in finding.remedy
+
+
 def test_the_remedy_for_egl_installs_what_make_gl_installs():
     makefile = (Path(__file__).parents[1] / "Makefile").read_text()
     (packages,) = re.findall(r"^GL_PACKAGES := (.*)$", makefile, re.MULTILINE)
