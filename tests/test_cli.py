@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from pathlib import Path
 
 import av
@@ -222,6 +223,16 @@ def test_a_mistake_of_the_users_is_one_line(arguments, message, monkeypatch, cap
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_a_window_without_pygame_says_how_to_install_it(monkeypatch, capsys):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    monkeypatch.setattr("sys.argv", ["core-agent", "watch", CARTPOLE, "--window"])
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    assert exit_info.value.code == 2
+    assert "pip install pygame" in capsys.readouterr().err
 
 
 def test_plot_draws_what_was_logged_and_names_the_tags_there_are(demo, tmp_path):
