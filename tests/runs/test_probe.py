@@ -61,9 +61,12 @@ def test_recorded_latents_are_those_that_the_agent_acts_on(model):
     np.testing.assert_allclose(first.latents[0], np.concatenate(state[:2], -1)[0], atol=1e-5)
 
 
-def test_probing_does_not_change_what_is_learned(model):
+@pytest.mark.parametrize("samples", [False, True])
+def test_probing_does_not_change_what_is_learned(samples):
+    policy_kwargs = {**TINY["policy_kwargs"], "sample_when_deterministic": samples}
+
     def learn(callback):
-        fresh = CoRe("CnnPolicy", FakeEnv(IMAGE), **TINY)
+        fresh = CoRe("CnnPolicy", FakeEnv(IMAGE), **{**TINY, "policy_kwargs": policy_kwargs})
         fresh.learn(30, callback=callback)
         return torch.cat([p.flatten() for p in fresh.policy.parameters()])
 
