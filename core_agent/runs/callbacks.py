@@ -371,7 +371,7 @@ def next_multiple(every: int, step: int) -> float:
 
 
 class TimeLimitCallback(BaseCallback):
-    """Ends training after some time, at the end of the step.
+    """Ends training at the first environment step after some time; updates are not cut short.
 
     :param seconds: wall-clock time from the start of training
     """
