@@ -58,7 +58,7 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
         environments until each has ended an episode
     :param gradient_steps: updates each time; -1: as many as agent steps were taken; ``None``:
         ``update_ratio`` times as many
-    :param update_ratio: updates per agent step
+    :param update_ratio: updates per agent step (the replay ratio, also UTD ratio)
     :param max_rollout_steps: of each environment, until updates come though no episode has ended
     :param collect: ``"sequential"``, or ``"async"``: the updates that a rollout brings are made
         during the next one, while environments in processes of their own step; the policy that acts
