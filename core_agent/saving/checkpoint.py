@@ -234,8 +234,8 @@ class CheckpointFolder:
         set_env_state(model.env, state["envs"])
         if not state["envs"]["exact"]:
             warnings.warn(
-                "the environments cannot go on in the middle of an episode: they are reset, and "
-                "the run is not exactly what it would have been; see Resumable",
+                "the environments cannot resume in the middle of an episode, so they are reset, "
+                "and the run is not exactly what it would have been; see Resumable",
                 stacklevel=2,
             )
             model._last_obs = None

@@ -249,7 +249,7 @@ def test_other_environments_begin_an_episode_when_stopped_within_one(tmp_path):
     model = RecurrentSAC("auto", FakeEnv(), **{**ARGUMENTS, "buffer_size": 1000})
     model.learn(N_STEPS, callback=StopAt(33))
     model.checkpoint(tmp_path)
-    with pytest.warns(UserWarning, match="cannot go on in the middle of an episode"):
+    with pytest.warns(UserWarning, match="cannot resume in the middle of an episode"):
         resumed = RecurrentSAC.resume(tmp_path, FakeEnv())
     resumed.learn(30, reset_num_timesteps=False)
     assert resumed.num_timesteps >= N_STEPS
