@@ -66,7 +66,7 @@ def check_python() -> Finding:
 
 
 def check_packages() -> Iterator[Finding]:
-    """The packages that the agents and environments stand on."""
+    """The packages that the agents and environments depend on."""
     for name in PACKAGES:
         try:
             yield Finding(name, True, importlib.metadata.version(name))

@@ -1,4 +1,4 @@
-"""Going on from a saved model with parts frozen or fresh."""
+"""Continuing from a saved model with parts frozen or reinitialised."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_random_actions_after_loading_are_there_for_the_asking(path, tmp_path):
     assert n_random(CoRe.load(path, env=FakeEnv(), learning_starts=5)) == 5
     model = CoRe.load(path, env=FakeEnv(), custom_objects={"learning_starts": 3})
     assert n_random(model) == 3
-    # One that has not learned yet still begins at random.
+    # One that has not learned yet still starts at random.
     CoRe("CnnPolicy", FakeEnv(), **TINY).save(tmp_path / "new")
     assert n_random(CoRe.load(tmp_path / "new", env=FakeEnv())) == 8
 

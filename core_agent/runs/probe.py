@@ -193,7 +193,7 @@ def probe(
 
 
 class ProbeCallback(BaseCallback):
-    """Logs ``probe/train/…`` and ``probe/val/…``, see :func:`probe`, now and then and at the end.
+    """Logs ``probe/train/…`` and ``probe/val/…``, see :func:`probe`, regularly and at the end.
 
     :param train_env: see :func:`probe`
     :param val_env: likewise

@@ -95,7 +95,7 @@ def environment_arguments(
 def evaluation_environment(
     origin: Any, env_id: str | None, preset: str | None, split: str, arguments: dict[str, Any]
 ) -> gym.Env:
-    """The environment to evaluate a model in: the one that it learned in, but for what is given.
+    """The environment to evaluate a model in: the one that it learned in, except for what is given.
 
     :param origin: attribute of the model
     :param env_id: another environment
@@ -116,7 +116,7 @@ def evaluation_environment(
 
 @contextmanager
 def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
-    """Inside, no other process trains in ``folder``. A process that dies lets go of it.
+    """Inside, no other process trains in ``folder``. A process that dies releases it.
 
     :param patience: seconds to wait for that
     :raises ValueError: if another one still does
@@ -209,7 +209,7 @@ def train_run(
     :param validate_every: agent steps between two validations; 0: none
     :param callbacks: further ones
     :param progress: show a progress bar
-    :param patience: seconds to wait for another process to let go of the folder
+    :param patience: seconds to wait for another process to release the folder
     :raises ValueError: if the folder holds checkpoints and ``resume`` is not set, or those
         of another run, or if another process trains there; for a bad argument
     """

@@ -284,7 +284,7 @@ class StopOnce(BaseCallback):
 
 
 @pytest.mark.parametrize("algorithm", POLICIES)
-@pytest.mark.parametrize("stop_after", [9, 12])  # amid an episode, and at its end
+@pytest.mark.parametrize("stop_after", [9, 12])  # in the middle of an episode, and at its end
 def test_nothing_is_lost_when_a_callback_stops_and_training_goes_on(stop_after, algorithm):
     model = make_model(env=CountingEnv(), algorithm=algorithm)
     model.learn(30, callback=StopOnce(stop_after))
@@ -628,7 +628,7 @@ def test_arguments_given_to_load_win_over_the_saved_ones():
 
 @pytest.mark.parametrize("algorithm", [CoRe, SACRAD])
 def test_a_checkpoint_of_a_gpu_trains_on_a_cpu(algorithm):
-    # What a GPU's checkpoint holds beside tensors: Adam's options for CUDA graphs.
+    # What a GPU's checkpoint holds besides tensors: Adam's options for CUDA graphs.
     model = make_model(algorithm=algorithm).learn(14)
     for optimizer in model.optimizers:
         for group in optimizer.param_groups:

@@ -26,7 +26,7 @@ from core_agent.environments.workers import SupervisedSubprocVecEnv, WorkerFaile
 from tests.fakes import TINY, FakeEnv
 
 pytestmark = pytest.mark.filterwarnings(
-    # Forked workers start in milliseconds; Python 3.12 and later warn of forking beside threads.
+    # Forked workers start in milliseconds; Python 3.12 and later warn of forking with threads.
     "ignore:This process .* is multi-threaded:DeprecationWarning"
 )
 

@@ -23,7 +23,7 @@ def make(env_id, davis_root, **kwargs):
 
 
 def play(env, n_steps, seed):
-    """Return observations, rewards and frames of random actions, going on after episodes' ends."""
+    """Return observations, rewards and frames of random actions, across ends of episodes."""
     rng = np.random.default_rng(seed)
     trace = []
     for _ in range(n_steps):

@@ -192,7 +192,7 @@ def test_what_is_no_number_stops_the_run_and_the_last_good_state_is_kept(
     resumed.learn(40, reset_num_timesteps=False)
     assert resumed.num_timesteps >= 60
     model.learn(12, reset_num_timesteps=False)
-    assert model.num_timesteps >= 32, "the model itself goes on as well"
+    assert model.num_timesteps >= 32, "the model itself continues as well"
 
 
 def test_an_environment_that_raises_costs_nothing_but_its_episode(tmp_path):
@@ -260,7 +260,7 @@ def test_a_full_gpu_says_what_to_lower(monkeypatch):
 
 
 @pytest.mark.filterwarnings(
-    # Forked workers start in milliseconds; Python 3.12 and later warn of forking beside threads.
+    # Forked workers start in milliseconds; Python 3.12 and later warn of forking with threads.
     "ignore:This process .* is multi-threaded:DeprecationWarning"
 )
 @pytest.mark.parametrize(("n_envs", "collect"), [(2, "sequential"), (1, "async")])

@@ -1,4 +1,4 @@
-"""A run that goes on from a checkpoint does what it would have done without stopping."""
+"""A run that resumes from a checkpoint does what it would have done without stopping."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def within_time_limit():
 
 
 def seen(model) -> dict[str, torch.Tensor]:
-    """Everything that two runs alike have alike."""
+    """Everything that is the same in two equal runs."""
     optimizers = {
         f"{i}/{j}/{name}": value
         for i, optimizer in enumerate(model.optimizers)
