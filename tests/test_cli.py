@@ -288,7 +288,7 @@ def test_doctor_says_what_to_type(monkeypatch):
     assert "no libEGL" in result.output
 
 
-def test_a_training_that_a_signal_stopped_says_how_to_go_on(tmp_path, monkeypatch):
+def test_a_training_that_a_signal_stopped_says_how_to_resume(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "core_agent.runs.training.train_run", lambda *_, **__: Outcome(70, None, signal.SIGTERM)
     )

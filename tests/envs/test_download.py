@@ -84,7 +84,7 @@ def test_davis_is_fetched_once_unpacked_and_used_without_being_named(server, tmp
     assert not list((root.parent / "downloads").iterdir())
 
 
-def test_an_interrupted_download_is_taken_up_where_it_stopped(server, tmp_path):
+def test_an_interrupted_download_is_resumed(server, tmp_path):
     server.cuts = [2 * 65536]
     with pytest.raises(DownloadError, match="run the command again"):
         fetch(server, tmp_path)

@@ -1,4 +1,4 @@
-"""A run in a folder: stopped by a signal, gone on with, never begun twice."""
+"""A run in a folder: stopped by a signal, resumed, never started twice."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def assert_same_parameters(folder, other) -> None:
     assert [name for name, value in ours.items() if not torch.equal(value, theirs[name])] == []
 
 
-def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_exactly(tmp_path):
+def test_a_signal_writes_a_checkpoint_and_the_run_resumes_exactly(tmp_path):
     train(tmp_path / "never stopped")
     for number in (signal.SIGTERM, signal.SIGINT):
         folder = tmp_path / number.name
@@ -100,7 +100,7 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
     assert train(tmp_path, 40, KillSelf(27, signal.SIGINT)).interrupted_by is None
 
 
-def test_a_run_is_not_begun_twice_or_without_its_record_or_by_two(tmp_path):
+def test_a_run_is_not_started_twice_or_without_its_record_or_by_two(tmp_path):
     train(tmp_path, 12)
     before = (tmp_path / "model.zip").read_bytes()
     with pytest.raises(ValueError, match="folder must hold no checkpoints when a run starts"):
@@ -264,7 +264,7 @@ def test_a_full_gpu_says_what_to_lower(monkeypatch):
     "ignore:This process .* is multi-threaded:DeprecationWarning"
 )
 @pytest.mark.parametrize(("n_envs", "collect"), [(2, "sequential"), (1, "async")])
-def test_environments_in_processes_of_their_own_go_on_exactly(
+def test_environments_in_processes_of_their_own_resume_exactly(
     tmp_path, monkeypatch, n_envs, collect
 ):
     def forked(*args, **kwargs):
