@@ -40,9 +40,12 @@ with mujoco.Renderer(model, 32, 32) as renderer:
 """
 SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast")
 """How the names of Mesa's renderers that use no GPU begin."""
-GL_REMEDY = (
-    "sudo apt-get update && sudo apt-get install -y libegl1 libgl1 libgl1-mesa-dri libosmesa6"
-)
+GL_REMEDIES = {
+    "egl": "sudo apt-get update && "
+    "sudo apt-get install -y libegl1 libgl1 libopengl0 libgl1-mesa-dri",
+    "osmesa": "export MUJOCO_GL=egl; or, on systems before Mesa 25.1: "
+    "sudo apt-get update && sudo apt-get install -y libosmesa6",
+}
 
 
 class Finding(NamedTuple):
@@ -57,13 +60,13 @@ class Finding(NamedTuple):
 
 def check_python() -> Finding:
     """The interpreter and the system."""
-    works = sys.version_info >= (3, 10)
+    works = (3, 10) <= sys.version_info < (3, 13)
     detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    return Finding("Python", works, detail, "install Python 3.10 or later")
+    return Finding("Python", works, detail, "use Python 3.10 to 3.12")
 
 
 def check_packages() -> Iterator[Finding]:
-    """The packages that the agents and environments stand on."""
+    """The packages that the agents and environments depend on."""
     for name in PACKAGES:
         try:
             yield Finding(name, True, importlib.metadata.version(name))
@@ -73,18 +76,23 @@ def check_packages() -> Iterator[Finding]:
 
 def check_rendering(backend: str) -> Finding:
     """Whether MuJoCo renders with ``MUJOCO_GL=backend``, and on what; in a process of its own."""
-    result = subprocess.run(
-        [sys.executable, "-c", RENDER],
-        env={**os.environ, "MUJOCO_GL": backend},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
     chosen = " (in use)" if os.environ.get("MUJOCO_GL") == backend else ""
     subject = f"OpenGL, {backend}{chosen}"
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", RENDER],
+            env={**os.environ, "MUJOCO_GL": backend},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    except subprocess.TimeoutExpired:
+        other = "osmesa" if backend == "egl" else "egl"
+        remedy = f"update the graphics driver, or export MUJOCO_GL={other}"
+        return Finding(subject, False, "does not render within 120 seconds", remedy)
     if result.returncode != 0:
         last_line = (result.stderr.strip().splitlines() or ["crashed"])[-1]
-        return Finding(subject, False, last_line, GL_REMEDY)
+        return Finding(subject, False, last_line, GL_REMEDIES[backend])
     renderer = (result.stdout.strip().splitlines() or ["unknown"])[-1]
     kind = "software, no GPU" if renderer.startswith(SOFTWARE_RENDERERS) else "hardware"
     detail = f"renders on {renderer} ({kind})"

@@ -9,6 +9,8 @@
 The function takes the observation of each environment, the state of the last step, and the
 environments that start an episode; it returns the actions, within the bounds of the environment,
 and the next state. It computes the same as ``model.predict(…, deterministic=True)``, in float32.
+A model with ``sample_when_deterministic=True``, as in ``preset("release")``, is exported without
+it: the state holds the mean of the stochastic part, not a sample.
 
 =====================  ==================  =====================================================
 input                  shape               contents

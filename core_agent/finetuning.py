@@ -1,7 +1,7 @@
 """Fine-tuning a saved model: some parts frozen, some reinitialised.
 
     model = CoRe.load("easy.zip", env=harder_env)
-    refresh(model, "actor", "critic")            # new weights for actor and critics
+    reinitialize(model, "actor", "critic")       # new weights for actor and critics
     freeze(model, "world_model.encoder")         # the encoder is not trained
     model.learn(50_000)
 
@@ -59,7 +59,7 @@ def unfreeze(model: SequenceOffPolicyAlgorithm, *parts: str) -> None:
         target.requires_grad_(False)
 
 
-def refresh(model: SequenceOffPolicyAlgorithm, *parts: str) -> None:
+def reinitialize(model: SequenceOffPolicyAlgorithm, *parts: str) -> None:
     """Reinitialise the weights of some parts, and delete their optimiser state.
 
     The targets of these parts, such as the target critics, are set equal to them.
@@ -77,7 +77,7 @@ def refresh(model: SequenceOffPolicyAlgorithm, *parts: str) -> None:
         for parameter in module.parameters():
             for optimizer in model.optimizers:
                 optimizer.state.pop(parameter, None)
-    refreshed = {parameter for module in modules for parameter in module.parameters()}
+    reinitialized = {parameter for module in modules for parameter in module.parameters()}
     for target, source in policy.targets().items():
-        if refreshed & set(source.parameters()):
+        if reinitialized & set(source.parameters()):
             target.load_state_dict(source.state_dict())

@@ -7,8 +7,9 @@
     agent.reset()
     action = agent.act(observation)      # the environment's own observation; the agent remembers
 
-Nothing here imports PyTorch, Stable-Baselines3 or Gymnasium. They need not be installed: ``pip
-install --no-deps core-agent``, with numpy and onnxruntime, is enough on a robot.
+Nothing here imports PyTorch, Stable-Baselines3 or Gymnasium. They need not be installed: on a robot
+``pip install --no-deps`` of the wheel that ``make build`` writes, or of a checkout, is enough, with
+numpy and onnxruntime.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """CoRe in rl-zoo: train and play with rl-zoo's commands.
 
-    pip install "core-agent[zoo]"
+    pip install -c constraints.txt -e ".[zoo]"
     python examples/rl_zoo.py
 
 The same from the shell:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from pathlib import Path
 
 import av
@@ -153,7 +154,7 @@ def test_train_takes_a_configuration_and_settings_on_top_and_continues_where_it_
     config = tmp_path / "config.yml"
     config.write_text(
         f"{CLEAN}:\n"
-        "  policy: CnnPolicy\n  n_timesteps: 25\n  kl_coef: 0.25\n  gamma: 0.9\n"
+        "  policy: CnnPolicy\n  n_timesteps: !!float 25\n  kl_coef: 0.25\n  gamma: 0.9\n"
         "  train_freq: [1, episode]\n"
     )
     command = ["train", CLEAN, "--preset", "debug", "--config", config, "--set", "gamma=0.5"]
@@ -167,7 +168,9 @@ def test_train_takes_a_configuration_and_settings_on_top_and_continues_where_it_
     assert CoRe.load(tmp_path / "model").num_timesteps == 50
 
 
-@pytest.mark.parametrize("env_id", ["DCS-cheetah-run-easy-static", "DCS-walker-walk-clean"])
+@pytest.mark.parametrize(
+    "env_id", ["DCS-cheetah-run-easy-static", "distracting_envs:DCS-walker-walk-clean"]
+)
 def test_the_packaged_configurations_can_be_read(env_id):
     arguments = read_config(CONFIGS / "core.yml", env_id)
     assert arguments["n_timesteps"] in (125_000, 250_000)
@@ -177,6 +180,9 @@ def test_the_packaged_configurations_can_be_read(env_id):
 def test_settings_are_read_as_yaml_and_nest():
     settings = parse_settings(["a=1", "b.c=[1, 2]", "b.d=x", "e=null"])
     assert settings == {"a": 1, "b": {"c": [1, 2], "d": "x"}, "e": None}
+    numbers = {"1e-3": 1e-3, "1.5e6": 1.5e6, "-.5E2": -50.0, "[2e-4]": [2e-4], "1e": "1e"}
+    for text, value in numbers.items():
+        assert parse_settings([f"a={text}"]) == {"a": value}
 
 
 @pytest.mark.parametrize(
@@ -186,6 +192,12 @@ def test_settings_are_read_as_yaml_and_nest():
             ["train", CLEAN, "--set", "kl_coef"],
             "must have the form key=value",
         ),
+        (["train", CLEAN, "--set", "x={"], "--set must be valid YAML, got 'x={'"),
+        (
+            ["train", CLEAN, "--set", "a=1", "--set", "a.b=2"],
+            "--set must have a dict before each dot, got 'a.b=2'; a is 1",
+        ),
+        (["train", CLEAN, "--set", "n_timesteps=x"], "n_timesteps must be a number >= 1, got 'x'"),
         (["train", "No-such-v0"], "env must be the id of a registered environment"),
         (["train", "Pendulum-v1", "--preset", "tiny"], "preset must be one of"),
         (["train", "Pendulum-v1", "--agent", "dreamer"], "agent must be one of"),
@@ -211,6 +223,16 @@ def test_a_mistake_of_the_users_is_one_line(arguments, message, monkeypatch, cap
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_a_window_without_pygame_says_how_to_install_it(monkeypatch, capsys):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    monkeypatch.setattr("sys.argv", ["core-agent", "watch", CARTPOLE, "--window"])
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    assert exit_info.value.code == 2
+    assert "pip install pygame" in capsys.readouterr().err
 
 
 def test_plot_draws_what_was_logged_and_names_the_tags_there_are(demo, tmp_path):
@@ -266,7 +288,7 @@ def test_doctor_says_what_to_type(monkeypatch):
     assert "no libEGL" in result.output
 
 
-def test_a_training_that_a_signal_stopped_says_how_to_go_on(tmp_path, monkeypatch):
+def test_a_training_that_a_signal_stopped_says_how_to_resume(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "core_agent.runs.training.train_run", lambda *_, **__: Outcome(70, None, signal.SIGTERM)
     )

@@ -1,4 +1,4 @@
-"""Going on from a saved model with parts frozen or fresh."""
+"""Continuing from a saved model with parts frozen or reinitialised."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from core_agent import CURL, CoRe, load_agent
-from core_agent.finetuning import freeze, refresh, unfreeze
+from core_agent.finetuning import freeze, reinitialize, unfreeze
 from tests.fakes import TINY, TINY_ACTOR_STACKS, FakeEnv, SavableEnv
 
 PARTS = ["world_model.encoder", "world_model.rssm", "world_model", "actor", "critic"]
@@ -50,7 +50,7 @@ def test_unfrozen_parts_learn_again(path):
 def test_fresh_parts_are_new_and_the_rest_is_kept(path):
     model = CoRe.load(path, env=FakeEnv())
     before = {part: weights(model, part) for part in PARTS}
-    refresh(model, "actor", "critic")
+    reinitialize(model, "actor", "critic")
     assert not torch.equal(weights(model, "actor"), before["actor"])
     assert torch.equal(weights(model, "critic"), weights(model, "critic_target"))
     assert torch.equal(weights(model, "world_model"), before["world_model"])
@@ -62,7 +62,7 @@ def test_fresh_parts_are_new_and_the_rest_is_kept(path):
 def test_the_target_encoder_of_a_feed_forward_agent_follows_a_fresh_encoder():
     model = CURL("CnnPolicy", FakeEnv(), **TINY_ACTOR_STACKS).learn(18)
     critic_target = weights(model, "critic_target")
-    refresh(model, "encoder")
+    reinitialize(model, "encoder")
     assert torch.equal(weights(model, "encoder"), weights(model, "encoder_target"))
     assert torch.equal(weights(model, "critic_target"), critic_target)
     freeze(model, "encoder")
@@ -74,7 +74,7 @@ def test_the_target_encoder_of_a_feed_forward_agent_follows_a_fresh_encoder():
 
 def test_unknown_parts_are_named(path):
     model = CoRe.load(path)
-    for function in (freeze, unfreeze, refresh):
+    for function in (freeze, unfreeze, reinitialize):
         with pytest.raises(
             ValueError, match=r"parts must be modules of model.policy, got 'encoder'"
         ):
@@ -117,7 +117,7 @@ def test_random_actions_after_loading_are_there_for_the_asking(path, tmp_path):
     assert n_random(CoRe.load(path, env=FakeEnv(), learning_starts=5)) == 5
     model = CoRe.load(path, env=FakeEnv(), custom_objects={"learning_starts": 3})
     assert n_random(model) == 3
-    # One that has not learned yet still begins at random.
+    # One that has not learned yet still starts at random.
     CoRe("CnnPolicy", FakeEnv(), **TINY).save(tmp_path / "new")
     assert n_random(CoRe.load(tmp_path / "new", env=FakeEnv())) == 8
 

@@ -104,7 +104,7 @@ def test_train_leaves_what_rl_zoo_leaves(trained):
 
 
 @needs_zoo
-def test_resume_goes_on_from_model_and_buffer(zoo, trained):
+def test_resume_continues_from_model_and_buffer(zoo, trained):
     saved = trained / "logs/core/Pendulum-v1_1/Pendulum-v1.zip"
     more = ["-i", str(saved), "-n", "200", "--eval-freq", "-1"]
     output = zoo(trained, "train", "--algo", "core", "--env", "Pendulum-v1", *more)
@@ -216,7 +216,7 @@ def read_config(algorithm: str) -> dict:
     return yaml.safe_load((CONFIGS / f"{algorithm}.yml").read_text())
 
 
-def test_the_configurations_lie_beside_the_examples_too():
+def test_the_configurations_lie_next_to_the_examples_too():
     assert (ROOT / "configs/core.yml").read_text() == (CONFIGS / "core.yml").read_text()
 
 

@@ -49,7 +49,7 @@ class Progress:
         self.steps, self.episodes = 0, [0] * n_envs
 
     def add_updates(self, n_updates: int, n_steps: int) -> None:
-        """Have so many updates made, or as evenly as may be during that many steps."""
+        """Schedule the updates, spread evenly over ``n_steps`` steps."""
         self.updates_due += n_updates
         self.updates_each_step = -(-self.updates_due // n_steps)
 
@@ -95,15 +95,15 @@ class Collector:
         learning_starts: int,
         log_interval: int | None,
     ) -> RolloutReturn:
-        """Resume or begin a rollout of an agent.
+        """Resume or start a rollout of an agent.
 
         As SB3's ``collect_rollouts``, which allows a single environment only where ``train_freq``
         counts episodes, and which loses the step at which a callback stops.
 
-        :param model: the agent; its ``_progress`` is moved on
+        :param model: the agent; its ``_progress`` is updated
         """
         progress = model._progress
-        # SB3 lets one collect beyond what learn() was asked for.
+        # SB3 also collects beyond what learn() was asked for.
         begins_late = not progress.steps and model.num_timesteps >= model._total_timesteps
         end = math.inf if begins_late else model._total_timesteps
         self.acting_policy(model.policy).set_training_mode(False)

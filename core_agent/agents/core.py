@@ -58,7 +58,7 @@ class CoRe(RecurrentSAC):
     :param reward_coef: weight of the reward prediction; 0 leaves it out (appendix C.1)
     :param inverse_coef: weight of the inverse dynamics; 0 leaves it out (appendix C.1)
     :param contrastive_from: predict from the ``"prior"`` or the ``"posterior"`` (appendix C.3)
-    :param negatives: what a frame is told apart from: ``"all"`` pairs of the batch,
+    :param negatives: what a frame is distinguished from: ``"all"`` pairs of the batch,
         ``"other_sequences"`` or the ``"same_sequence"``
     :param free_nats: KL below this many nats is not reduced further
     :param kl_balance: share of the KL gradient that trains the prior

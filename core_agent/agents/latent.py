@@ -2,7 +2,8 @@
 
 A latent is the vector that actor and critics read, ``deter_dim + stoch_dim`` numbers: the
 deterministic state and the mean of the stochastic one. The state that ``predict`` returns under
-``deterministic=True`` holds the same: ``np.concatenate(state[:2], axis=-1)``.
+``deterministic=True`` holds the same, ``np.concatenate(state[:2], axis=-1)``, unless the policy has
+``sample_when_deterministic=True``: then it holds a sample.
 
 The functions :func:`encode`, :func:`imagine` and :func:`value` take and return numpy arrays and
 draw no random number. Actions are those of the environment, in its bounds; observations are those

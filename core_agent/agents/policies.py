@@ -229,7 +229,7 @@ class StatefulPolicy(BasePolicy):
             check_state_dict("state_dict", policy.state_dict(), saved["state_dict"])
             if cls.__module__.startswith("core_agent."):
                 policy.to_empty(device=device)
-            else:  # One of the user's may have tensors that its parameters do not tell of.
+            else:  # One of the user's may have tensors that its parameters do not show.
                 policy = cls(**saved["data"]).to(device)
             policy.load_state_dict(saved["state_dict"])
         return policy

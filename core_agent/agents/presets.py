@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
+from core_agent.environments.suite import bare_id
 from core_agent.validation import OPTIONS, TEXT, check, choice, optional
 
 RECURRENT = ("core", "recurrent_sac")
@@ -201,7 +202,8 @@ TASKS: dict[str, Mapping[str, dict[str, Any]]] = {
 
 def task_arguments(env_id: str, agent: str) -> dict[str, Any]:
     """The arguments of an agent for an environment alone."""
-    known = (by_agent for start, by_agent in TASKS.items() if env_id.startswith(start))
+    task = bare_id(env_id)
+    known = (by_agent for start, by_agent in TASKS.items() if task.startswith(start))
     return {name: value for by_agent in known for name, value in by_agent.get(agent, {}).items()}
 
 

@@ -136,7 +136,7 @@ class QTOptRAD(FrameStackAlgorithm):
     policies; encoder, optimiser, learning rate, batch and moving averages are those of
     :class:`~core_agent.agents.sac_rad.SACRAD`, so that the agents can be compared.
 
-    The arguments are those of :class:`~core_agent.agents.sac_rad.SACRAD`, less those of its actor
+    The arguments are those of :class:`~core_agent.agents.sac_rad.SACRAD` without those of its actor
     and its temperature; the cross-entropy method's are in ``policy_kwargs``, see
     :class:`QTOptPolicy`.
     """

@@ -58,11 +58,11 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
         environments until each has ended an episode
     :param gradient_steps: updates each time; -1: as many as agent steps were taken; ``None``:
         ``update_ratio`` times as many
-    :param update_ratio: updates per agent step
+    :param update_ratio: updates per agent step (the replay ratio, also UTD ratio)
     :param max_rollout_steps: of each environment, until updates come though no episode has ended
     :param collect: ``"sequential"``, or ``"async"``: the updates that a rollout brings are made
         during the next one, while environments in processes of their own step; the policy that acts
-        is renewed when an episode ends, or after 1,000 steps
+        is updated when an episode ends, or after 1,000 steps
     :param critic_learning_rate: of the critics
     :param actor_learning_rate: of the actor
     :param ent_coef: entropy temperature: ``"auto"`` learns it, ``"auto_0.1"`` from 0.1 on; a number
@@ -278,7 +278,7 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
             groups.append(dict(params=filtering, lr=self.base_learning_rate))
         return groups
 
-    # ---- the latent state in the open ----
+    # ---- the latent state ----
 
     def encode(
         self, observations: np.ndarray | Mapping[str, np.ndarray], actions: np.ndarray

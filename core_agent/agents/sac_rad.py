@@ -100,7 +100,7 @@ class SACRAD(FrameStackAlgorithm):
         ``train_freq`` counts episodes and none has ended
     :param collect: ``"sequential"``, or ``"async"``: the updates that a rollout brings are made
         during the next one, while environments in processes of their own step; the policy that acts
-        is renewed when an episode ends, or after 1,000 steps
+        is updated when an episode ends, or after 1,000 steps
     :param actor_update_freq: updates of the critics between two of the actor and the temperature
     :param target_update_freq: updates of the critics between two of the moving averages
     :param actor_learning_rate: of the actor

@@ -49,7 +49,10 @@ class SavableAlgorithm(OffPolicyAlgorithm):
 
     @property
     def acting_policy(self) -> Any:
-        """The policy that collects; with ``collect="async"`` a copy, renewed now and then."""
+        """The policy that collects.
+
+        With ``collect="async"`` a copy, synchronised at episode ends and after 1,000 steps.
+        """
         return self._collector.acting_policy(self.policy)
 
     def save(

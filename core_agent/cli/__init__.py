@@ -6,6 +6,7 @@ import sys
 from typing import Annotated
 
 import typer
+from gymnasium.error import DependencyNotInstalled
 from rich.markup import escape
 
 import core_agent
@@ -42,7 +43,13 @@ def about(
     """CoRe: robot control from distracting pixels."""
 
 
-USERS_MISTAKES = (ValueError, TypeError, ModuleNotFoundError, RenderingUnavailableError)
+USERS_MISTAKES = (
+    ValueError,
+    TypeError,
+    ModuleNotFoundError,
+    DependencyNotInstalled,
+    RenderingUnavailableError,
+)
 """Errors whose message is all that a user needs."""
 
 

@@ -20,7 +20,7 @@ from core_agent.cli.options import (
     output,
     print_json,
 )
-from core_agent.validation import check
+from core_agent.validation import at_least, check
 
 
 class Resume(str, Enum):
@@ -34,7 +34,9 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/demo"),
     seed: Seed = 0,
     steps: Annotated[int, typer.Option(min=1_000, help="Agent steps.")] = 10_000,
-    time_limit: Annotated[float, typer.Option(help="Minutes of training at most.")] = 12.5,
+    time_limit: Annotated[
+        float, typer.Option(help="Minutes after which training stops, at an environment step.")
+    ] = 12.5,
 ) -> None:
     """Learn a distracting task in a quarter of an hour on two cores, and show it."""
     from core_agent.demo import run_demo
@@ -79,6 +81,9 @@ def train(
 
     arguments = {**read_config(config, env_id), **parse_settings(settings)}
     configured_steps = arguments.pop("n_timesteps", None)
+    if configured_steps is not None:
+        at_least(1)("n_timesteps", configured_steps)
+        configured_steps = int(configured_steps)  # often 1e6, a float
     run = Run(env_id, agent, preset, seed, arguments, parse_settings(env_settings), n_envs)
     total = steps or configured_steps
     if not (folder / "run.json").exists() and (cost := announce(run, total)):

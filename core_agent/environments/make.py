@@ -68,13 +68,20 @@ def find_spec(env_id: str) -> EnvSpec:
 
 
 def make_env(env_id: str, **kwargs: Any) -> gym.Env:
-    """A rendering environment from its id.
+    """A rendering environment from its id; one without ``render_mode`` is made without.
 
     :param env_id: id of a registered environment, or ``package:id``
     :param kwargs: passed to the environment
     :raises ValueError: for an unknown id
     """
-    return gym.make(find_spec(env_id), **{"render_mode": "rgb_array", **kwargs})
+    return _make(find_spec(env_id), kwargs)
+
+
+def _make(spec: EnvSpec, kwargs: Mapping[str, Any]) -> gym.Env:
+    try:
+        return gym.make(spec, **{"render_mode": "rgb_array", **kwargs})
+    except TypeError:  # as Stable-Baselines3 does
+        return gym.make(spec, **kwargs)
 
 
 def describe(env: VecEnv | None) -> dict[str, Any]:
@@ -122,7 +129,7 @@ def make_described(origin: Any, **changes: Any) -> gym.Env:
 
 
 def _make_monitored(spec: EnvSpec, kwargs: Mapping[str, Any]) -> gym.Env:
-    return Resumable(Monitor(gym.make(spec, **{"render_mode": "rgb_array", **kwargs})))
+    return Resumable(Monitor(_make(spec, kwargs)))
 
 
 def environment_for(env_id: str, collect: str) -> gym.Env | VecEnv:

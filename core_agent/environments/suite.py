@@ -13,9 +13,14 @@ from distracting_envs.rendering import check_window as check_window
 from distracting_envs.settings import MAX_SEED
 
 
+def bare_id(env_id: str) -> str:
+    """The id of an environment without the package that registers it."""
+    return env_id.rpartition(":")[2]
+
+
 def is_in_suite(env_id: str) -> bool:
     """Whether ``env_id`` is of the Distracting Control Suite."""
-    return env_id.removeprefix("distracting_envs:").startswith("DCS-")
+    return bare_id(env_id).startswith("DCS-")
 
 
 def first_seed(seed: int, worker: int = 0, split: str = "train") -> int:

@@ -44,7 +44,7 @@ def info_nce(
     :param predictions: ``(T, B, D)`` what the prior predicted for them
     :param scale: scalar > 0 that multiplies the inner products
     :param mask: ``(T, B)``
-    :param negatives: which other frames a frame is told apart from: ``"all"`` of the batch,
+    :param negatives: which other frames a frame is distinguished from: ``"all"`` of the batch,
         ``"other_sequences"`` only, or the ``"same_sequence"`` only
     """
     n_steps, n_sequences, dim = features.shape

@@ -85,7 +85,7 @@ class FiniteGuard:
         return rate if self._failed is None else rate * (1.0 - self._failed)
 
     def check(self) -> None:
-        """Wait for the GPU and tell of the first step refused since the last call.
+        """Wait for the GPU and report the first step refused since the last call.
 
         :raises NonFiniteError: if there is one; steps are made again after it
         """

@@ -1,4 +1,4 @@
-"""Replay of whole episodes, each frame stored once, sampled as windows of consecutive frames."""
+"""Replay of complete episodes, each frame stored once, sampled as windows of consecutive frames."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ class SequenceReplayBuffer(ReplayBuffer):
     def _draw_episodes(self, episodes: list[Episode], batch_size: int) -> list[Episode]:
         """Episodes for a batch: each at most once, as soon as there are enough of them.
 
-        All weigh the same, but for those shorter than a window, as one that has just started is:
+        All weigh the same, except for those shorter than a window, as one that has just started is:
         they weigh by the share of a window's transitions that they have.
         """
         n_steps = np.array([episode.n_steps for episode in episodes])

@@ -121,7 +121,7 @@ class RichProgressCallback(BaseCallback):
         return str(timedelta(seconds=round(seconds)))
 
     def show(self) -> None:
-        """Draw the bar, or print a line, as things stand."""
+        """Draw the bar or print a line now."""
         episodes = list(self.model.ep_info_buffer or [])[-10:]
         mean_return = f"{np.mean([ep['r'] for ep in episodes]):.0f}" if episodes else "–"
         loss = "–" if self._loss is None else f"{self._loss:.2f}"
@@ -280,7 +280,7 @@ class ExactCheckpointCallback(BaseCallback):
     checkpointed when an episode starts, if that comes within ``every`` steps.
 
     :param folder: see :meth:`~core_agent.agents.base.SequenceOffPolicyAlgorithm.checkpoint`
-    :param every: agent steps between two checkpoints; 0: none but at the end
+    :param every: agent steps between two checkpoints; 0: only at the end
     :param signals: stop :meth:`learn` with a checkpoint at SIGTERM and SIGINT; a second signal acts
         as without this callback
     :param verbose: 1 says when a checkpoint is written
@@ -371,7 +371,7 @@ def next_multiple(every: int, step: int) -> float:
 
 
 class TimeLimitCallback(BaseCallback):
-    """Ends training after some time, at the end of the step.
+    """Ends training at the first environment step after some time; updates are not cut short.
 
     :param seconds: wall-clock time from the start of training
     """

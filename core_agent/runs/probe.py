@@ -14,7 +14,7 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from core_agent.environments.suite import first_seed
-from core_agent.runs.evaluation import ENV
+from core_agent.runs.evaluation import ENV, own_randomness
 from core_agent.validation import SIZE, as_seed, check, check_arguments
 
 PIXELS = "pixels"
@@ -55,13 +55,13 @@ def record(
     """Play episodes and return the latent and the simulator's state of each frame.
 
     Every other episode is played with uniformly random actions, the others with the agent's
-    deterministic ones and Gaussian noise. Neither the model's nor the global random generators
-    are used, so that training is not influenced.
+    deterministic ones and Gaussian noise. The model's and the global random generators are left
+    as they were, so that training is not influenced.
 
     :param model: a recurrent agent, trained on the image alone
     :param env: a Distracting Control environment with ``vector_observations=True``
     :param n_episodes: number of episodes
-    :param seed: of the first reset and of the actions
+    :param seed: of the first reset, of the actions and of a policy that samples
     :raises ValueError: for a bad argument
     """
     check(
@@ -83,10 +83,11 @@ def record(
     SIZE("n_episodes", n_episodes)
     seed = as_seed("seed", seed)
     generator = np.random.default_rng(seed)
-    return [
-        _record_episode(model, env, generator, episode % 2 == 1, seed if episode == 0 else None)
-        for episode in range(n_episodes)
-    ]
+    with own_randomness(seed):  # a policy may sample although it is deterministic
+        return [
+            _record_episode(model, env, generator, episode % 2 == 1, seed if episode == 0 else None)
+            for episode in range(n_episodes)
+        ]
 
 
 def _record_episode(

@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from core_agent.environments.suite import bare_id
 from core_agent.validation import check
 
 ZOO_ONLY = ("n_envs", "normalize", "frame_stack", "env_wrapper", "callback")
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads ``1e-3`` as a number, as YAML 1.2 does; for PyYAML only ``1.0e-3`` is one."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def _read_yaml(name: str, text: str, source: str) -> Any:
+    """What ``text`` says.
+
+    :param name: of the option that it comes from
+    :param source: what the error shows of it
+    :raises ValueError: if it is no YAML
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{name} must be valid YAML, got {source!r} ({why})") from error
+
+
 def parse_settings(settings: list[str] | None) -> dict[str, Any]:
     """``["a=1", "b.c=x"]`` to ``{"a": 1, "b": {"c": "x"}}``, values read as YAML.
 
-    :raises ValueError: for an entry without ``=``
+    :raises ValueError: for an entry without ``=``, a value that is no YAML, or an entry within one
+        that is no dict
     """
     result: dict[str, Any] = {}
     for setting in settings or []:
@@ -29,7 +57,14 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
         target = result
         for parent in parents:
             target = target.setdefault(parent, {})
-        target[name] = yaml.safe_load(value)
+            check(
+                isinstance(target, dict),
+                "--set",
+                "have a dict before each dot",
+                setting,
+                f"{parent} is {target!r}; give one of the two",
+            )
+        target[name] = _read_yaml("--set", value, setting)
     return result
 
 
@@ -38,12 +73,14 @@ def read_config(path: Path | None, env_id: str) -> dict[str, Any]:
 
     :param path: the file; ``None``: no arguments
     :param env_id: whose entry is read
-    :raises ValueError: if there is no such file or entry, or an entry needs rl-zoo itself
+    :raises ValueError: if there is no such file or entry, it is no YAML, or an entry needs rl-zoo
+        itself
     """
     if path is None:
         return {}
     check(path.is_file(), "--config", "be a YAML file", str(path))
-    entries = yaml.safe_load(path.read_text()) or {}
+    entries = _read_yaml("--config", path.read_text(), str(path)) or {}
+    env_id = bare_id(env_id)
     known = sorted(entries) if isinstance(entries, dict) else entries
     check(
         isinstance(entries, dict) and isinstance(entries.get(env_id), dict),

@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,7 +30,7 @@ from core_agent.agents.loop import PAPER_SIMULATOR_STEPS
 from core_agent.agents.presets import get_preset
 from core_agent.agents.presets import preset as preset_arguments
 from core_agent.agents.registry import get_agent, trained_for
-from core_agent.environments.make import make_described, make_env, make_vec_env
+from core_agent.environments.make import find_spec, make_described, make_env, make_vec_env
 from core_agent.environments.suite import is_in_suite
 from core_agent.runs.callbacks import (
     ExactCheckpointCallback,
@@ -96,16 +96,18 @@ def environment_arguments(
 def evaluation_environment(
     origin: Any, env_id: str | None, preset: str | None, split: str, arguments: dict[str, Any]
 ) -> gym.Env:
-    """The environment to evaluate a model in: the one that it learned in, but for what is given.
+    """The environment to evaluate a model in: the one that it learned in, except for what is given.
 
     :param origin: attribute of the model
     :param env_id: another environment
     :param preset: another preset than the model learned with
     :param split: of the videos
     :param arguments: of the environment, on top of all others
-    :raises ValueError: if the model does not say where it learned, and ``env_id`` is ``None``
+    :raises ValueError: if the model does not say where it learned, and ``env_id`` is ``None``; for
+        an unknown id
     """
     known = origin.get("env_id") if isinstance(origin, dict) else None
+    env_id = None if env_id is None else find_spec(env_id).id
     if env_id in (None, known):
         changes = environment_arguments(str(known), preset, split, arguments)
         return make_described(origin, **changes)
@@ -115,7 +117,7 @@ def evaluation_environment(
 
 @contextmanager
 def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
-    """Inside, no other process trains in ``folder``. A process that dies lets go of it.
+    """Inside, no other process trains in ``folder``. A process that dies releases it.
 
     :param patience: seconds to wait for that
     :raises ValueError: if another one still does
@@ -227,10 +229,11 @@ def train_run(
     :param validate_every: agent steps between two validations; 0: none
     :param callbacks: further ones
     :param progress: show a progress bar
-    :param patience: seconds to wait for another process to let go of the folder
+    :param patience: seconds to wait for another process to release the folder
     :raises ValueError: if the folder holds checkpoints and ``resume`` is not set, or those
         of another run, or if another process trains there; for a bad argument
     """
+    run = replace(run, env_id=find_spec(run.env_id).id)
     started = is_started(run, folder, resume)
     with ExitStack() as stack:
         env = stack.enter_context(closing(training_environments(run)))
@@ -254,7 +257,10 @@ def train_run(
         all_callbacks = list(callbacks or [])
         if validate_every:
             other = stack.enter_context(closing(training_environment(run, "val")))
-            all_callbacks.append(ValidationCallback(other, validate_every, seed=run.seed))
+            can_render = other.render_mode == "rgb_array"
+            all_callbacks.append(
+                ValidationCallback(other, validate_every, video=can_render, seed=run.seed)
+            )
         # The last checkpoint comes after what others have to do at the end.
         exact = ExactCheckpointCallback(folder / CHECKPOINTS, checkpoint_every)
         all_callbacks.append(exact)

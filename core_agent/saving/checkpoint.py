@@ -7,7 +7,7 @@ A folder of checkpoints holds::
 
 Every file is written under another name, synced, read again and renamed. Its SHA-256 sum is part
 of its name, so that damage shows and no sound file is ever written over. Nothing older is removed
-before the new checkpoint is complete; so whatever happens at whatever moment, the last one is.
+before the new checkpoint is complete, so the last checkpoint survives a crash at any moment.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _read(path: Path) -> Tree | None:
 
 
 class Checkpoint(NamedTuple):
-    """A complete checkpoint, less the episodes that have files of their own."""
+    """A complete checkpoint without the episodes that have files of their own."""
 
     path: Path
     tree: Tree
@@ -189,7 +189,7 @@ class CheckpointFolder:
     # ---- reading ----
 
     def checkpoints(self) -> Iterator[Checkpoint]:
-        """Those that are complete but for episodes, newest first; warns of those that are not."""
+        """Those complete except for episodes, newest first; warns of those that are not."""
         for path in reversed(self._paths()):
             tree = _read(path)
             if tree is None:
@@ -201,7 +201,7 @@ class CheckpointFolder:
                 yield checkpoint
 
     def newest(self) -> Checkpoint | None:
-        """The newest that is complete; failing that, the newest that lacks no more than episodes.
+        """The newest that is complete; otherwise the newest that lacks only episodes.
 
         Reads every file that belongs to it. Damage is reported by a warning.
         """
@@ -234,8 +234,8 @@ class CheckpointFolder:
         set_env_state(model.env, state["envs"])
         if not state["envs"]["exact"]:
             warnings.warn(
-                "the environments cannot go on in the middle of an episode: they are reset, and "
-                "the run is not exactly what it would have been; see Resumable",
+                "the environments cannot resume in the middle of an episode, so they are reset, "
+                "and the run is not exactly what it would have been; see Resumable",
                 stacklevel=2,
             )
             model._last_obs = None

@@ -59,7 +59,7 @@ def load_model(
     :raises ValueError: for an environment or an argument that does not fit the model
     """
     with opened(path, "zip") as file:
-        # The bytes that are checked are those that are loaded, whoever writes the file meanwhile.
+        # The bytes that are checked are those that are loaded, even if the file changes meanwhile.
         content = io.BytesIO(file.read())
     replaced = dict(custom_objects or {})
     with reading(path, WHAT):

@@ -155,7 +155,7 @@ class Resumable(gym.Wrapper):
 def make_resumable(env: VecEnv) -> None:
     """Put :class:`Resumable` around the environments of a ``DummyVecEnv``, in place.
 
-    Environments in other processes are out of reach: whoever makes them wraps them.
+    Environments in other processes are out of reach: wrap them where they are made.
     """
     inner = env.unwrapped
     if isinstance(inner, DummyVecEnv):

@@ -221,7 +221,7 @@ class SavedModel(NamedTuple):
     """The content of a model file."""
 
     data: dict[str, Any]
-    """Attributes of the model by name, less those that the caller replaces."""
+    """Attributes of the model by name, without those that the caller replaces."""
     replaced: dict[str, Any]
     """What the caller replaces them by."""
     parameters: dict[str, Any]

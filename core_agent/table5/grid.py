@@ -51,7 +51,7 @@ from core_agent.validation import SIZE, check, check_arguments, whole
 EPISODE_STEPS = 1_000
 """Simulator steps in an episode of the Distracting Control Suite."""
 LOCK_PATIENCE = 300.0
-"""Seconds to wait for a process that died on another machine to let go of its run."""
+"""Seconds to wait for a process that died on another machine to release its run."""
 
 
 class RunInterruptedError(RuntimeError):

@@ -150,16 +150,25 @@ class _ResumingDownloader:
 
 
 def _unpack(archive: Path, root: Path) -> None:
-    """Unpack the frames to a temporary folder, then move it in one step."""
+    """Add the missing clips, each in one step, or all in one where there is none; keep the rest."""
+    folders = tuple(f"DAVIS/{_FRAMES}/{name}/" for name in missing_clips(root))
+    frames = root / _FRAMES
+    root.mkdir(exist_ok=True)
     try:
         with (
             zipfile.ZipFile(archive) as file,
-            tempfile.TemporaryDirectory(dir=root.parent, prefix="unpacking-") as aside,
+            # In the root, so that it is on the same file system.
+            tempfile.TemporaryDirectory(dir=root, prefix="unpacking-") as aside,
         ):
-            wanted = [name for name in file.namelist() if name.startswith(f"DAVIS/{_FRAMES}/")]
+            wanted = [name for name in file.namelist() if name.startswith(folders)]
             file.extractall(aside, wanted)
-            if wanted:
-                shutil.rmtree(root, ignore_errors=True)
-                (Path(aside) / "DAVIS").rename(root)
+            unpacked = Path(aside) / "DAVIS" / _FRAMES
+            if wanted and not frames.exists():
+                # Environments take the folder for complete as soon as it is there.
+                frames.parent.mkdir(exist_ok=True)
+                unpacked.rename(frames)
+            elif wanted:
+                for clip in unpacked.iterdir():
+                    clip.rename(frames / clip.name)
     except zipfile.BadZipFile as error:
         raise DownloadError(f"{archive} must be a zip archive ({error}); delete it") from error

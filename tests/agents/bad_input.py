@@ -29,7 +29,7 @@ from core_agent.agents.latent import RecurrentPolicy
 from core_agent.environments.make import make_vec_env
 from core_agent.environments.workers import SupervisedSubprocVecEnv
 from core_agent.export import export_onnx
-from core_agent.finetuning import freeze, refresh, unfreeze
+from core_agent.finetuning import freeze, reinitialize, unfreeze
 from core_agent.networks.world_model import WorldModel
 from core_agent.onnx_agent import OnnxAgent
 from core_agent.replay.buffer import SequenceReplayBuffer
@@ -450,7 +450,7 @@ SUBJECTS: dict[str, Subject] = {
             MODEL,
             signature=function,
         )
-        for function in (freeze, unfreeze, refresh)
+        for function in (freeze, unfreeze, reinitialize)
     },
     "make_vec_env": Subject(
         make_vec_env, lambda: {"env_id": ENV_ID, "n_envs": 2}, WORKERS, {"env_id": "env"}

@@ -23,8 +23,8 @@ from tests.saving.test_checkpoint import (
     N_STEPS,
     StopAt,
     assert_alike,
-    go_on,
     never_stopped,
+    resume,
     seen,
 )
 
@@ -78,13 +78,13 @@ def as_vector(policy) -> torch.Tensor:
     return torch.nn.utils.parameters_to_vector(policy.parameters()).detach().clone()
 
 
-def assert_goes_on_exactly(algorithm, make, step, folder, **arguments) -> None:
+def assert_resumes_exactly(algorithm, make, step, folder, **arguments) -> None:
     expected = never_stopped(algorithm, make, **arguments)
     model = algorithm("auto", make(), **arguments)
     model.learn(N_STEPS, callback=StopAt(step))
     model.checkpoint(folder)
     model.env.close()
-    resumed = go_on(algorithm, make, folder)
+    resumed = resume(algorithm, make, folder)
     assert_alike(resumed, expected)
     resumed.env.close()
 
@@ -130,9 +130,9 @@ def test_max_rollout_steps_counts_those_of_each_environment_until_episodes_end(t
 
 
 @pytest.mark.parametrize("step", [7, 20, 60])
-def test_a_run_goes_on_exactly_though_no_episode_ends(step, tmp_path):
+def test_a_run_resumes_exactly_though_no_episode_ends(step, tmp_path):
     make = partial(SavableEnv, VECTOR, length=1000)
-    assert_goes_on_exactly(RecurrentSAC, make, step, tmp_path, **ARGUMENTS, max_rollout_steps=7)
+    assert_resumes_exactly(RecurrentSAC, make, step, tmp_path, **ARGUMENTS, max_rollout_steps=7)
 
 
 # ---- updates while the environments step ----
@@ -144,7 +144,7 @@ def test_environments_in_this_process_are_refused(env):
         RecurrentSAC("auto", env(), **ASYNC)
 
 
-def test_environments_in_this_process_are_refused_when_learning_is_to_go_on(tmp_path):
+def test_environments_in_this_process_are_refused_when_learning_is_to_continue(tmp_path):
     env = apart()
     RecurrentSAC("auto", env, **ASYNC).save(tmp_path / "model")
     env.close()
@@ -226,21 +226,21 @@ def test_every_agent_collects_while_it_learns(algorithm):
 
 
 @pytest.mark.parametrize(("step", "n_envs"), [(14, 1), (15, 2), (18, 1), (31, 2)])
-def test_a_run_goes_on_exactly(step, n_envs, tmp_path):
-    assert_goes_on_exactly(RecurrentSAC, partial(apart, n_envs=n_envs), step, tmp_path, **ASYNC)
+def test_a_run_resumes_exactly(step, n_envs, tmp_path):
+    assert_resumes_exactly(RecurrentSAC, partial(apart, n_envs=n_envs), step, tmp_path, **ASYNC)
 
 
-def test_a_feed_forward_run_goes_on_exactly(tmp_path):
+def test_a_feed_forward_run_resumes_exactly(tmp_path):
     arguments = {
         **tiny(SACRAD),
         "buffer_size": 40,
         "collect": "async",
         "train_freq": (1, "episode"),
     }
-    assert_goes_on_exactly(SACRAD, partial(apart, IMAGE), 33, tmp_path, **arguments)
+    assert_resumes_exactly(SACRAD, partial(apart, IMAGE), 33, tmp_path, **arguments)
 
 
-def test_after_an_error_in_an_update_the_step_is_whole(tmp_path, monkeypatch):
+def test_after_an_error_in_an_update_the_step_is_complete(tmp_path, monkeypatch):
     def update(model, batch):
         if model._n_updates == 4:
             raise NonFiniteError("the loss")
@@ -265,7 +265,7 @@ def test_after_an_error_in_an_update_the_step_is_whole(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [NonFiniteError("the loss"), KeyboardInterrupt()])
-def test_learning_goes_on_after_an_error_in_an_update(error):
+def test_learning_resumes_after_an_error_in_an_update(error):
     def update(batch):
         if model._n_updates == 4:
             model.update = real
@@ -291,7 +291,7 @@ def test_loaded_parameters_act(tmp_path):
     env.close()
 
 
-def test_a_model_that_learned_in_turn_may_go_on_async(tmp_path):
+def test_a_model_that_learned_in_turn_may_continue_async(tmp_path):
     RecurrentSAC("auto", FakeEnv(VECTOR), **TINY).learn(20).save(tmp_path / "model")
     env = apart()
     model = RecurrentSAC.load(tmp_path / "model", env, collect="async")
@@ -299,7 +299,7 @@ def test_a_model_that_learned_in_turn_may_go_on_async(tmp_path):
     env.close()
 
 
-def test_a_model_saved_within_an_episode_goes_on_elsewhere(tmp_path):
+def test_a_model_saved_within_an_episode_resumes_elsewhere(tmp_path):
     env = apart()
     model = RecurrentSAC("auto", env, **ASYNC)
     model.learn(30, callback=CheckpointCallback(15, str(tmp_path), "model"))
@@ -333,7 +333,7 @@ def test_the_acting_policy_is_renewed_in_an_episode_that_does_not_end(monkeypatc
     model.learn(N_STEPS - 19, reset_num_timesteps=False)
     assert not torch.equal(as_vector(model.acting_policy), first)
     env.close()
-    assert_goes_on_exactly(RecurrentSAC, make, 33, tmp_path, **arguments)
+    assert_resumes_exactly(RecurrentSAC, make, 33, tmp_path, **arguments)
 
 
 def test_metrics_are_logged():

@@ -235,7 +235,7 @@ def test_a_schedule_may_start_at_zero():
 
 
 @pytest.mark.parametrize("algorithm", POLICIES)
-def test_learn_returns_the_model_and_twice_begins_anew(algorithm):
+def test_learn_returns_the_model_and_twice_starts_again(algorithm):
     env = CountingEnv()
     model = make_model(env=env, algorithm=algorithm)
     assert model.learn(12) is model
@@ -266,7 +266,7 @@ def test_going_on_neither_resets_nor_forgets_nor_changes_the_log_folder(algorith
     assert {path.name for path in tmp_path.iterdir()} == {"run_1", "run_2"}
 
 
-def test_a_loaded_model_goes_on_in_the_same_log_folder(tmp_path):
+def test_a_loaded_model_continues_in_the_same_log_folder(tmp_path):
     model = make_model(tensorboard_log=str(tmp_path / "logs")).learn(6)
     loaded = reload(model, env=FakeEnv(VECTOR))
     loaded.learn(6, reset_num_timesteps=False)
@@ -284,8 +284,8 @@ class StopOnce(BaseCallback):
 
 
 @pytest.mark.parametrize("algorithm", POLICIES)
-@pytest.mark.parametrize("stop_after", [9, 12])  # amid an episode, and at its end
-def test_nothing_is_lost_when_a_callback_stops_and_training_goes_on(stop_after, algorithm):
+@pytest.mark.parametrize("stop_after", [9, 12])  # in the middle of an episode, and at its end
+def test_nothing_is_lost_when_a_callback_stops_and_training_resumes(stop_after, algorithm):
     model = make_model(env=CountingEnv(), algorithm=algorithm)
     model.learn(30, callback=StopOnce(stop_after))
     assert model.num_timesteps == stop_after
@@ -628,7 +628,7 @@ def test_arguments_given_to_load_win_over_the_saved_ones():
 
 @pytest.mark.parametrize("algorithm", [CoRe, SACRAD])
 def test_a_checkpoint_of_a_gpu_trains_on_a_cpu(algorithm):
-    # What a GPU's checkpoint holds beside tensors: Adam's options for CUDA graphs.
+    # What a GPU's checkpoint holds besides tensors: Adam's options for CUDA graphs.
     model = make_model(algorithm=algorithm).learn(14)
     for optimizer in model.optimizers:
         for group in optimizer.param_groups:
@@ -665,7 +665,7 @@ def test_the_place_in_an_episode_is_saved(algorithm):
     assert np.array_equal(loaded._last_obs, model._last_obs)
 
 
-def test_set_env_goes_on_in_another_environment():
+def test_set_env_continues_in_another_environment():
     model = make_model().learn(12)
     other = FakeEnv(VECTOR)
     model.set_env(other)

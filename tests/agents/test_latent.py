@@ -1,4 +1,4 @@
-"""The latent in the open: encode, imagine, value; and the warning for a forgotten state."""
+"""The latent: encode, imagine, value; and the warning for a forgotten state."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ def test_images_are_taken_channels_first_too():
 def test_long_episodes_are_encoded_in_parts(monkeypatch):
     model = make_model(BOTH)
     observations, actions = episode(BOTH, 7, 2)
-    whole = model.encode(observations, actions)
+    complete = model.encode(observations, actions)
     monkeypatch.setattr("core_agent.agents.latent.FRAMES_AT_ONCE", 3)
-    assert np.allclose(model.encode(observations, actions), whole, atol=1e-5)
+    assert np.allclose(model.encode(observations, actions), complete, atol=1e-5)
 
 
 def test_imagine_rolls_the_prior_step_by_step():

@@ -96,18 +96,18 @@ def test_deterministic_draws_no_random_number():
 def test_the_state_matters():
     policy, batch = make_policy(), images(2)
     _, state = policy.predict(images(2, seed=1), deterministic=True)
-    anew, _ = policy.predict(batch, deterministic=True)
+    restarted, _ = policy.predict(batch, deterministic=True)
     carried, _ = policy.predict(batch, state, deterministic=True)
-    assert not np.allclose(anew, carried)
+    assert not np.allclose(restarted, carried)
 
 
 def test_episode_start_resets_one_environment_alone():
     policy, batch = make_policy(), images(2)
     _, state = policy.predict(images(2, seed=1), deterministic=True)
-    anew, _ = policy.predict(batch, deterministic=True)
+    restarted, _ = policy.predict(batch, deterministic=True)
     carried, _ = policy.predict(batch, state, deterministic=True)
     mixed, _ = policy.predict(batch, state, np.array([True, False]), deterministic=True)
-    assert np.allclose(mixed[0], anew[0], atol=1e-6)
+    assert np.allclose(mixed[0], restarted[0], atol=1e-6)
     assert np.allclose(mixed[1], carried[1], atol=1e-6)
 
 

@@ -169,8 +169,9 @@ def test_overrides_win_over_a_tasks_arguments():
 
 def test_small_makes_separate_steps_where_rewards_are_rare():
     assert preset("small")["joint_update"]
-    ball = preset("small", env_id="DCS-ball_in_cup-catch-easy-dynamic")
-    assert ball == {**preset("small"), "joint_update": False}
+    for env_id in ("DCS-ball_in_cup-catch-clean", "distracting_envs:DCS-ball_in_cup-catch-clean"):
+        ball = preset("small", env_id=env_id)
+        assert ball == {**preset("small"), "joint_update": False}
 
 
 def test_an_action_repeat_gives_the_papers_length():

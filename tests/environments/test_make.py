@@ -52,7 +52,7 @@ SHOWN = {
 
 
 def first_episodes(seed: int, worker: int, split: str, n_episodes: int) -> list[dict[str, bytes]]:
-    """What tells episodes apart at their first step, without rendering."""
+    """What distinguishes episodes at their first step, without rendering."""
     env = make_env(ID, split=split, video_path="builtin", render_mode=None)
     inner = env.unwrapped
     inner._draw_frame = lambda: setattr(inner, "_frame", np.zeros((8, 8, 3), np.uint8))

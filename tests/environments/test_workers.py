@@ -26,7 +26,7 @@ from core_agent.environments.workers import SupervisedSubprocVecEnv, WorkerFaile
 from tests.fakes import TINY, FakeEnv
 
 pytestmark = pytest.mark.filterwarnings(
-    # Forked workers start in milliseconds; Python 3.12 and later warn of forking beside threads.
+    # Forked workers start in milliseconds; Python 3.12 and later warn of forking with threads.
     "ignore:This process .* is multi-threaded:DeprecationWarning"
 )
 
@@ -222,7 +222,7 @@ def test_a_worker_killed_between_steps_is_noticed_at_the_next_call(tmp_path, cap
     env.close()
 
 
-def test_a_reset_after_a_loss_begins_afresh(tmp_path):
+def test_a_reset_after_a_loss_starts_a_new_episode(tmp_path):
     env = make_envs(tmp_path / "failures", n_failures=0)
     env.reset()
     processes(env)[0].kill()
@@ -251,7 +251,7 @@ def test_workers_leave_ctrl_c_to_the_main_process(tmp_path):
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_training_goes_on_through_a_restart(tmp_path, normalize):
+def test_training_continues_through_a_restart(tmp_path, normalize):
     env = make_envs(tmp_path / "failures", at=4)
     wrapped = VecNormalize(env) if normalize else env
     model = RecurrentSAC("MlpPolicy", wrapped, **{**TINY, "learning_starts": 4}).learn(48)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import io
+import shutil
 import threading
 import zipfile
 
@@ -83,13 +84,27 @@ def test_davis_is_fetched_once_unpacked_and_used_without_being_named(server, tmp
     assert not list((root.parent / "downloads").iterdir())
 
 
-def test_an_interrupted_download_is_taken_up_where_it_stopped(server, tmp_path):
+def test_an_interrupted_download_is_resumed(server, tmp_path):
     server.cuts = [2 * 65536]
     with pytest.raises(DownloadError, match="run the command again"):
         fetch(server, tmp_path)
     assert not (tmp_path / "DAVIS").exists()
     assert missing_clips(fetch(server, tmp_path)) == []
     assert server.ranges == [None, "bytes=131072-"]
+
+
+def test_missing_clips_are_added_and_all_else_is_left_alone(server, tmp_path):
+    root = fetch(server, tmp_path)
+    frames = root / "JPEGImages" / "480p"
+    shutil.rmtree(frames / "bear")
+    kept = [root / "Annotations" / "own.png", frames / "boat" / "own.txt", frames / "own" / "0.jpg"]
+    for path in kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"own")
+    assert missing_clips(fetch(server, tmp_path)) == []
+    assert list((frames / "bear").iterdir())
+    assert [path.read_bytes() for path in kept] == [b"own"] * 3
+    assert sorted(path.name for path in root.iterdir()) == ["Annotations", "JPEGImages"]
 
 
 def test_a_wrong_checksum_is_refused_and_nothing_is_left(server, tmp_path):

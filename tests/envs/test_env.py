@@ -249,7 +249,7 @@ def test_actions_span_the_range_of_a_tasks_actuators():
     env.close()
 
 
-def test_vector_observations_come_beside_the_pixels():
+def test_vector_observations_come_next_to_the_pixels():
     env = make("DCS-walker-walk-easy-dynamic", vector_observations=True)
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)

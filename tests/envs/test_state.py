@@ -23,7 +23,7 @@ def make(env_id, davis_root, **kwargs):
 
 
 def play(env, n_steps, seed):
-    """Return observations, rewards and frames of random actions, going on after episodes' ends."""
+    """Return observations, rewards and frames of random actions, across ends of episodes."""
     rng = np.random.default_rng(seed)
     trace = []
     for _ in range(n_steps):
@@ -42,7 +42,7 @@ def assert_same_traces(first, second):
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_a_fresh_environment_goes_on_bit_for_bit(env_id, davis_root):
+def test_a_fresh_environment_resumes_bit_for_bit(env_id, davis_root):
     env, other = make(env_id, davis_root), make(env_id, davis_root)
     env.reset(seed=5)
     play(env, 7, seed=0)

@@ -155,7 +155,7 @@ def test_environments_fill_episodes_of_their_own():
     assert buffer.running[1] is None
 
 
-def test_end_episodes_starts_anew_without_termination():
+def test_end_episodes_starts_again_without_termination():
     buffer = make_buffer()
     add_episode(buffer, 0, 5, finish=False)
     buffer.end_episodes()
@@ -274,7 +274,7 @@ def test_normalisation_happens_when_sampling():
     assert buffer.episodes[0].rewards.tolist() == [6.0]
 
 
-def test_a_pickled_buffer_goes_on_identically():
+def test_a_pickled_buffer_resumes_identically():
     buffer = make_buffer()
     add_episode(buffer, 0, 6)
     add_episode(buffer, 1, 5, finish=False)

@@ -12,7 +12,7 @@ import torch
 from core_agent import CoRe, RecurrentSAC
 from core_agent.runs.callbacks import ValidationCallback
 from core_agent.runs.evaluation import play
-from core_agent.runs.training import Run, train_run
+from core_agent.runs.training import Run, evaluation_environment, train_run
 from tests.fakes import TINY, VECTOR, FakeEnv, SavableEnv
 
 ID = "EvaluationTest-v0"
@@ -22,7 +22,11 @@ ARGUMENTS = {k: v for k, v in TINY.items() if k != "seed"} | {"policy_kwargs": S
 
 @pytest.fixture(autouse=True)
 def _registered():
-    gym.register(ID, lambda render_mode: SavableEnv(VECTOR), disable_env_checker=True)
+    gym.register(
+        ID,
+        lambda render_mode, length=6: SavableEnv(VECTOR, length=length),
+        disable_env_checker=True,
+    )
     yield
     del gym.registry[ID]
 
@@ -65,6 +69,34 @@ def test_how_often_one_validates_does_not_change_what_is_learned(tmp_path):
         models.append(CoRe.load(tmp_path / str(every) / "model"))
     for name, value in models[0].policy.state_dict().items():
         assert torch.equal(value, models[1].policy.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("env_id", [None, ID, f"core_agent:{ID}"])
+def test_a_model_is_evaluated_with_the_arguments_that_it_learned_with(env_id):
+    origin = {"env_id": ID, "env_arguments": {"length": 3}}
+    env = evaluation_environment(origin, env_id, None, "val", {})
+    assert env.unwrapped.length == 3
+
+
+class BlindEnv(SavableEnv):
+    """Takes no ``render_mode``."""
+
+    def __init__(self) -> None:
+        super().__init__(VECTOR)
+        self.render_mode = None
+
+    def render(self):
+        raise AssertionError("it cannot render")
+
+
+def test_an_environment_that_cannot_render_is_trained_in_and_validated_in(tmp_path):
+    gym.register("BlindTest-v0", BlindEnv, disable_env_checker=True)
+    try:
+        run = Run("BlindTest-v0", preset="debug", arguments=ARGUMENTS)
+        train_run(run, tmp_path, 12, validate_every=6, progress=False)
+    finally:
+        del gym.registry["BlindTest-v0"]
+    assert CoRe.load(tmp_path / "model").num_timesteps == 12
 
 
 def test_the_last_validation_is_of_the_saved_model(tmp_path):

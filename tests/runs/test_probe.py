@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from core_agent import SACRAD, CoRe
@@ -58,6 +59,15 @@ def test_recorded_latents_are_those_that_the_agent_acts_on(model):
     observation, _ = make_envs()[0].reset(seed=3)
     _, state = model.predict(observation["pixels"], deterministic=True)
     np.testing.assert_allclose(first.latents[0], np.concatenate(state[:2], -1)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [False, True])
+def test_recording_leaves_the_random_generators_as_they_were(samples):
+    policy_kwargs = {**TINY["policy_kwargs"], "sample_when_deterministic": samples}
+    model = CoRe("CnnPolicy", FakeEnv(IMAGE), **{**TINY, "policy_kwargs": policy_kwargs})
+    before = torch.get_rng_state()
+    record(model, make_envs()[0], 2, seed=3)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_an_agent_without_a_latent_state_is_refused():

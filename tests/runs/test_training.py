@@ -1,4 +1,4 @@
-"""A run in a folder: stopped by a signal, gone on with, never begun twice."""
+"""A run in a folder: stopped by a signal, resumed, never started twice."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def assert_same_parameters(folder, other) -> None:
     assert [name for name, value in ours.items() if not torch.equal(value, theirs[name])] == []
 
 
-def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_exactly(tmp_path):
+def test_a_signal_writes_a_checkpoint_and_the_run_resumes_exactly(tmp_path):
     train(tmp_path / "never stopped")
     for number in (signal.SIGTERM, signal.SIGINT):
         folder = tmp_path / number.name
@@ -101,7 +101,7 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
     assert train(tmp_path, 40, KillSelf(27, signal.SIGINT)).interrupted_by is None
 
 
-def test_a_run_is_not_begun_twice_or_without_its_record_or_by_two(tmp_path):
+def test_a_run_is_not_started_twice_or_without_its_record_or_by_two(tmp_path):
     train(tmp_path, 12)
     before = (tmp_path / "model.zip").read_bytes()
     with pytest.raises(ValueError, match="folder must hold no checkpoints when a run starts"):
@@ -142,7 +142,7 @@ def test_a_run_that_another_process_started_meanwhile_is_not_started_again(tmp_p
 
 
 def test_a_complete_run_is_left_alone_and_can_be_made_longer(tmp_path):
-    train(tmp_path, 12)
+    train(tmp_path, 12, run=replace(RUN, env_id=f"core_agent:{ID}"))
     assert json.loads((tmp_path / "run.json").read_text())["env_id"] == ID
     before = (tmp_path / "model.zip").stat().st_mtime_ns
     outcome = train(tmp_path, 12, resume=True)
@@ -237,7 +237,7 @@ def test_what_is_no_number_stops_the_run_and_the_last_good_state_is_kept(
     resumed.learn(40, reset_num_timesteps=False)
     assert resumed.num_timesteps >= 60
     model.learn(12, reset_num_timesteps=False)
-    assert model.num_timesteps >= 32, "the model itself goes on as well"
+    assert model.num_timesteps >= 32, "the model itself continues as well"
 
 
 def test_an_environment_that_raises_costs_nothing_but_its_episode(tmp_path):
@@ -305,11 +305,11 @@ def test_a_full_gpu_says_what_to_lower(monkeypatch):
 
 
 @pytest.mark.filterwarnings(
-    # Forked workers start in milliseconds; Python 3.12 and later warn of forking beside threads.
+    # Forked workers start in milliseconds; Python 3.12 and later warn of forking with threads.
     "ignore:This process .* is multi-threaded:DeprecationWarning"
 )
 @pytest.mark.parametrize(("n_envs", "collect"), [(2, "sequential"), (1, "async")])
-def test_environments_in_processes_of_their_own_go_on_exactly(
+def test_environments_in_processes_of_their_own_resume_exactly(
     tmp_path, monkeypatch, n_envs, collect
 ):
     def forked(*args, **kwargs):

@@ -1,11 +1,11 @@
-"""Files spoilt at random, and what loading them does, in a process of its own.
+"""Files damaged at random, and what loading them does, in a process of its own.
 
 As a command, ``python -m tests.saving.mutations FOLDER FIRST LAST SEED``, it loads mutants of the
 sound files in a folder and prints one line of JSON for each. Its memory is limited; it dies when a
 mutant takes too long.
 
 Models, buffers and policies load or are refused. Checkpoints have sums, so each mutant of one is
-noticed. Videos have none: where one is not refused, as many frames of the same size as ever are
+noticed. Videos have none: where one is not refused, as many frames of the same size as before are
 shown, whatever is on them.
 """
 

@@ -1,4 +1,4 @@
-"""A run that goes on from a checkpoint does what it would have done without stopping."""
+"""A run that resumes from a checkpoint does what it would have done without stopping."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def within_time_limit():
 
 
 def seen(model) -> dict[str, torch.Tensor]:
-    """Everything that two runs alike have alike."""
+    """Everything that is the same in two equal runs."""
     optimizers = {
         f"{i}/{j}/{name}": value
         for i, optimizer in enumerate(model.optimizers)
@@ -132,7 +132,7 @@ def never_stopped(algorithm, make, **arguments):
     return result
 
 
-def go_on(algorithm, make, folder):
+def resume(algorithm, make, folder):
     disturb()
     model = algorithm.resume(folder, make(), device="cpu")
     step = model.num_timesteps
@@ -146,28 +146,28 @@ def go_on(algorithm, make, folder):
         *((make, 13) for make in (images, dicts, two, normalized, stacked, within_time_limit)),
     ],
 )
-def test_a_run_goes_on_exactly_from_any_step(make, step, tmp_path):
+def test_a_run_resumes_exactly_from_any_step(make, step, tmp_path):
     expected = never_stopped(RecurrentSAC, make, **ARGUMENTS)
     model = RecurrentSAC("auto", make(), **ARGUMENTS)
     model.learn(N_STEPS, callback=StopAt(step))
     model.checkpoint(tmp_path)
-    assert_alike(go_on(RecurrentSAC, make, tmp_path), expected)
+    assert_alike(resume(RecurrentSAC, make, tmp_path), expected)
 
 
 @pytest.mark.parametrize(
     ("algorithm", "step"), [(SACRAD, 13), (CURL, 40), (QTOptRAD, 40), (QTOptDrQ, 13)]
 )
-def test_a_feed_forward_run_goes_on_exactly(algorithm, step, tmp_path):
+def test_a_feed_forward_run_resumes_exactly(algorithm, step, tmp_path):
     arguments = {**tiny(algorithm), "buffer_size": 40}
     expected = never_stopped(algorithm, images, **arguments)
     model = algorithm("auto", images(), **arguments)
     model.learn(N_STEPS, callback=StopAt(step))
     model.checkpoint(tmp_path)
-    assert_alike(go_on(algorithm, images, tmp_path), expected)
+    assert_alike(resume(algorithm, images, tmp_path), expected)
 
 
 @pytest.mark.parametrize("n_updates", [11, 26])
-def test_a_run_goes_on_exactly_from_within_its_updates(n_updates, tmp_path, monkeypatch):
+def test_a_run_resumes_exactly_from_within_its_updates(n_updates, tmp_path, monkeypatch):
     """Stopped there as by a signal; 3 updates follow each episode of 6 steps."""
     expected = never_stopped(CoRe, images, **ARGUMENTS)
 
@@ -182,7 +182,7 @@ def test_a_run_goes_on_exactly_from_within_its_updates(n_updates, tmp_path, monk
     model.learn(N_STEPS, callback=ExactCheckpointCallback(tmp_path, 0))
     assert (model._n_updates, model._progress.updates_due) == (n_updates, -n_updates % 3)
     monkeypatch.undo()
-    assert_alike(go_on(CoRe, images, tmp_path), expected)
+    assert_alike(resume(CoRe, images, tmp_path), expected)
 
 
 def test_a_run_may_stop_again_and_again(tmp_path):
@@ -201,7 +201,7 @@ def test_a_run_may_stop_again_and_again(tmp_path):
     assert_alike(model, expected)
 
 
-def test_environments_in_other_processes_go_on_exactly(tmp_path):
+def test_environments_in_other_processes_resume_exactly(tmp_path):
     def make():
         return SubprocVecEnv([lambda: Resumable(Monitor(vectors()))] * 2, start_method="fork")
 
@@ -209,13 +209,13 @@ def test_environments_in_other_processes_go_on_exactly(tmp_path):
     model = RecurrentSAC("auto", make(), **ARGUMENTS)
     model.learn(N_STEPS, callback=StopAt(26))
     model.checkpoint(tmp_path)
-    resumed = go_on(RecurrentSAC, make, tmp_path)
+    resumed = resume(RecurrentSAC, make, tmp_path)
     assert_alike(resumed, expected)
     for each in (model, resumed):
         each.env.close()
 
 
-def test_a_distracting_environment_goes_on_exactly(tmp_path):
+def test_a_distracting_environment_resumes_exactly(tmp_path):
     def make():
         return make_env(
             "DCS-reacher-easy-medium-dynamic",
@@ -237,19 +237,19 @@ def test_a_distracting_environment_goes_on_exactly(tmp_path):
         each.env.close()
 
 
-def test_other_environments_go_on_exactly_from_an_episode_s_start(tmp_path):
+def test_other_environments_resume_exactly_from_an_episode_s_start(tmp_path):
     expected = never_stopped(RecurrentSAC, FakeEnv, **ARGUMENTS)
     model = RecurrentSAC("auto", FakeEnv(), **ARGUMENTS)
     model.learn(N_STEPS, callback=StopAt(12))
     model.checkpoint(tmp_path)
-    assert_alike(go_on(RecurrentSAC, FakeEnv, tmp_path), expected)
+    assert_alike(resume(RecurrentSAC, FakeEnv, tmp_path), expected)
 
 
 def test_other_environments_begin_an_episode_when_stopped_within_one(tmp_path):
     model = RecurrentSAC("auto", FakeEnv(), **{**ARGUMENTS, "buffer_size": 1000})
     model.learn(N_STEPS, callback=StopAt(33))
     model.checkpoint(tmp_path)
-    with pytest.warns(UserWarning, match="cannot go on in the middle of an episode"):
+    with pytest.warns(UserWarning, match="cannot resume in the middle of an episode"):
         resumed = RecurrentSAC.resume(tmp_path, FakeEnv())
     resumed.learn(30, reset_num_timesteps=False)
     assert resumed.num_timesteps >= N_STEPS
@@ -539,7 +539,7 @@ def test_a_clock_before_that_of_zip_files_is_told_and_training_resumes(folder, m
     assert steps(folder) == [30, 20]
 
 
-def test_a_full_disk_is_told_and_training_goes_on(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_training_continues(tmp_path, monkeypatch):
     import resource
 
     model = RecurrentSAC("auto", images(), **ARGUMENTS)

@@ -41,7 +41,7 @@ def play(env, n_steps: int):
         lambda env: gym.wrappers.TransformReward(env, lambda reward: 2 * reward),
     ],
 )
-def test_an_environment_that_can_save_goes_on_from_any_step(wrap, n_steps):
+def test_an_environment_that_can_save_resumes_from_any_step(wrap, n_steps):
     env, other = make(wrap=wrap), make(wrap=wrap)
     env.reset(seed=1)
     play(env, n_steps)
@@ -53,7 +53,7 @@ def test_an_environment_that_can_save_goes_on_from_any_step(wrap, n_steps):
 
 
 @pytest.mark.parametrize("seed", [3, None])
-def test_any_other_goes_on_from_an_episode_s_start(seed):
+def test_any_other_resumes_from_an_episode_s_start(seed):
     env, other = make(FakeEnv), make(FakeEnv)
     env.reset(seed=1)
     play(env, 2)
@@ -65,7 +65,7 @@ def test_any_other_goes_on_from_an_episode_s_start(seed):
     assert play(other, 12) == expected
 
 
-def test_any_other_begins_a_new_episode_when_within_one():
+def test_any_other_starts_a_new_episode_when_within_one():
     env, other = make(FakeEnv), make(FakeEnv)
     env.reset(seed=1)
     play(env, 2)
@@ -91,7 +91,7 @@ def test_a_wrapper_with_something_unknown_is_not_trusted(thing):
     assert not env.get_state()["exact"]
 
 
-def test_a_state_does_not_change_as_the_environment_goes_on():
+def test_a_state_does_not_change_as_the_environment_continues():
     env = make(wrap=lambda inner: FrameStackObservation(Monitor(inner), 2))
     env.reset(seed=1)
     play(env, 2)

@@ -101,7 +101,9 @@ def test_a_replay_buffer_that_does_not_fit_leaves_the_models_own(tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", AGENTS.values())
-def test_every_agents_files_are_told_apart_load_and_are_searched_for_attacks(algorithm, tmp_path):
+def test_every_agents_files_are_distinguished_load_and_are_searched_for_attacks(
+    algorithm, tmp_path
+):
     path, policy_path = tmp_path / "model.zip", tmp_path / "policy.pth"
     model = algorithm("CnnPolicy", FakeEnv(), **tiny(algorithm))
     model.save(path)

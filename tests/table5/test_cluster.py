@@ -29,7 +29,7 @@ LENGTH, N_STEPS, WAITS_AFTER = 10, 60, 25
 
 
 class WaitingEnv(SavableEnv):
-    """Does not go on after some steps before a file is there."""
+    """Waits after some steps until a file is there."""
 
     def __init__(self, render_mode: str, gate: str) -> None:
         super().__init__(VECTOR, LENGTH, bound=1.0)

@@ -95,7 +95,7 @@ def finished(tmp_path_factory):
     return root
 
 
-def test_a_run_leaves_its_whole_record(finished):
+def test_a_run_leaves_its_complete_record(finished):
     folder = make_job().folder(finished)
     assert folder == finished / "core" / ENV_ID / "seed-0"
     status = read_status(folder)

@@ -15,7 +15,7 @@ from core_agent.table5.paper import (
 )
 
 
-def test_table_5_is_whole():
+def test_table_5_is_complete():
     # Six settings; the baselines of Stone et al. lack the hard ones, CoRe comes twice.
     assert len(read_table5()) == 7 * (4 * 7 + 2 * 4)
     assert {method for _, method, _ in read_table5()} == set(METHODS.values())
