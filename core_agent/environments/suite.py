@@ -8,9 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from distracting_envs import env_seed
+from distracting_envs import parse_env_id as parse_env_id
 from distracting_envs.rendering import RenderingUnavailableError as RenderingUnavailableError
 from distracting_envs.rendering import check_window as check_window
+from distracting_envs.settings import DIFFICULTIES as DIFFICULTIES
 from distracting_envs.settings import MAX_SEED
+from distracting_envs.settings import TASKS as TASKS
 
 
 def bare_id(env_id: str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import functools
-import re
 from importlib import resources
 from typing import NamedTuple
+
+from core_agent.environments import suite
 
 METHODS = {
     "core": "CoRe",
@@ -17,24 +18,11 @@ METHODS = {
     "qtopt_drq": "QT-Opt+DrQ",
 }
 """The name that the table has for each of :data:`core_agent.agents.registry.AGENTS`."""
-TASKS = (
-    "ball_in_cup-catch",
-    "cartpole-swingup",
-    "cheetah-run",
-    "finger-spin",
-    "reacher-easy",
-    "walker-walk",
-)
-DIFFICULTIES = ("easy", "medium", "hard")
+TASKS, DIFFICULTIES = tuple(suite.TASKS), tuple(suite.DIFFICULTIES)
 DISTRACTIONS = ("static", "dynamic")
 PAPER_STEPS = (500_000, 1_000_000)
 """Simulator steps at which the paper evaluates; the later one only for CoRe."""
 N_PAPER_SEEDS = 5
-
-_DCS_ID = re.compile(
-    rf"DCS-(?P<task>.+)-(?:clean|(?P<difficulty>{'|'.join(DIFFICULTIES)})"
-    rf"-(?P<distraction>{'|'.join(DISTRACTIONS)}))"
-)
 
 
 class Setting(NamedTuple):
@@ -70,10 +58,14 @@ class PaperResult(NamedTuple):
 
 def parse_setting(env_id: str) -> Setting:
     """The setting of an environment's id, such as ``DCS-cheetah-run-easy-dynamic``."""
-    match = _DCS_ID.fullmatch(env_id)
-    if match is None:
+    try:
+        named = suite.parse_env_id(env_id)
+    except ValueError:
         return Setting(env_id)
-    return Setting(match["task"], match["difficulty"] or "", match["distraction"] or "")
+    task = f"{named.domain}-{named.task}"
+    if named.difficulty is None:
+        return Setting(task)
+    return Setting(task, named.difficulty, DISTRACTIONS[named.dynamic])
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from gymnasium import spaces
 from core_agent.agents.base import SequenceOffPolicyAlgorithm
 from core_agent.agents.presets import preset as preset_arguments
 from core_agent.agents.registry import AGENTS, get_agent, load_agent
-from core_agent.environments.suite import check_window, first_seed, is_in_suite
+from core_agent.environments.suite import check_window, first_seed
 from core_agent.runs.evaluation import play, standard_error
 from core_agent.runs.training import environment_arguments, evaluation_environment
 from core_agent.runs.video import (
@@ -32,6 +32,7 @@ from core_agent.runs.video import (
     side_by_side,
     write_video,
 )
+from core_agent.table5.paper import parse_setting
 from core_agent.validation import check
 
 FOLDER = Path(__file__).parent
@@ -205,13 +206,12 @@ def find_agent(agent: str) -> SequenceOffPolicyAlgorithm:
 
 def without_distractions(origin: dict[str, Any]) -> dict[str, Any] | None:
     """The clean twin of an environment, in the same form; ``None`` where there is none."""
-    env_id = str(origin.get("env_id"))
-    if not (is_in_suite(env_id) and env_id.endswith(("-static", "-dynamic"))):
+    setting = parse_setting(str(origin.get("env_id")))
+    if not setting.difficulty:
         return None
     arguments = origin.get("env_arguments", {}).items()
     kept = {name: value for name, value in arguments if name not in DISTRACTIONS}
-    domain, task = env_id.removeprefix("DCS-").split("-")[:2]
-    return {"env_id": f"DCS-{domain}-{task}-clean", "env_arguments": kept}
+    return {"env_id": f"DCS-{setting.task}-clean", "env_arguments": kept}
 
 
 def watch(agent: str, output: Path, seed: int = 0, window: bool = False) -> float:
