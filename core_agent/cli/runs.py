@@ -38,7 +38,7 @@ def demo(
         float, typer.Option(help="Minutes after which training stops, at an environment step.")
     ] = 12.5,
 ) -> None:
-    """Learn a distracting task in a quarter of an hour on two cores, and show it."""
+    """Learn a distracting task in about ten minutes on two cores, and show it."""
     from core_agent.demo import run_demo
 
     run_demo(folder, seed, steps, 60.0 * time_limit)
