@@ -1,4 +1,4 @@
-"""The demo: CoRe learns a Distracting Control task within a quarter of an hour on two cores."""
+"""The demo: CoRe learns a Distracting Control task in about ten minutes on two cores."""
 
 from __future__ import annotations
 
