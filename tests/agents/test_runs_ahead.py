@@ -11,11 +11,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from core_agent import SACRAD, CoRe
 from core_agent.agents.base import SequenceOffPolicyAlgorithm
+from core_agent.agents.presets import SMALL_CORE, SMALL_LOSSES, SMALL_RECURRENT
 from core_agent.agents.registry import AGENTS
 from core_agent.finetuning import freeze
 from core_agent.networks.optimization import FiniteGuard
 from tests.agents.updating import make_model
-from tests.fakes import BOTH, VECTOR, SavableEnv
+from tests.fakes import BOTH, TINY, VECTOR, SavableEnv
 
 
 def test_learning_rates_stay_tensors_on_a_gpu_and_numbers_on_a_cpu(monkeypatch, tmp_path):
@@ -50,14 +51,30 @@ class OneDevice(TorchDispatchMode):
         return result
 
 
+# What preset("small") has on top of the paper, in networks as small as the others here.
+NETWORKS = {key: value for key, value in SMALL_CORE.items() if key not in SMALL_RECURRENT}
+SMALL = {
+    **SMALL_LOSSES,
+    "recolor_after": 0,
+    "policy_kwargs": {**TINY["policy_kwargs"], **NETWORKS},
+}
+
+
 @pytest.mark.parametrize(
-    ("algorithm", "frozen"), [*((one, ()) for one in AGENTS.values()), (CoRe, ("critic",))]
+    ("algorithm", "arguments", "frozen"),
+    [
+        *((one, {}, ()) for one in AGENTS.values()),
+        (CoRe, SMALL, ()),
+        (CoRe, {}, ("critic",)),
+    ],
 )
-def test_an_update_neither_copies_to_the_device_nor_waits_for_it(algorithm, frozen, monkeypatch):
+def test_an_update_neither_copies_to_the_device_nor_waits_for_it(
+    algorithm, arguments, frozen, monkeypatch
+):
     # Tensors of the device "meta" have no values to wait for, and mix with the CPU's as a GPU's do.
     monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda *_: None)
     monkeypatch.setattr(SequenceOffPolicyAlgorithm, "_runs_ahead", True)
-    model = make_model(algorithm, BOTH)
+    model = make_model(algorithm, BOTH, **arguments)
     batch = model._sample_batch(3)
     model.policy.to("meta")
     model.device = torch.device("meta")
