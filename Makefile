@@ -18,7 +18,8 @@ export REPOSITORY
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --no-input --no-compile --disable-pip-version-check \
 	-c $(VENV)/constraints.txt
-# What pip does one file after the other; packages hold files that are no Python, which is no failure.
+# Compiles in parallel; pip would compile one file after the other. Packages may have .py files
+# that are not valid Python, so errors are ignored.
 COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 APT := env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0
 GL_PACKAGES := libegl1 libgl1 libopengl0 libgl1-mesa-dri

@@ -1,7 +1,8 @@
 """The README as package indexes show it; everything else is in pyproject.toml.
 
 An index shows a README without the files next to it. ``REPOSITORY``, the address of a repository on
-GitHub, makes the addresses of its pictures and links absolute. Without it they are left out.
+GitHub, makes the addresses of its pictures and links absolute. Without ``REPOSITORY``, pictures are
+left out and links become plain text.
 """
 
 import os

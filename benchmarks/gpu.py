@@ -1,4 +1,4 @@
-"""Everything that a GPU has to show, in one command of at most ten minutes.
+"""All checks and measurements that need a GPU, in one command of at most ten minutes.
 
     python benchmarks/gpu.py --folder runs/gpu
 
@@ -6,10 +6,10 @@
 2. The tests that need CUDA.
 3. Milliseconds per paper-size update: eager, as a CUDA graph and with
    ``torch.compile(mode="reduce-overhead")``, in float32, TF32 and bfloat16.
-4. A training of ``DCS-cartpole-swingup-easy-dynamic`` for 500,000 simulator steps, or as far as the
-   time allows; ``FOLDER/train`` holds its TensorBoard log, its checkpoints and what it wrote.
+4. A training run of ``DCS-cartpole-swingup-easy-dynamic`` for 500,000 simulator steps, or as many
+   as the time allows; its folder, with TensorBoard log and checkpoints, is ``FOLDER/train``.
 
-Without a GPU everything but the losses is *not measured*.
+Without a GPU, only the losses are compared; everything else is *not measured*.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ENV_ID = "DCS-cartpole-swingup-easy-dynamic"
 NOT_MEASURED = "not measured"
 LARGEST_DIFFERENCE = 1e-3
-"""Of a loss, relative: sums over 10^5 numbers in float32 differ by their order."""
+"""Largest relative difference of a loss; a float32 sum of 10^5 numbers depends on their order."""
 
 
 def losses(model: CoRe, batch: SequenceBatch, noise: Sequence[torch.Tensor]) -> dict[str, float]:

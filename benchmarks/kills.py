@@ -1,13 +1,13 @@
-"""Kills runs at random moments: each must end as one that was never killed.
+"""Kills runs at random moments: each must end in the state of a run that was never killed.
 
     python benchmarks/kills.py --n 3 --json runs/kills.json
 
 Runs of every agent, in both ways of collecting, with one environment and three, on images, on a
 ``Dict`` and on vectors in ``VecNormalize``; and CoRe on a Distracting Control task. Each trains in
 a process of its own, writes a checkpoint every few steps and is killed (SIGKILL) ``--n`` times,
-each time after a random amount of processor time; a new process resumes from what is there. In the
-end networks, optimisers, replay buffer, environments and counts are compared with those of a run
-that was never killed. The exit status is 1 if any of them differs.
+each time after a random amount of processor time; a new process resumes from what is on disk. At
+the end, networks, optimisers, replay buffer, environments and counts are compared with those of a
+run that was never killed. The exit status is 1 if any of them differs.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def as_numbers(value: Any) -> Any:
 
 
 def digest(model: Any) -> str:
-    """A sum of all that a run has come to."""
+    """A hash of everything that makes up the state of a run."""
     hashed = hashlib.sha256()
     networks = model.policy.state_dict()
     for tensor in networks.values():
@@ -173,7 +173,7 @@ class Life:
         self.received.append(self.connection.recv())
 
     def wait_for_work(self, seconds: float) -> None:
-        """Return when it has used so much processor time from now on, or has ended."""
+        """Return when it has used ``seconds`` of further processor time, or has ended."""
         until = self.processor_seconds() + seconds
         while self.process.is_alive() and self.processor_seconds() < until:
             time.sleep(0.001)

@@ -14,9 +14,10 @@ Tasks:
   solved task about -150.
 - a Distracting Control id.
 
-Agents have the preset's arguments or, where ``core_agent/configs`` has them, those of the task;
-``sb3_sac`` is Stable-Baselines3's SAC with its defaults, on three stacked frames where observations
-are images. A run that takes longer than ``--minutes`` is stopped. A Distracting Control task is
+Agents have the preset's arguments or, on ``pendulum``, those in ``core_agent/configs`` if there are
+any; ``sb3_sac`` is Stable-Baselines3's SAC with its defaults, except 1,000 steps before learning
+and a buffer of ``--steps``; where observations are images, it gets three stacked frames. A run that
+takes longer than ``--minutes`` is stopped. A Distracting Control task is
 evaluated on validation videos. Lines are means over seeds of the mean return of the last 10
 episodes. The JSON file is written after every run. ``--compare-precisions`` computes the values of
 the trained agent in float32 and in bfloat16, for the recurrent agents.

@@ -80,7 +80,7 @@ def made_up_model(
 ) -> Any:
     """An agent on random frames of the preset's size, with a filled replay buffer.
 
-    CoRe is trained as in the paper: of its preset the networks' sizes and the batch are taken.
+    CoRe is trained as in the paper: only the sizes of networks and batch come from the preset.
 
     :param preset_name: see :data:`core_agent.agents.presets.PRESETS`
     :param device: ``"cpu"`` or ``"cuda"``

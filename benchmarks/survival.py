@@ -132,7 +132,7 @@ def disk() -> Figures:
 
 
 class Gauge(BaseCallback):
-    """Notes memory, open files and processor time every so many steps."""
+    """Records memory, open files and processor time every ``every`` steps."""
 
     def __init__(self, every: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Loads files that carry attacks or damage, and passes bad input: every one must be refused.
+"""Loads files with attacks or random damage, and passes bad input: none may do any harm.
 
     python benchmarks/torture.py attacks
     python benchmarks/torture.py mutations --n 2000 --seed 0

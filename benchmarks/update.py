@@ -14,7 +14,7 @@ One update is: sample, augment, all losses and optimiser steps, logging. Rows:
 - another agent's name, only if ``--only`` names it.
 
 The columns on the right are a row's time divided by that of *ours*, and its speed divided by that
-of each yardstick. On a GPU, updates run as CUDA graphs, in *ours, no CUDA graph* eagerly.
+of each yardstick. On a GPU, updates run as CUDA graphs, except in the row *ours, no CUDA graph*.
 
 The allocator's setting is per process, so rows with and without it run in two processes. All rows
 take turns, so that other work on the machine affects them equally; medians over the turns are
@@ -177,7 +177,7 @@ class Row(NamedTuple):
 
 
 def rows_for(device: str, only: Sequence[str]) -> list[Row]:
-    """All rows of CoRe or, if ``only`` names some, ours, the yardstick's and those."""
+    """All rows of CoRe; if ``only`` names rows, only these, ours and the yardstick's."""
     rows = [Row(YARDSTICK, True), *(Row(name, True) for name in VARIANTS)]
     if torch.device(device).type == "cpu":
         rows = [row for row in rows if row.name != NO_GRAPH]

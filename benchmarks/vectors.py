@@ -34,7 +34,7 @@ def make(algorithm: Any, **arguments: Any) -> Any:
 
 
 def seconds_per_update(model: Any, n_updates: int) -> float:
-    """Processor time of one of so many updates."""
+    """Processor time per update, averaged over ``n_updates``."""
     started = time.process_time()
     model.train(gradient_steps=n_updates, batch_size=model.batch_size)
     return (time.process_time() - started) / n_updates

@@ -456,8 +456,8 @@ def to_plain(
     """Parameters or gradients of a ``core_agent`` policy under the yardstick's names and shapes.
 
     :param tensors: by the names of ``policy.named_parameters()``
-    :param map_size: height, width and channels of the encoder's last feature map, over which its
-        linear layer runs channels last there and channels first here
+    :param map_size: height, width and channels of the encoder's last feature map; the package
+        flattens it channels last, the yardstick channels first
     """
     plain = {}
     for name, value in tensors.items():

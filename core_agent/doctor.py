@@ -39,7 +39,7 @@ with mujoco.Renderer(model, 32, 32) as renderer:
     print(GL.glGetString(GL.GL_RENDERER).decode())
 """
 SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast")
-"""How the names of Mesa's renderers that use no GPU begin."""
+"""Prefixes of the names of Mesa's renderers that use no GPU."""
 GL_REMEDIES = {
     "egl": "sudo apt-get update && "
     "sudo apt-get install -y libegl1 libgl1 libopengl0 libgl1-mesa-dri",
@@ -105,7 +105,7 @@ def check_rendering(backend: str) -> Finding:
 
 
 def check_backends() -> Iterator[Finding]:
-    """EGL and OSMesa; one that fails is no failure if the other works and it is not in use."""
+    """EGL and OSMesa; a failure does not count if that one is not in use and the other works."""
     both = {name: check_rendering(name) for name in ("egl", "osmesa")}
     for name, finding in both.items():
         other = next(each for each in both if each != name)

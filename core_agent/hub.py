@@ -67,7 +67,7 @@ RULES: dict[str, Check] = {
     "env": Rule(
         "be an environment, an id or None",
         lambda value: value is None or isinstance(value, (str, gym.Env)),
-        "vectorised environments have theirs in a list, envs",
+        "for a vectorised environment, pass one of its environments, such as env.envs[0]",
     ),
     "n_episodes": whole(2),
     "seed": SEED,
@@ -123,14 +123,15 @@ def push_to_hub(
     """Evaluate an agent and upload it, with a model card and a video.
 
     :param model: the agent
-    :param repo: ``"owner/name"``; made if missing
-    :param env: to evaluate in: an environment, an id, or ``None`` for the one that the model
-        learned in; a Distracting Control one that is made here shows validation videos
-    :param n_episodes: of the deterministic policy, and as many of random actions
-    :param seed: of the evaluation
-    :param private: whether a repository that is made here is private
-    :param licence: of the model, in the Hub's spelling, such as ``"mit"``
-    :param token: of the Hub; by default the one that ``hf auth login`` has stored
+    :param repo: ``"owner/name"``; created if missing
+    :param env: where to evaluate: an environment, an id, or ``None`` for the environment that the
+        model learned in; with an id or ``None``, Distracting Control shows validation videos
+    :param n_episodes: episodes to play with the deterministic policy, and as many again with random
+        actions
+    :param seed: seed of the evaluation
+    :param private: whether the repository is private if it is created here
+    :param licence: licence of the model, in the Hub's spelling, such as ``"mit"``
+    :param token: access token of the Hub; by default the one that ``hf auth login`` has stored
     :return: the address of the upload
     :raises ValueError: for a bad argument, or an environment that does not fit the model
     :raises ModuleNotFoundError: without huggingface_hub
@@ -152,7 +153,7 @@ def push_to_hub(
             env = stack.enter_context(closing(made))
         wrapped = model._wrap_env(env, verbose=0)
         check_for_correct_spaces(wrapped, model.observation_space, model.action_space)
-        # Whether this may be written to is known before minutes of evaluation.
+        # If writing is not allowed, this fails now, not after minutes of evaluation.
         api.create_repo(repo, private=private, exist_ok=True)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         evaluation = evaluate(model, env, n_episodes, seed)
@@ -170,7 +171,7 @@ def load_from_hub(
     token: str | None = None,
     device: str = "auto",
 ) -> SequenceOffPolicyAlgorithm:
-    """A model from the Hub, loaded without running anything that the file brings along.
+    """A model from the Hub, loaded without running any code in the file.
 
     :param repo: ``"owner/name"``
     :param env: as in :func:`~core_agent.agents.registry.load_agent`

@@ -6,10 +6,10 @@
     python -m core_agent.zoo record_video --algo core --env DCS-cheetah-run-easy-dynamic -f logs
     python -m core_agent.zoo train --algo core --env Pendulum-v1 --optimize --n-trials 20
 
-Every option is rl-zoo's own. Added are the algorithms ``core``, ``recurrent_sac``, ``sacrad``,
-``curl``, ``qtopt_rad`` and ``qtopt_drq``; their configurations where ``-conf`` names none; the ids
-of the Distracting Control Suite, evaluated on the validation videos and enjoyed without a window,
-which they do not have; and seeds of evaluations that training never uses.
+The options are those of rl-zoo. This module adds the algorithms ``core``, ``recurrent_sac``,
+``sacrad``, ``curl``, ``qtopt_rad`` and ``qtopt_drq``; their configurations, which are used unless
+``-conf`` names another; the ids of the Distracting Control Suite, with validation videos in
+evaluations and without a window in ``enjoy``; and evaluation seeds that training never uses.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ SEARCH_SPACES: dict[str, dict[str, Range]] = {
     "qtopt_rad": FRAME_STACK,
     "qtopt_drq": FRAME_STACK,
 }
-"""What Optuna stores, by agent: exponents of 2 for ``…_pow``, the others on a logarithmic scale."""
+"""Ranges of what Optuna samples, by agent: exponents of 2 for ``…_pow``, others on a log scale."""
 
 
 def convert_parameters(sampled_params: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +95,7 @@ SAMPLERS = {name: make_sampler(space) for name, space in SEARCH_SPACES.items()}
 
 
 def with_own_seeds(create_envs: Callable[..., VecEnv]) -> Callable[..., VecEnv]:
-    """rl-zoo's function, which gives training and evaluation the same seeds, with others."""
+    """rl-zoo's ``create_envs``, changed so that training and evaluation have different seeds."""
 
     def create(manager: Any, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         env = create_envs(manager, n_envs, eval_env, no_log)
@@ -127,10 +127,10 @@ def register() -> None:
 
 
 def with_defaults(command: str, arguments: list[str]) -> list[str]:
-    """rl-zoo's arguments with those added that these algorithms and environments need.
+    """The user's arguments, and those that these algorithms and environments need in addition.
 
     :param command: one of :data:`COMMANDS`
-    :param arguments: what the user typed after it
+    :param arguments: what the user typed after the command
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--algo")

@@ -2,8 +2,8 @@
 
     python examples/custom_environment.py
 
-A dot must be pushed to the middle of the image. The image does not show its velocity, so it is a
-vector next to the image; CoRe takes both.
+A dot must be pushed to the middle of the image. The image does not show the velocity of the dot, so
+the observation also has a vector with the velocity; CoRe takes both.
 """
 
 from __future__ import annotations

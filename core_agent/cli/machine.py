@@ -13,7 +13,7 @@ videos = typer.Typer(help="The background videos of the paper, DAVIS.", no_args_
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Check this machine, and say what to type for what does not work."""
+    """Check this machine; for everything that fails, print the command that fixes it."""
     from core_agent.doctor import examine, is_healthy
 
     findings = []
@@ -40,10 +40,10 @@ def about_videos() -> None:
 @videos.command()
 def download(
     folder: Annotated[
-        Path | None, typer.Option(help="Parent folder; by default the one that is searched.")
+        Path | None, typer.Option(help="Parent folder; by default where environments look for it.")
     ] = None,
 ) -> None:
-    """Download DAVIS 2017 (480p, 0.8 GB); what was interrupted is resumed."""
+    """Download DAVIS 2017 (480p, 0.8 GB); an interrupted download is resumed."""
     from core_agent.environments.suite import download_videos
 
     root = download_videos(folder)

@@ -94,7 +94,7 @@ def watch(
         str | None,
         typer.Argument(
             help="The folder of a run, a saved model (.zip), or the id of a trained agent that "
-            "comes with the package; none: list those."
+            "comes with the package; without it, these ids are listed."
         ),
     ] = None,
     video: VideoPath = Path("watch.mp4"),

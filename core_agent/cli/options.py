@@ -16,7 +16,7 @@ errors = Console(stderr=True)
 EnvId = Annotated[str, typer.Argument(help="Id of the environment, DCS-… or any registered one.")]
 ModelPath = Annotated[Path, typer.Argument(help="A saved model (.zip), or the folder of a run.")]
 LearnedIn = Annotated[
-    str | None, typer.Argument(help="Id of the environment; by default where the model learned.")
+    str | None, typer.Argument(help="Environment id; default: the one that the model learned in.")
 ]
 Episodes = Annotated[int, typer.Option(min=1, help="Number of episodes.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything.")]

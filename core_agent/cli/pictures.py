@@ -16,10 +16,10 @@ def plot(
         "learning_curves.png"
     ),
     tag: Annotated[
-        str, typer.Option(help="The value to draw; validation: of benchmark's runs.")
+        str, typer.Option(help="TensorBoard tag to draw, or validation for the runs of benchmark.")
     ] = "rollout/ep_rew_mean",
 ) -> None:
-    """Draw a logged value, by default the training return: a curve a run, a panel a task."""
+    """Draw a logged value (default: training return), one curve per run and one panel per task."""
     from core_agent.runs.plotting import plot_runs, read_curves
 
     panels = read_curves(runs, tag)

@@ -64,16 +64,18 @@ def train(
         int, typer.Option(min=0, help="Agent steps between validations; 0: none.")
     ] = 10_000,
     checkpoint_every: Annotated[
-        int, typer.Option(min=0, help="Agent steps between checkpoints; 0: at the end alone.")
+        int, typer.Option(min=0, help="Agent steps between checkpoints; 0: only at the end.")
     ] = 10_000,
-    n_envs: Annotated[int, typer.Option(min=1, help="Environments, each in its own process.")] = 1,
+    n_envs: Annotated[
+        int, typer.Option(min=1, help="Number of environments; several run in a process each.")
+    ] = 1,
     resume: Annotated[
         Resume, typer.Option(help="auto: continue from the folder's newest complete checkpoint.")
     ] = Resume.never,
 ) -> None:
     """Train an agent; write the model, its log, validations and checkpoints to a folder.
 
-    SIGTERM and SIGINT (Ctrl-C) write a checkpoint first.
+    On SIGTERM or SIGINT (Ctrl-C), training writes a checkpoint and stops.
     """
     from core_agent.runs.settings import parse_settings, read_config
     from core_agent.runs.training import Run, train_run
@@ -109,24 +111,32 @@ def train(
 def benchmark(
     folder: Annotated[Path, typer.Argument(help="Where the runs are; shared by all machines.")],
     suite: Annotated[str, typer.Option(help="easy, medium, hard, all or smoke.")] = "smoke",
-    agent: Annotated[list[str] | None, typer.Option(help="Instead of the suite's.")] = None,
+    agent: Annotated[list[str] | None, typer.Option(help="Replaces the suite's agents.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Such as cheetah-run.")] = None,
     difficulty: Annotated[list[str] | None, typer.Option(help="easy, medium, hard.")] = None,
     distraction: Annotated[list[str] | None, typer.Option(help="static, dynamic.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="By default 0 to 4.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Default: 0 to 4; smoke: 0, 1.")] = None,
     preset: Annotated[str | None, typer.Option(help=PRESET_HELP)] = None,
-    simulator_steps: Annotated[int | None, typer.Option(help="By default 500,000.")] = None,
-    evaluate_every: Annotated[int | None, typer.Option(help="In simulator steps.")] = None,
-    episodes: Annotated[int | None, typer.Option(help="Of an evaluation; by default 20.")] = None,
-    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster.")] = None,
-    cpus: Annotated[float, typer.Option(min=0, help="Processors for a run.")] = 1.0,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs for a run; 0.25: four on each.")] = 0.0,
-    shard: Annotated[
-        str | None, typer.Option(help="i/n: run that slice here, one by one, without Ray.")
+    simulator_steps: Annotated[
+        int | None, typer.Option(help="Length of a run; default: 500,000; smoke: 8,000.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Say what it would take; run nothing.")] = False,
-    price: Annotated[float, typer.Option(min=0, help="Of an hour of one run.")] = 0.0,
-    status: Annotated[bool, typer.Option(help="Show how far the runs are; run nothing.")] = False,
+    evaluate_every: Annotated[
+        int | None, typer.Option(help="Simulator steps between evaluations.")
+    ] = None,
+    episodes: Annotated[
+        int | None, typer.Option(help="Episodes per evaluation; default: 20; smoke: 5.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster.")] = None,
+    cpus: Annotated[float, typer.Option(min=0, help="Processors per run.")] = 1.0,
+    gpus: Annotated[
+        float, typer.Option(min=0, help="GPUs per run; 0.25 puts four runs on each.")
+    ] = 0.0,
+    shard: Annotated[
+        str | None, typer.Option(help="i/n: run part i of n here, one by one, without Ray.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Estimate the time and cost; run nothing.")] = False,
+    price: Annotated[float, typer.Option(min=0, help="Price of an hour of one run.")] = 0.0,
+    status: Annotated[bool, typer.Option(help="Show the runs' progress; run nothing.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="With --status: print JSON instead of a table.")
     ] = False,
@@ -202,7 +212,7 @@ def run_here(jobs: list[Any], folder: Path) -> None:
         try:
             ended[path] = run_job(job, folder, progress=True)
         except RunInterruptedError as error:
-            errors.print(f"{error}; the same command continues.", soft_wrap=True)
+            errors.print(f"{error}; to continue, run the same command.", soft_wrap=True)
             raise typer.Exit(128 + error.signal) from None
     output.print(draw_table(jobs, folder))
     say_how_they_ended(ended)
@@ -212,12 +222,13 @@ def say_how_they_ended(ended: dict[Path, str]) -> None:
     """Name the runs that failed, and say how to continue those that were stopped."""
     for path, state in ended.items():
         if state == "failed":
-            errors.print(f"{path} failed; why is in its status.json", soft_wrap=True)
+            errors.print(f"{path} failed; the reason is in its status.json", soft_wrap=True)
     states = list(ended.values())
     stopped, waiting = states.count("interrupted"), states.count("not started")
     if stopped or waiting:
         errors.print(
-            f"{stopped} run(s) interrupted and {waiting} not started; the same command continues.",
+            f"{stopped} run(s) interrupted and {waiting} not started; "
+            "to continue, run the same command.",
             soft_wrap=True,
         )
         raise typer.Exit(128 + SIGINT)

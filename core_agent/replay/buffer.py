@@ -55,18 +55,18 @@ BUFFER_RULES: dict[str, Check] = {
 class SequenceReplayBuffer(ReplayBuffer):
     """Stores each frame once and samples windows that never leave their episode.
 
-    A window is drawn by choosing an episode, then a start uniformly. Episodes are drawn uniformly,
-    and without replacement once there are as many as windows in a batch: a frame that occurs twice
-    would be a false negative of the contrastive loss. An episode shorter than ``sequence_length``
-    frames is drawn the less often the shorter it is; its windows are padded with zeros and masked.
-    Memory is taken as episodes come. A running episode can be sampled from; one that grows beyond
-    an eighth of the buffer continues as a new episode from the same frame.
+    To draw a window, an episode is chosen uniformly, then a start in it uniformly. Once there are
+    as many episodes as windows in a batch, no episode is drawn twice, because a frame that occurs
+    twice would be a false negative of the contrastive loss. The more an episode falls short of
+    ``sequence_length`` frames, the less often it is drawn; its windows are padded with zeros and
+    masked. Memory is allocated as episodes grow. Running episodes are sampled too; one that reaches
+    an eighth of its environment's share of the buffer continues as a new episode from that frame.
 
     :param buffer_size: number of steps kept, over all environments; the oldest episodes go first
     :param observation_space: images channels first
     :param action_space: Box
-    :param device: where batches are wanted
-    :param n_envs: number of environments that add transitions side by side
+    :param device: device of the batches
+    :param n_envs: number of environments that add transitions at the same time
     :param optimize_memory_usage: for SB3's interface; each frame is stored once in any case
     :param handle_timeout_termination: treat ``info["TimeLimit.truncated"]`` as no termination
     :param sequence_length: frames in a window, ``T``
@@ -160,9 +160,9 @@ class SequenceReplayBuffer(ReplayBuffer):
     ) -> None:
         """Add one step of every environment.
 
-        :param obs: ``(n_envs, ...)``; read at the first step of an episode only, later ones have
-            it already
-        :param next_obs: ``(n_envs, ...)``; at the end of an episode its last observation
+        :param obs: ``(n_envs, ...)``; read only at the first step of an episode, because at later
+            steps the buffer already has it
+        :param next_obs: ``(n_envs, ...)``; at the end of an episode, its last observation
         :param action: ``(n_envs, A)`` in [-1, 1]
         :param reward: ``(n_envs,)``
         :param done: ``(n_envs,)``
@@ -286,10 +286,10 @@ class SequenceReplayBuffer(ReplayBuffer):
         )
 
     def _draw_episodes(self, episodes: list[Episode], batch_size: int) -> list[Episode]:
-        """Episodes for a batch: each at most once, as soon as there are enough of them.
+        """Episodes for a batch: each at most once if there are enough of them.
 
-        All weigh the same, except for those shorter than a window, as one that has just started is:
-        they weigh by the share of a window's transitions that they have.
+        All have the same weight, except those shorter than a window, such as one that has just
+        started: their weight is the share of a window's transitions that they have.
         """
         n_steps = np.array([episode.n_steps for episode in episodes])
         weights = np.minimum(n_steps / (self.sequence_length - 1), 1.0)
@@ -302,10 +302,10 @@ class SequenceReplayBuffer(ReplayBuffer):
     ) -> TransitionBatch:
         """Draw ``batch_size`` transitions, with stacks of the last ``n_frames`` frames.
 
-        They are drawn uniformly, each at most once as soon as there are enough of them.
+        They are drawn uniformly, each at most once if there are enough of them.
 
-        A stack never reaches into another episode: at a start, also where a long episode was cut,
-        the first frame stands in for those that are missing.
+        A stack never reaches into another episode: near the start of an episode, or of a part of a
+        long episode that was split, the first frame is repeated in place of missing ones.
 
         :param batch_size: number of transitions, ``B``
         :param n_frames: frames in a stack

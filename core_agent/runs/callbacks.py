@@ -42,19 +42,19 @@ from core_agent.validation import (
 )
 
 SECONDS_BETWEEN_LINES = 30.0
-"""Without a terminal; on one the bar moves several times a second."""
+"""Time between two lines in a log file; on a terminal the bar moves several times a second."""
 SECONDS_BETWEEN_FRAMES = 0.2
 
 
 class RichProgressCallback(BaseCallback):
     """Progress with the mean return of the last episodes, the loss and the time left.
 
-    On a terminal it is a bar; elsewhere, as in a log file, a line every 30 seconds. Both also move
-    during updates, which take minutes at the paper's sizes.
+    On a terminal it shows a bar; elsewhere, such as in a log file, it prints a line every 30
+    seconds. Both also advance during updates, which take minutes at the paper's sizes.
 
-    :param console: where to draw; by default standard error
-    :param loss_key: logged value to show next to the return
-    :param clock: seconds, as ``time.perf_counter`` gives them
+    :param console: console to draw on; by default standard error
+    :param loss_key: key of the logged value to show next to the return
+    :param clock: function that returns the time in seconds, such as ``time.perf_counter``
     """
 
     rules: ClassVar[dict[str, Check]] = {
@@ -103,7 +103,7 @@ class RichProgressCallback(BaseCallback):
         return True
 
     def _steps_done(self) -> float:
-        """Agent steps, of which those whose updates are still due are not done."""
+        """Agent steps done; steps whose updates are still due do not count."""
         progress = getattr(self.model, "_progress", None)
         due = progress.updates_due if progress else 0
         updates = getattr(self.model, "_n_updates", 0) + due
@@ -167,18 +167,19 @@ class EpisodeReturns(BaseCallback):
 
 
 class ValidationCallback(BaseCallback):
-    """Plays episodes on another environment regularly; logs their return, and one as a video.
+    """Regularly plays episodes on another environment; logs their return, and one as a video.
 
-    The last validation comes after the last updates of a training that reaches its end, so that it
-    is of the model that is saved then. Logged are ``validation/return``, its
+    If training reaches its end, the last validation follows the last updates, so it evaluates the
+    model that is then saved. The callback logs ``validation/return``, its
     ``validation/standard_error`` and, in TensorBoard, the video ``validation/video``.
 
     :param env: environment with ``render_mode="rgb_array"``
     :param every: agent steps between two validations
-    :param n_episodes: episodes each time
+    :param n_episodes: episodes in each validation
     :param deterministic: see :meth:`~core_agent.agents.latent.RecurrentPolicy.carry`
     :param video: log the first episode as a video
-    :param seed: of the run; its episodes are the same each time and never those of training
+    :param seed: seed of the run; the validation episodes are the same each time and never those of
+        training; ``None``: they differ each time
     """
 
     rules: ClassVar[dict[str, Check]] = {
@@ -206,7 +207,7 @@ class ValidationCallback(BaseCallback):
         self.results: list[tuple[int, float, float]] = []
         """``(agent steps, mean return, standard error)`` of each validation."""
         self.last_episodes: list[EpisodeResult] = []
-        """Those of the last validation, the first with its frames if ``video``."""
+        """Episodes of the last validation; the first has its frames if ``video`` is set."""
 
     def _on_training_start(self) -> None:
         self._total = self.locals["total_timesteps"]
@@ -225,7 +226,7 @@ class ValidationCallback(BaseCallback):
             self.logger.dump(self.num_timesteps)
 
     def validate(self) -> list[EpisodeResult]:
-        """Play and log now; the episodes, the first with its frames if a video is wanted."""
+        """Play and log now; return the episodes, the first with its frames if ``video`` is set."""
         record: bool | Literal["first"] = "first" if self.video else False
         seed = None if self.seed is None else first_seed(self.seed, split="val")
         episodes = play(self.env, self.model, self.n_episodes, self.deterministic, seed, record)
@@ -243,9 +244,10 @@ class ValidationCallback(BaseCallback):
 
 @contextmanager
 def first_signal(act: Callable[[int], Any]) -> Iterator[None]:
-    """Inside, the first SIGINT or SIGTERM calls ``act`` with its number; others act as before.
+    """Inside, the first SIGINT or SIGTERM calls ``act`` with its number; later ones act as before.
 
-    Signals reach the main thread alone, and those that are ignored, as nohup does, stay so.
+    Only the main thread can handle signals; elsewhere this does nothing. A signal that is already
+    ignored, for example because of ``nohup``, stays ignored.
     """
     handlers: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
@@ -271,19 +273,20 @@ def first_signal(act: Callable[[int], Any]) -> Iterator[None]:
 
 
 class ExactCheckpointCallback(BaseCallback):
-    """Writes checkpoints from which the run continues exactly, regularly and when it must stop.
+    """Writes checkpoints from which the run continues exactly: regularly and when it must stop.
 
-    One is written every so many agent steps, at the end, when the process is asked to stop
-    (SIGTERM, SIGINT) and, of the last good state, when an environment fails or something has become
-    NaN or infinite. A checkpoint that cannot be written, as on a full disk, is reported by a
-    warning and tried again; training continues. Environments that cannot save their state are
-    checkpointed when an episode starts, if that comes within ``every`` steps.
+    A checkpoint is written every ``every`` agent steps, at the end, and when the process is asked
+    to stop (SIGTERM, SIGINT). If an environment fails or a value becomes NaN or infinite, a
+    checkpoint of the last good state is written. If a checkpoint cannot be written, for example
+    because the disk is full, a warning reports it, training continues, and it is tried again later.
+    For environments that cannot save their state, a checkpoint waits until an episode starts, for
+    at most ``every`` steps.
 
     :param folder: see :meth:`~core_agent.agents.base.SequenceOffPolicyAlgorithm.checkpoint`
     :param every: agent steps between two checkpoints; 0: only at the end
-    :param signals: stop :meth:`learn` with a checkpoint at SIGTERM and SIGINT; a second signal acts
-        as without this callback
-    :param verbose: 1 says when a checkpoint is written
+    :param signals: at SIGTERM or SIGINT, write a checkpoint and end :meth:`learn`; a second signal
+        acts as if this callback were not there
+    :param verbose: 1 prints a line for each checkpoint that is written
     """
 
     model: SequenceOffPolicyAlgorithm
@@ -339,10 +342,10 @@ class ExactCheckpointCallback(BaseCallback):
         try:
             path = self.model.checkpoint(self.folder)
         except (OSError, ValueError) as error:
-            last = f"the one of step {self.written[-1][0]}" if self.written else "none of this run"
+            last = f"step {self.written[-1][0]}" if self.written else "none written by this run"
             warnings.warn(
                 f"the checkpoint at step {self.model.num_timesteps} was not written: {error}; "
-                f"earlier ones ({last}) are as they were",
+                f"earlier checkpoints are unchanged (the last one: {last})",
                 stacklevel=2,
             )
             return

@@ -37,7 +37,7 @@ class ReturnStatistics(NamedTuple):
 ENV = instance(
     "be an environment of Gymnasium",
     gym.Env,
-    way_out="vectorised environments have theirs in a list, envs",
+    way_out="for a vectorised environment, pass one of its environments, such as env.envs[0]",
 )
 RULES = {
     "env": ENV,
@@ -56,9 +56,9 @@ RULES = {
 
 @contextmanager
 def own_randomness(seed: int | None) -> Iterator[None]:
-    """Inside, Python, NumPy and PyTorch start from ``seed``; afterwards, from where they were.
+    """Seed the random generators of Python, NumPy and PyTorch; restore their states at the end.
 
-    :param seed: ``None`` draws one
+    :param seed: seed to use inside; ``None`` draws one
     """
     on_gpu = torch.cuda.is_initialized()
     python, cpu = random.getstate(), torch.get_rng_state()
@@ -88,14 +88,15 @@ def play(
 ) -> list[EpisodeResult]:
     """Play episodes in one environment, carrying the model's recurrent state.
 
-    Everything random here has generators of its own: what a training learns does not depend on it.
+    Playing uses separate random generators, so it does not change what a training run learns.
 
-    :param env: a Gymnasium environment as the model was trained on, channels last
+    :param env: a Gymnasium environment like the one the model was trained on, channels last
     :param model: the agent; ``None``: uniformly random actions
     :param n_episodes: number of episodes
     :param deterministic: passed to ``model.predict``
-    :param seed: of the first reset, of random actions and of a policy that samples
-    :param record: keep the rendered frames of every episode, or of the ``"first"`` alone
+    :param seed: seed of the first reset, of random actions and of the actions that a stochastic
+        policy samples
+    :param record: keep the rendered frames of every episode, or of the ``"first"`` one only
     :raises ValueError: for a bad argument
     """
     check_arguments(RULES, locals())
@@ -125,7 +126,7 @@ def play(
 
 
 def standard_error(values: Sequence[float] | np.ndarray) -> float:
-    """Of the mean: the standard deviation (n - 1) divided by the root of n; NaN for one value.
+    """Standard error of the mean: standard deviation (n - 1) over √n; NaN for one value.
 
     :param values: ``(n,)``
     """

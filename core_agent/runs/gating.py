@@ -48,9 +48,9 @@ def _picture(encoder: ImageEncoder, image: torch.Tensor) -> np.ndarray:
 
 
 class GatingCallback(BaseCallback):
-    """Logs pictures of the gates on the training environment's frame to TensorBoard regularly.
+    """Regularly logs to TensorBoard what the gates do to the current training observation.
 
-    The tags are ``gating/`` and the key of the image.
+    Each tag is ``gating/`` followed by the key of the image.
 
     :param every: agent steps between two pictures
     :raises ValueError: at the start of training, if the agent has no gate

@@ -30,14 +30,15 @@ Curve = tuple[list[int], list[float]]
 
 
 VALIDATION = "validation"
-"""In place of a tag: the validations of ``core-agent benchmark``."""
+"""Given as the tag, it selects the validations of ``core-agent benchmark``."""
 EVENTS, EVALUATIONS = "events.out.tfevents.*", "evaluations.jsonl"
 
 
 def find_logs(folder: Path, pattern: str) -> dict[Path, list[Path]]:
     """Files below a folder, by the folder of their run.
 
-    That is the closest one above a file with a ``run.json``; without one, the file's own.
+    The run's folder is the closest folder above a file that holds a ``run.json``; if there is none,
+    it is the file's own folder.
 
     :raises ValueError: if there is none
     """
@@ -83,10 +84,11 @@ def read_validations(file: Path) -> Curve:
 
 
 def read_scalars(files: Sequence[Path], tag: str, tags: set[str]) -> Curve:
-    """The values of a tag in a run's files; of a step that was logged twice, as after a run was
-    resumed, the newer one.
+    """The values of a tag in a run's files.
 
-    :param tags: the tags that there are are added to it
+    If a step was logged twice, as happens when a run is resumed, the newer value is kept.
+
+    :param tags: all tags found in the files are added to this set
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -55,13 +55,13 @@ def record(
     """Play episodes and return the latent and the simulator's state of each frame.
 
     Every other episode is played with uniformly random actions, the others with the agent's
-    deterministic ones and Gaussian noise. The model's and the global random generators are left
-    as they were, so that training is not influenced.
+    deterministic actions plus Gaussian noise. The random generators of the model and of the process
+    are restored afterwards, so that training is not influenced.
 
     :param model: a recurrent agent, trained on the image alone
     :param env: a Distracting Control environment with ``vector_observations=True``
     :param n_episodes: number of episodes
-    :param seed: of the first reset, of the actions and of a policy that samples
+    :param seed: seed of the first reset, of random actions and noise, and of a policy that samples
     :raises ValueError: for a bad argument
     """
     check(
@@ -145,7 +145,7 @@ class LinearProbe:
     def r_squared(self, frames: Recorded) -> np.ndarray:
         """Share of each coordinate's variance that is explained, ``(S,)``; at most 1.
 
-        0 is what the mean of ``frames`` would reach; a coordinate that never changes reads 0.
+        Always predicting the mean of ``frames`` gives 0; so does a coordinate that never changes.
         """
         errors = ((frames.states - self._inputs(frames) @ self._weights) ** 2).sum(axis=0)
         totals = ((frames.states - frames.states.mean(axis=0)) ** 2).sum(axis=0)
@@ -172,11 +172,11 @@ def probe(
     """Fit a linear map on episodes of ``train_env`` and return its R² on held-out episodes.
 
     :param model: a recurrent agent, trained on the image alone
-    :param train_env: with the training clips and ``vector_observations=True``
+    :param train_env: environment with the training clips and ``vector_observations=True``
     :param val_env: the same with the validation clips
-    :param n_fitted: episodes that the map is fitted to
-    :param n_held_out: further episodes of each environment that it is tested on
-    :param seed: of environments and actions; the two environments share no episode
+    :param n_fitted: episodes of ``train_env`` to fit the map to
+    :param n_held_out: other episodes, of each environment, to test the map on
+    :param seed: seed of environments and actions; the two environments share no episode
     :raises ValueError: for a bad argument
     """
     check_arguments({"n_fitted": SIZE, "n_held_out": SIZE}, locals())

@@ -26,11 +26,11 @@ _Loader.add_implicit_resolver(
 
 
 def _read_yaml(name: str, text: str, source: str) -> Any:
-    """What ``text`` says.
+    """The value of a text, read as YAML.
 
-    :param name: of the option that it comes from
-    :param source: what the error shows of it
-    :raises ValueError: if it is no YAML
+    :param name: option that the text comes from, for the error message
+    :param source: what the error message quotes
+    :raises ValueError: if ``text`` is not valid YAML
     """
     try:
         return yaml.load(text, _Loader)
@@ -42,8 +42,8 @@ def _read_yaml(name: str, text: str, source: str) -> Any:
 def parse_settings(settings: list[str] | None) -> dict[str, Any]:
     """``["a=1", "b.c=x"]`` to ``{"a": 1, "b": {"c": "x"}}``, values read as YAML.
 
-    :raises ValueError: for an entry without ``=``, a value that is no YAML, or an entry within one
-        that is no dict
+    :raises ValueError: for an entry without ``=``, a value that is not valid YAML, or a dotted key
+        such as ``b.c`` if ``b`` is not a dict
     """
     result: dict[str, Any] = {}
     for setting in settings or []:
@@ -69,12 +69,12 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
 
 
 def read_config(path: Path | None, env_id: str) -> dict[str, Any]:
-    """Constructor arguments, and ``n_timesteps``, out of a YAML file in rl-zoo's format.
+    """Constructor arguments, and ``n_timesteps``, from a YAML file in rl-zoo's format.
 
     :param path: the file; ``None``: no arguments
-    :param env_id: whose entry is read
-    :raises ValueError: if there is no such file or entry, it is no YAML, or an entry needs rl-zoo
-        itself
+    :param env_id: environment whose entry is read
+    :raises ValueError: if there is no such file or entry, the file is not valid YAML, or the entry
+        has settings that only rl-zoo can apply
     """
     if path is None:
         return {}

@@ -55,11 +55,11 @@ class Run:
     preset: str = "paper"
     seed: int = 0
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Of the algorithm, on top of the preset's."""
+    """Arguments of the algorithm, in addition to the preset's, which they override."""
     env_arguments: dict[str, Any] = field(default_factory=dict)
-    """Of the environment, on top of the preset's."""
+    """Arguments of the environment, in addition to the preset's, which they override."""
     n_envs: int = 1
-    """Number of environments, each in a process of its own if there are several."""
+    """Number of environments; each in its own process if several, or if ``collect="async"``."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Outcome:
 
     agent_steps: int
     resumed_at: int | None
-    """Agent steps at the checkpoint that the run continued from; ``None``: it started."""
+    """Agent steps at the checkpoint that the run continued from; ``None`` for a new run."""
     interrupted_by: signal.Signals | None
     """The signal that ended it early."""
 
@@ -76,9 +76,9 @@ class Outcome:
 def make_environment(
     env_id: str, preset: str, split: str, arguments: dict[str, Any] | None = None
 ) -> gym.Env:
-    """An environment that renders; a DCS one as the preset wants it, on the split's videos.
+    """An environment that renders; a DCS one has the preset's arguments and the split's videos.
 
-    :param arguments: of the environment, on top of the preset's
+    :param arguments: arguments of the environment, which override the preset's
     """
     return make_env(env_id, **environment_arguments(env_id, preset, split, arguments or {}))
 
@@ -86,7 +86,7 @@ def make_environment(
 def environment_arguments(
     env_id: str, preset: str | None, split: str, arguments: dict[str, Any]
 ) -> dict[str, Any]:
-    """The arguments that an environment is made with; presets and splits are for DCS ones alone."""
+    """The arguments that an environment is made with; presets and splits apply only to DCS ones."""
     if not is_in_suite(env_id):
         return arguments
     from_preset = get_preset(preset).env_arguments if preset else {}
@@ -96,13 +96,13 @@ def environment_arguments(
 def evaluation_environment(
     origin: Any, env_id: str | None, preset: str | None, split: str, arguments: dict[str, Any]
 ) -> gym.Env:
-    """The environment to evaluate a model in: the one that it learned in, except for what is given.
+    """The environment to evaluate a model in: the one that it learned in, with the given changes.
 
-    :param origin: attribute of the model
-    :param env_id: another environment
-    :param preset: another preset than the model learned with
-    :param split: of the videos
-    :param arguments: of the environment, on top of all others
+    :param origin: the model's attribute ``origin``
+    :param env_id: id of another environment; ``None``: the one that the model learned in
+    :param preset: another preset; ``None``: the one that the model learned with
+    :param split: split of the background videos
+    :param arguments: arguments of the environment, which override all others
     :raises ValueError: if the model does not say where it learned, and ``env_id`` is ``None``; for
         an unknown id
     """
@@ -117,10 +117,10 @@ def evaluation_environment(
 
 @contextmanager
 def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
-    """Inside, no other process trains in ``folder``. A process that dies releases it.
+    """Inside, no other process trains in ``folder``. A process that dies releases the folder.
 
-    :param patience: seconds to wait for that
-    :raises ValueError: if another one still does
+    :param patience: seconds to wait for another process to release the folder
+    :raises ValueError: if another process still trains there
     """
     folder.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + patience
@@ -164,7 +164,7 @@ def _try_to_lock(file: TextIO, kind: int = fcntl.LOCK_EX) -> bool:
 
 
 def write_run(path: Path, run: Run, env: VecEnv) -> None:
-    """Write a folder's ``run.json``, and from where the backgrounds were, which machines decide."""
+    """Write ``run.json``, with the folder of background videos, which depends on the machine."""
     videos = env.get_attr("video_folder")[0] if env.has_attr("video_folder") else None
     path.write_text(json.dumps({**asdict(run), "videos": videos}, indent=1))
 
@@ -190,8 +190,9 @@ def check_same_run(path: Path, run: Run) -> None:
 def is_started(run: Run, folder: Path, resume: bool) -> bool:
     """Whether the folder holds checkpoints of the run.
 
-    :param resume: whether it may
-    :raises ValueError: if it may not, or if they are another run's
+    :param resume: whether checkpoints are allowed, because the run is to be continued
+    :raises ValueError: if there are checkpoints and ``resume`` is ``False``, or if they belong to
+        another run
     """
     started = any((folder / CHECKPOINTS).glob("checkpoint-*"))
     check(
@@ -218,20 +219,21 @@ def train_run(
     progress: bool = True,
     patience: float = 0.0,
 ) -> Outcome:
-    """Train in a folder; continue what was started there.
+    """Train in a folder, or continue a run that was started there.
 
     :param run: what to learn
-    :param folder: made if missing
-    :param total_timesteps: agent steps; by default as many as ``simulator_steps`` take
-    :param simulator_steps: see ``total_timesteps``
+    :param folder: folder of the run; created if missing
+    :param total_timesteps: length of the run in agent steps; by default ``simulator_steps`` divided
+        by the action repeat
+    :param simulator_steps: length of the run if ``total_timesteps`` is ``None``
     :param resume: continue from the newest complete checkpoint in the folder, if there is one
-    :param checkpoint_every: agent steps between two checkpoints; 0: at the end alone
+    :param checkpoint_every: agent steps between two checkpoints; 0: only at the end
     :param validate_every: agent steps between two validations; 0: none
-    :param callbacks: further ones
+    :param callbacks: additional callbacks
     :param progress: show a progress bar
     :param patience: seconds to wait for another process to release the folder
-    :raises ValueError: if the folder holds checkpoints and ``resume`` is not set, or those
-        of another run, or if another process trains there; for a bad argument
+    :raises ValueError: if the folder holds checkpoints and ``resume`` is not set, if they belong to
+        another run, or if another process trains there; for a bad argument
     """
     run = replace(run, env_id=find_spec(run.env_id).id)
     started = is_started(run, folder, resume)
@@ -248,7 +250,7 @@ def train_run(
         resumed_at = model.num_timesteps or None
         total = total_timesteps or -(-simulator_steps // model.action_repeat)
         if model.num_timesteps >= total and not model._is_unfinished:
-            # The process before may have died between its last checkpoint and this.
+            # The previous process may have died after its last checkpoint, before it saved this.
             if trained_for(folder / "model.zip") < (model.num_timesteps, model._n_updates):
                 model.save(folder / "model")
             return Outcome(model.num_timesteps, resumed_at, None)

@@ -111,7 +111,7 @@ def encode_png(image: np.ndarray) -> bytes:
 def log_video(
     logger: Logger, tag: str, frames: Sequence[np.ndarray], fps: float, step: int
 ) -> None:
-    """Show a video in TensorBoard, where the logger writes one.
+    """Log a video to TensorBoard, if that is one of the logger's outputs.
 
     ``SummaryWriter.add_video`` of PyTorch 2.13 looks for ``moviepy.editor``, which moviepy 2 no
     longer has, so the summary is built here.
@@ -120,7 +120,7 @@ def log_video(
 
 
 def log_picture(logger: Logger, tag: str, image: np.ndarray, step: int) -> None:
-    """Show a picture ``(H, W, 3)``, uint8, in TensorBoard, where the logger writes one, at once."""
+    """Log a picture ``(H, W, 3)``, uint8, to TensorBoard at once, if the logger writes there."""
     _log_image(logger, tag, image.shape, encode_png(image), step)
 
 

@@ -1,6 +1,7 @@
-"""Nested dicts, lists, numbers, strings and arrays in one file, from which no code is ever read.
+"""Nested dicts, lists, numbers, strings and arrays in one file; reading it never runs code.
 
-An archive is NumPy's uncompressed npz: the arrays by number, and under ``tree`` the rest as JSON.
+An archive is an uncompressed npz file of NumPy: the arrays are numbered entries, everything else is
+JSON in the entry ``tree``.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def _decode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     if not isinstance(value, dict):
         return value
     if _ARRAY in value:
-        # Each once: two names for one array would let a small file grow as it is used.
+        # Each array is used only once; otherwise a small file could expand into many copies.
         return arrays.pop(str(value[_ARRAY]))
     if _SCALAR in value:
         name, number = value[_SCALAR]

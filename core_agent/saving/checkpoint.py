@@ -5,9 +5,9 @@ A folder of checkpoints holds::
     checkpoint-000007-<sum>.npz   model, random states, environments, running episodes
     replay/episode-<sum>.npz      an episode that has ended, written once
 
-Every file is written under another name, synced, read again and renamed. Its SHA-256 sum is part
-of its name, so that damage shows and no sound file is ever written over. Nothing older is removed
-before the new checkpoint is complete, so the last checkpoint survives a crash at any moment.
+Every file is written under a temporary name, synced, read again and renamed. Its SHA-256 sum is
+part of its name, so damage is detected and an intact file is never overwritten. Nothing older is
+removed before the new checkpoint is complete, so the last checkpoint survives a crash at any time.
 """
 
 from __future__ import annotations
@@ -100,10 +100,10 @@ def _sync(path: Path) -> None:
 
 
 def _store(folder: Path, kind: str, content: bytes) -> str:
-    """Write a file that is complete whenever it has its name.
+    """Write a file that gets its final name only when it is complete.
 
     :return: its name: the kind and the sum of the content
-    :raises OSError: if it cannot be written, or is not what was written
+    :raises OSError: if it cannot be written, or if reading it back gives other content
     """
     path = folder / f"{kind}-{hashlib.sha256(content).hexdigest()}.npz"
     if _read(path) is not None:
@@ -160,7 +160,7 @@ class Checkpoint(NamedTuple):
         return {entry["file"] for entry in self.tree["episodes"] if "file" in entry}
 
     def damaged_episodes(self) -> list[str]:
-        """Those that are missing or changed."""
+        """Names of the files of its replay buffer that are missing or changed."""
         folder = self.path.parent / "replay"
         return [name for name in self.episode_names() if _read(folder / name) is None]
 
@@ -189,7 +189,7 @@ class CheckpointFolder:
     # ---- reading ----
 
     def checkpoints(self) -> Iterator[Checkpoint]:
-        """Those complete except for episodes, newest first; warns of those that are not."""
+        """Undamaged checkpoints, newest first; episodes may be missing. Warns of damaged ones."""
         for path in reversed(self._paths()):
             tree = _read(path)
             if tree is None:
@@ -201,7 +201,7 @@ class CheckpointFolder:
                 yield checkpoint
 
     def newest(self) -> Checkpoint | None:
-        """The newest that is complete; otherwise the newest that lacks only episodes.
+        """The newest complete checkpoint; if there is none, the newest that lacks only episodes.
 
         Reads every file that belongs to it. Damage is reported by a warning.
         """
@@ -217,9 +217,9 @@ class CheckpointFolder:
         return incomplete[0] if incomplete else None
 
     def restore(self, model: Any, checkpoint: Checkpoint) -> None:
-        """Bring a model, loaded from the checkpoint's ``model``, to where it was.
+        """Restore a model, loaded from the checkpoint's ``model``, to its state at the checkpoint.
 
-        :raises ValueError: for other environments
+        :raises ValueError: if the number of environments or their wrappers differ
         """
         state = checkpoint.tree
         n_envs = len(state["replay"]["running"])
@@ -228,7 +228,7 @@ class CheckpointFolder:
             "env",
             f"hold {n_envs} environment(s), as at the checkpoint",
             model.env.num_envs,
-            "load() takes a model to another number of them",
+            "to use another number of environments, load the model with load()",
         )
         self._restore_replay(model.replay_buffer, state)
         set_env_state(model.env, state["envs"])
@@ -239,7 +239,7 @@ class CheckpointFolder:
                 stacklevel=2,
             )
             model._last_obs = None
-        # No reset is due, and none that comes may start as the run started.
+        # No reset is due, and a later one must not start from the seeds of the run's start.
         model.env.unwrapped._reset_seeds()
         if state["acting_policy"] is not None and model.collect != "sequential":
             parameters = {k: torch.from_numpy(v) for k, v in state["acting_policy"].items()}
@@ -268,11 +268,11 @@ class CheckpointFolder:
     # ---- writing ----
 
     def write(self, model: Any) -> Path:
-        """Write a checkpoint, read it again and remove those before the last two.
+        """Write a checkpoint, read it again and remove all but the last two.
 
-        :param model: between two steps or updates
+        :param model: the agent, which must be between two steps or updates
         :return: file of the checkpoint
-        :raises OSError: if it cannot be written; earlier ones are as they were
+        :raises OSError: if it cannot be written; earlier ones are unchanged
         :raises ValueError: if a parameter is not finite
         """
         for name, parameter in model.policy.named_parameters():
@@ -326,7 +326,7 @@ class CheckpointFolder:
     def _write_episodes(self, buffer: SequenceReplayBuffer) -> list[Tree]:
         """Write the episodes that have ended since the last checkpoint.
 
-        :return: all episodes: the files that hold them, and those that are running as they are
+        :return: an entry for each episode: its file, or the episode itself if it is still running
         """
         running = {id(episode) for episode in buffer.running}
         entries: list[Tree] = []

@@ -64,10 +64,10 @@ def check_state_dict(
 ) -> None:
     """Make sure that the parameters found are those of the model.
 
-    :param name: of the networks, for the error
-    :param own: the model's
-    :param found: by name
-    :param exact: none may be missing and none too many
+    :param name: name of the networks, for the error message
+    :param own: the model's parameters, by name
+    :param found: the parameters found, by name
+    :param exact: whether all names must match; otherwise missing and additional ones are ignored
     """
     check(isinstance(found, Mapping), name, "be parameters by name", type(found).__name__)
     missing = sorted(own.keys() - found.keys()) if exact else []

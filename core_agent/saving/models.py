@@ -47,14 +47,14 @@ def load_model(
     force_reset: bool,
     arguments: Mapping[str, Any],
 ) -> Any:
-    """A model from a file, which is checked before networks take memory.
+    """A model from a file, which is checked before memory for the networks is allocated.
 
-    The model is built once: its networks without memory, which they get when their parameters are
-    known to be those in the file. Errors of the file name it; those of the other arguments do not.
+    The networks are built without memory, which is allocated once the parameters in the file are
+    known to fit. Errors in the file name the file; errors in the other arguments do not.
 
     :param model_class: the agent that the file should hold
-    :param custom_objects: take the place of entries of the file, which are not read
-    :param arguments: attributes that take the place of the saved ones
+    :param custom_objects: replacements for entries of the file, which are then not read
+    :param arguments: attributes that replace the saved ones
     :raises UnsafeFileError: for a file that is not a safe and complete model of this class
     :raises ValueError: for an environment or an argument that does not fit the model
     """
@@ -89,9 +89,9 @@ def load_model(
 
 
 def _check_agent(model_class: type, path: Any, data: Mapping[str, Any]) -> None:
-    """Make sure that a file is of this agent, as far as it says of whom it is.
+    """Make sure that a file holds this agent, if the file says which agent it holds.
 
-    :param data: attributes of the saved model, what is pickled left as it is
+    :param data: attributes of the saved model; pickled ones are not unpickled
     :raises UnsafeFileError: naming the algorithm that the file holds, and what to use
     """
     # A user's subclass may load what its parent has saved.
@@ -115,9 +115,9 @@ def _check_agent(model_class: type, path: Any, data: Mapping[str, Any]) -> None:
 
 
 def _without_networks(model_class: Any, device: Any, saved: SavedModel) -> Any:
-    """A model with the attributes of a file, before networks take memory.
+    """A model with the attributes of a file, without its networks.
 
-    The constructor checks those that are its arguments.
+    The constructor checks the attributes that are also its arguments.
 
     :raises ValueError: if the file holds no model of this class
     """
@@ -133,9 +133,9 @@ def _without_networks(model_class: Any, device: Any, saved: SavedModel) -> Any:
 
 
 def _policy_without_values(model: Any, parameters: Any) -> BasePolicy | None:
-    """The model's policy with memory for parameters that fit it; ``None`` for one of the user's.
+    """The model's policy, with memory allocated but no values yet; ``None`` for a user's class.
 
-    What that does in its constructor, tensors without memory may not be able to do.
+    The constructor of a user's class may need operations that tensors without memory do not have.
 
     :raises ValueError: if the parameters do not fit
     """
@@ -154,7 +154,7 @@ def checked_parameters(
 
     :param model: the agent whose networks and optimisers they are for
     :param source: model file, or the state dicts
-    :param exact: none may be missing in one of a network, and none too many
+    :param exact: whether the names in a state dict must be exactly the network's
     :raises UnsafeFileError: if a file is no saved model
     :raises ValueError: for parameters that do not fit the model
     """

@@ -84,8 +84,9 @@ def get_layout(buffer: SequenceReplayBuffer) -> Tree:
 def fill_buffer(buffer: SequenceReplayBuffer, layout: Tree, episodes: Iterable[Episode]) -> None:
     """Replace what a buffer holds.
 
-    :param layout: from :func:`get_layout`; of another number of environments, all episodes end
-    :param episodes: in their order
+    :param layout: from :func:`get_layout`; if it is of another number of environments, no episode
+        keeps running
+    :param episodes: the episodes, oldest first
     """
     episodes = list(episodes)
     by_serial = {episode.serial: episode for episode in episodes}

@@ -1,9 +1,10 @@
 """Environments that can be restored to where they were.
 
-An environment with ``get_state()`` and ``set_state(state)`` is restored to any step; the state is
-plain values: numbers, strings, arrays, nested dicts and lists of them. Of every other one the state
-of the random generator before the running episode is known, so that it is restored to an episode's
-first observation, bit for bit; within an episode it cannot be: a new one starts.
+An environment with ``get_state()`` and ``set_state(state)`` can be restored to any step; the state
+must be plain values: numbers, strings, arrays, nested dicts and lists of them. For any other
+environment, only the state of its random generator before the current episode is saved. It can be
+restored, bit for bit, to the first observation of an episode; at any later step, a new episode
+starts instead.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ _PLUMBING = frozenset(
     {"env", "venv", "_cached_spec", "_metadata", "_saved_kwargs", "class_attributes"}
     | {"results_writer", "metadata", "reset_infos", "_seeds", "_options"}
 )
-"""Attributes of wrappers that the future does not follow from."""
+"""Attributes of wrappers that do not affect later steps."""
 _OPENED = (RunningMeanStd, StackedObservations)
-"""Objects whose attributes are saved as a wrapper's are."""
+"""Classes whose objects are saved like wrappers: attribute by attribute."""
 
 
 def _is_fixed(value: Any) -> bool:
@@ -88,7 +89,7 @@ def set_attributes(thing: Any, state: State) -> None:
 class Resumable(gym.Wrapper):
     """Saves and restores the state of an environment.
 
-    It goes around all other wrappers; :func:`make_resumable` puts it there.
+    It must be the outermost wrapper; :func:`make_resumable` adds it there.
 
     :param env: any Gymnasium environment
     """
@@ -108,7 +109,7 @@ class Resumable(gym.Wrapper):
         return self.env.step(action)
 
     def get_state(self) -> State:
-        """Plain values, among them ``exact``: whether :meth:`set_state` restores all of it."""
+        """The state as plain values; ``exact`` says whether :meth:`set_state` restores it fully."""
         inner = self.unwrapped
         if hasattr(inner, "get_state") and hasattr(inner, "set_state"):
             try:
@@ -175,7 +176,7 @@ def get_env_state(env: VecEnv, trusted: bool = True) -> State:
 
     :param env: what :func:`make_resumable` was called on, or environments that are in
         :class:`Resumable` already
-    :param trusted: ``False`` leaves the environments themselves out, as after a fault of theirs
+    :param trusted: ``False`` leaves out the environments themselves, for example if one has failed
     """
     exact = trusted and all(env.env_is_wrapped(Resumable))
     envs = env.env_method("get_state") if exact else []

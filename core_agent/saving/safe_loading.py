@@ -1,9 +1,9 @@
-"""Loading files without running what is in them.
+"""Loading files without running code in them.
 
 A model file of Stable-Baselines3 holds pickled objects, and unpickling can call anything. The
 restricted unpickler here knows the names that a model of this package needs, such as spaces,
-arrays, schedules and noise, and refuses every other; it calls few of them. Archives are refused
-before they are unpacked if they unpack to far more than they are.
+arrays, schedules and noise, and refuses all others; it calls only a few of them. An archive that
+would unpack to much more than its own size is refused before it is unpacked.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ ALLOWED: dict[str, set[str]] = {
 STAND_INS: dict[str, Any] = {
     # What protocol 2 writes for bytes; other encodings take long.
     "_codecs.encode": lambda text, _: text.encode("latin1"),
-    # An array is made empty and given its content, of which its size follows; called as a class it
-    # would be as large as the file asks for. So would the pool of a SeedSequence.
+    # An array is created empty; its size then follows from its content. If the class were called,
+    # the file could ask for any size. The same holds for the pool of a SeedSequence.
     "numpy.ndarray": "ndarray",
     "numpy._core.multiarray._reconstruct": lambda *_: np.empty(0),
     "numpy.random.bit_generator.SeedSequence": "SeedSequence",
@@ -63,11 +63,12 @@ STAND_INS: dict[str, Any] = {
         bit_generator.__pyx_unpickle_SeedSequence(np.random.SeedSequence, *rest)  # type: ignore[attr-defined]
     ),
 }
-"""What is found under names that with other arguments than the usual would do harm."""
+"""Replacements for names that could do harm if they were called with unusual arguments."""
 
 LOADED_BASES = (BasePolicy, BaseBuffer, Episode, ActionNoise, spaces.Space)
-"""Subclasses of these are let in where their module has been imported already. They are not called
-but made bare and given their state: a constructor could be asked for any amount of memory."""
+"""Subclasses of these are allowed if their module has already been imported. They are not called;
+an object is created without its constructor and given its state, because a constructor could be
+asked for any amount of memory."""
 
 SHARED = (type, Enum, FunctionType, BuiltinFunctionType, ModuleType)
 """What the process shares, and no file may therefore change."""
@@ -87,8 +88,9 @@ _PythonUnpickler: Any = pickle._Unpickler
 class RestrictedUnpickler(_PythonUnpickler):
     """Unpickles what a model needs and refuses the rest.
 
-    Python's own implementation, not that in C: it asks :meth:`load_reduce` before it calls
-    anything, and takes no memory for what a damaged file merely announces.
+    It extends Python's own implementation of ``pickle``, not the one in C: Python's asks
+    :meth:`load_reduce` before it calls anything, and allocates no memory for content that a damaged
+    file only announces.
     """
 
     dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(_PythonUnpickler.dispatch)
@@ -149,11 +151,11 @@ def loads_safely(value: Any) -> bool:
 
 @contextmanager
 def reading(path: Any, what: str) -> Iterator[None]:
-    """Whatever goes wrong inside becomes one kind of error, which names the file.
+    """Turn every exception raised inside into one kind of error, which names the file.
 
     :param path: the file that is read
-    :param what: it should be, for example ``"a saved model"``
-    :raises UnsafeFileError: from whatever was raised
+    :param what: what the file should be, for example ``"a saved model"``
+    :raises UnsafeFileError: for any exception raised inside
     """
     name = repr(str(path)) if isinstance(path, (str, pathlib.Path)) else f"an open file {path!r}"
     rule = f"path must be {what}, got {name}"
@@ -170,7 +172,7 @@ def reading(path: Any, what: str) -> Iterator[None]:
 
 @contextmanager
 def opened(path: str | pathlib.Path | io.BufferedIOBase, suffix: str) -> Iterator[Any]:
-    """The file to read from the start; closed again unless the caller had it open.
+    """The file, open for reading from its start; closed afterwards unless the caller opened it.
 
     :raises FileNotFoundError: if there is none
     """
@@ -189,9 +191,9 @@ def check_archive(file: Any) -> list[str]:
     """The names of the entries of a zip archive that is safe to unpack.
 
     :param file: binary, open
-    :raises UnsafeFileError: if it unpacks to more than ``MAX_EXPANSION`` times its size, has a name
-        that leads elsewhere or a name twice, or holds TorchScript, which is code
-    :raises zipfile.BadZipFile: if it is no zip archive
+    :raises UnsafeFileError: if it unpacks to more than ``MAX_EXPANSION`` times its size, an entry's
+        name leads out of the archive or occurs twice, or it holds TorchScript, which is code
+    :raises zipfile.BadZipFile: if it is not a zip archive
     """
     size = file.seek(0, io.SEEK_END)
     with zipfile.ZipFile(file) as archive:
@@ -245,10 +247,10 @@ def read_model(file: Any, data: dict[str, Any], replaced: dict[str, Any]) -> Sav
 
 
 def read_data(path: str | pathlib.Path | io.BufferedIOBase) -> dict[str, Any]:
-    """The ``data`` entry of a model file, what is pickled in it left as it is.
+    """The ``data`` entry of a model file; pickled values in it are not unpickled.
 
-    :param path: what ``load`` takes
-    :raises UnsafeFileError: for a file that is no saved model
+    :param path: a file as ``load`` takes it, by name or open
+    :raises UnsafeFileError: for a file that is not a saved model
     """
     with opened(path, "zip") as file, reading(path, "a saved model"):
         return read_json(file)
@@ -269,7 +271,7 @@ def read_parameters(file: Any) -> dict[str, Any]:
 
 
 def read_json(file: Any) -> dict[str, Any]:
-    """The ``data`` entry of a model file, what is pickled in it left as it is.
+    """The ``data`` entry of a model file; pickled values in it are not unpickled.
 
     :param file: binary, open
     :raises UnsafeFileError: for a file that is not safe to unpack

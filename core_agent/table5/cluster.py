@@ -19,17 +19,17 @@ from core_agent.table5.grid import (
 from core_agent.validation import at_least, check, check_arguments
 
 PASSED_ON = ("MUJOCO_GL", "DCS_VIDEOS", "PYTHONPATH")
-"""Environment variables that runs on other machines see as this process does."""
+"""Environment variables of this process that are passed on to runs on other machines."""
 N_RETRIES = 10
 """Times that a run is started again after its machine or process was lost."""
 MOST_AT_ONCE = 1_000
-"""Runs at once where neither processors nor GPUs are reserved for one."""
+"""The most runs at once if neither processors nor GPUs are reserved for a run."""
 
 
 def start_ray(address: str | None = None) -> dict[str, float]:
-    """Start Ray here, or connect to a cluster; its resources, such as ``{"CPU": 8.0}``.
+    """Start Ray here, or connect to a cluster; return its resources, such as ``{"CPU": 8.0}``.
 
-    :param address: of a running cluster; ``None``: this machine alone
+    :param address: address of a running cluster; ``None``: only this machine
     :raises ValueError: if Ray is not installed
     """
     try:
@@ -79,17 +79,17 @@ def run_on_ray(
 ) -> dict[Path, str]:
     """Do all jobs, as many at once as there is room for.
 
-    A run whose machine or process is lost continues from its last checkpoint, elsewhere if need be.
-    ``root`` must be a folder that all machines share. SIGINT (Ctrl-C) and SIGTERM stop every run
-    with a checkpoint; a second signal acts as without this function.
+    A run whose machine or process is lost continues from its last checkpoint, on another machine if
+    necessary. ``root`` must be a folder that all machines share. At SIGINT (Ctrl-C) or SIGTERM,
+    every run writes a checkpoint and stops; a second signal acts as it would without this function.
 
     :param jobs: what to run
-    :param root: where, see :meth:`~core_agent.table5.grid.Job.folder`
-    :param address: of a running cluster; ``None``: this machine alone
+    :param root: folder that holds all runs, see :meth:`~core_agent.table5.grid.Job.folder`
+    :param address: address of a running cluster; ``None``: only this machine
     :param cpus: processors for a run
     :param gpus: GPUs for a run; 0.25 puts four runs on each
-    :param watch: called every ``seconds_between``
-    :return: by the folder of each run, its state when this function ended
+    :param watch: function that is called about every ``seconds_between`` seconds
+    :return: the state of each run when this function ended, by the folder of the run
     :raises ValueError: if Ray is not installed or can never make room for one run
     """
     check_arguments({"cpus": at_least(0), "gpus": at_least(0)}, locals())
@@ -126,12 +126,12 @@ def run_on_ray(
 
 
 def run_on_worker(job: Job, root: Path) -> str:
-    """Do a job in a process of Ray's, whose one source of SIGINT is ``ray.cancel``.
+    """Do a job in a process of Ray, in which SIGINT comes only from ``ray.cancel``.
 
     :return: as :func:`~core_agent.table5.grid.run_job`, or ``"interrupted"``
-    :raises RunInterruptedError: if another signal stopped it: Ray starts it again
+    :raises RunInterruptedError: if another signal stopped it; Ray then starts it again
     """
-    # What a shell starts in the background ignores SIGINT, and Ray's processes inherit that.
+    # Programs that a shell starts in the background ignore SIGINT; Ray's processes inherit that.
     signal(SIGINT, default_int_handler)
     try:
         return run_job(job, root)

@@ -25,11 +25,11 @@ from core_agent.table5.grid import EPISODE_STEPS, Job, read_status
 
 N_TIMED_STEPS = 40
 SHORT_RUN = 2_000
-"""Agent steps of a run whose time is not worth an estimate, which takes half a minute."""
+"""No time is estimated for a run of fewer agent steps: the estimate takes half a minute."""
 
 
 class Estimate(NamedTuple):
-    """Of the time that a run takes on this machine, in seconds."""
+    """Estimated times of a run on this machine, in seconds."""
 
     step: float
     """One agent step."""
@@ -44,7 +44,7 @@ class Estimate(NamedTuple):
 def estimate_run(job: Job, n_updates: int = 2) -> Estimate:
     """The time that a run takes, from some of its steps and updates on this machine.
 
-    :param n_updates: how many are timed, after one that is not
+    :param n_updates: number of updates to time, after one more for warming up
     """
     with closing(training_environment(job.run, "train")) as env:
         arguments = preset(
@@ -90,10 +90,10 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def draw_estimate(jobs: Sequence[Job], root: Path, price: float = 0.0, at_once: int = 1) -> Table:
-    """A table of the time that the unfinished runs take, from trying one of each agent here.
+    """A table of the time that the unfinished runs take, from timing each agent on each task here.
 
-    :param price: of an hour of one run; 0 leaves the cost out
-    :param at_once: runs that there is room for at once, each as fast as one alone is here
+    :param price: price of an hour of one run; 0 leaves the cost out
+    :param at_once: number of runs at once; each is assumed to be as fast as a single run here
     """
     left = [job for job in jobs if read_status(job.folder(root))["state"] != "finished"]
     at_once = min(at_once, max(len(left), 1))
@@ -133,9 +133,9 @@ def draw_estimate(jobs: Sequence[Job], root: Path, price: float = 0.0, at_once: 
 
 
 def announce(run: Run, agent_steps: int | None) -> str:
-    """Words on the time that a run at the paper's sizes takes on a CPU; empty for any other run.
+    """A message about the time that a run at the paper's sizes takes on a CPU; empty for others.
 
-    :param agent_steps: its length; ``None``: the paper's
+    :param agent_steps: length of the run; ``None``: the paper's
     """
     names = run.preset.split("+")
     device = str(run.arguments.get("device", "auto"))

@@ -99,7 +99,7 @@ class Suite:
         check_arguments(dict.fromkeys(counts, SIZE), vars(self))
 
     def jobs(self) -> list[Job]:
-        """One for each run, seeds last, so that an unfinished grid has all settings."""
+        """One job per run, sorted by seed, so that an unfinished grid already has all settings."""
         grid = itertools.product(
             self.seeds, self.agents, self.tasks, self.difficulties, self.distractions
         )
@@ -192,10 +192,10 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 class Recorder(BaseCallback):
-    """Writes a run's record; entries after the checkpoint it continues from are written again.
+    """Writes a run's record; entries later than the checkpoint it resumes from are replaced.
 
     :param job: the run
-    :param folder: the run's
+    :param folder: the run's folder
     """
 
     def __init__(self, job: Job, folder: Path) -> None:
@@ -207,7 +207,7 @@ class Recorder(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._action_repeat = self.model.action_repeat  # type: ignore[attr-defined]
-        # A run may continue on a machine where "auto" is another one.
+        # A run may continue on a machine where "auto" chooses another precision.
         precision = self.model.precision  # type: ignore[attr-defined]
         self.precisions.add(used_precision(precision, self.model.device))
         self._clock_before = 0.0
@@ -294,13 +294,13 @@ class Recorder(BaseCallback):
 
 
 def run_job(job: Job, root: Path, progress: bool = False) -> str:
-    """Do what is left of a run; leave what is finished, unless it is to be longer now.
+    """Do what is left of a run; a finished run is only continued if it is to be longer now.
 
-    An error of the run's own is written into its ``status.json`` and does not go further.
+    If the run fails, its error is written to its ``status.json`` and not raised.
 
     :param progress: show a progress bar
     :return: ``"finished"`` or ``"failed"``
-    :raises RunInterruptedError: if a signal stopped it; run again, it continues
+    :raises RunInterruptedError: if a signal stopped the run; call again to continue it
     """
     folder = job.folder(root)
     status = read_status(folder)

@@ -46,7 +46,7 @@ def list_runs(jobs: Sequence[Job], root: Path) -> list[dict[str, Any]]:
 def draw_table(jobs: Sequence[Job], root: Path) -> Table:
     """One row for each agent and environment: seeds by state, progress, returns, speed.
 
-    The return is the mean of the last evaluations, with the number of seeds that it is of.
+    The return is the mean of the seeds' last evaluations, followed by the number of these seeds.
     """
     table = Table("agent", "environment", title=f"{len(jobs)} runs in {root}")
     for column in (*STATES, "progress", "return", "steps/s"):

@@ -126,12 +126,12 @@ def stratified_bootstrap(
 ) -> Interval:
     """Percentile interval of a statistic when seeds are resampled within each setting.
 
-    :param statistic: of one set of strata for each sample, ``(n_resamples, n_seeds)`` each; its
-        result has ``n_resamples`` in front
-    :param samples: strata ``(n_seeds,)``; several where agents are compared
+    :param statistic: function that takes, for each sample, strata ``(n_resamples, n_seeds)``, and
+        returns an array whose first axis is ``n_resamples``
+    :param samples: strata ``(n_seeds,)``; one sample for each agent that is compared
     :param n_resamples: number of resamples
     :param level: share of the resamples within the interval
-    :param seed: of the draws
+    :param seed: seed of the resampling
     :raises ValueError: if a setting has no seed
     """
     check(fewest_seeds(*samples) > 0, "samples", "have a seed in every setting", samples)

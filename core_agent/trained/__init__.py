@@ -89,7 +89,7 @@ actions return {self.random_return:.0f}. Trained for {self.simulator_steps:,} si
 
 
 def trained_names() -> tuple[str, ...]:
-    """The ids of the environments that a trained agent comes with the package for."""
+    """The ids of the environments for which the package includes a trained agent."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.npz")))
 
 
@@ -106,9 +106,9 @@ def read_card(name: str) -> ModelCard:
 
 
 def load_trained(name: str) -> SequenceOffPolicyAlgorithm:
-    """A trained agent, to act with: ``predict``, ``encode`` and ``imagine`` work as after training.
+    """A trained agent for acting: ``predict``, ``encode`` and ``imagine`` work as after training.
 
-    Its critics are not trained: they are left out of the file.
+    Its critics are untrained, because the file does not contain them.
 
     :param name: id of the environment, one of :func:`trained_names`
     :raises ValueError: for an unknown name
@@ -150,10 +150,11 @@ def fill(model: SequenceOffPolicyAlgorithm, arrays: dict[str, np.ndarray]) -> No
 def save_trained(model: SequenceOffPolicyAlgorithm, card: ModelCard, folder: Path) -> None:
     """Write a trained agent and its card, as :func:`load_trained` reads them.
 
-    :param model: trained
-    :param card: says how; its ``env_id`` is the name of both files
-    :param folder: made if missing
-    :raises ValueError: for a model that is not the card's agent, or that does not see images alone
+    :param model: the trained agent
+    :param card: how it was trained; its ``env_id`` is the name of both files
+    :param folder: created if missing
+    :raises ValueError: for a model that is not the card's agent, or whose observation is not an
+        image
     """
     expected = AGENTS[card.agent].__name__
     check(type(model).__name__ == expected, "model", f"be a {expected}", type(model).__name__)
@@ -190,14 +191,14 @@ class NextTo(gym.Wrapper):
 
 
 DISTRACTIONS = ("distractions", "scale", "n_clips", "video_path")
-"""Arguments that a clean environment does not take from a distracting one."""
+"""Arguments of a distracting environment that its clean counterpart is made without."""
 
 
 def find_agent(agent: str) -> SequenceOffPolicyAlgorithm:
-    """The agent of a run, of a file, or one that comes with the package.
+    """The agent of a run or of a file, or one that comes with the package.
 
-    :param agent: path of the first two, or one of :func:`trained_names`
-    :raises ValueError: if there is no such thing
+    :param agent: path of a run's folder or of a saved model, or one of :func:`trained_names`
+    :raises ValueError: if there is no such agent
     """
     if agent not in trained_names() and (Path(agent).exists() or Path(f"{agent}.zip").exists()):
         return load_agent(agent)
@@ -215,7 +216,7 @@ def without_distractions(origin: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def watch(agent: str, output: Path, seed: int = 0, window: bool = False) -> float:
-    """Play one episode of an agent, next to one without distractions where there were some.
+    """Play one episode of an agent, next to one without distractions if its task has any.
 
     :param agent: see :func:`find_agent`
     :param output: the .mp4 or .gif to write, unless it is shown in a window

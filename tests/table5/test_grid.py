@@ -190,9 +190,9 @@ def test_the_end_of_a_grid_says_how_to_continue(tmp_path, capsys):
         say_how_they_ended({tmp_path / str(i): state for i, state in enumerate(states)})
     assert ending.value.exit_code == 128 + signal.SIGINT
     failure, stopped = capsys.readouterr().err.splitlines()
-    assert failure.endswith("4 failed; why is in its status.json")
+    assert failure.endswith("4 failed; the reason is in its status.json")
     assert stopped.startswith("2 run(s) interrupted and 1 not started; ")
-    assert stopped.endswith("the same command continues.")
+    assert stopped.endswith("to continue, run the same command.")
     with pytest.raises(typer.Exit) as ending:
         say_how_they_ended({tmp_path: "failed"})
     assert ending.value.exit_code == 1

@@ -97,7 +97,7 @@ def line(
 ) -> Trace:
     """An agent's curve.
 
-    :param template: of the words under the pointer, after the agent's name
+    :param template: template of the text that hovering shows after the agent's name
     """
     dash = DASHES[study.agents.index(agent) // N_COLOURS % len(DASHES)]
     return {
@@ -251,7 +251,7 @@ def learning_figure(study: Study, setting: Setting) -> Figure:
 def curve_traces(
     study: Study, agent: str, setting: Setting, points: Sequence[CurvePoint]
 ) -> list[Trace]:
-    """The mean over seeds, and its bootstrap interval from 3 seeds on; of two, each seed."""
+    """The mean over seeds, with its bootstrap interval from 3 seeds on; for two, also each seed."""
     traces = []
     runs = study.select(setting, agent)
     if 1 < len(runs) < MINIMUM_SEEDS:

@@ -168,9 +168,9 @@ def title(study: Study) -> str:
 
 
 def number(value: float, digits: int = 0, plus: bool = False) -> str:
-    """With thousands separated and a true minus sign; a dash for what is not finite.
+    """A number with thousands separators and a true minus sign; a dash if it is not finite.
 
-    :param plus: positive numbers have a sign too
+    :param plus: write the sign of positive numbers too
     """
     if not math.isfinite(value):
         return "–"

@@ -159,9 +159,9 @@ def learning_curve(study: Study, agent: str, setting: Setting) -> list[CurvePoin
 
 
 def aggregates(study: Study) -> list[Aggregate]:
-    """Over the suite's settings: at each of the paper's steps, and at the others' last ones.
+    """Aggregates over the suite's settings: one for each of the paper's steps, one for other steps.
 
-    Scores are those of the settings that all agents share.
+    Scores are those of the settings on which all agents were evaluated.
     """
     steps_of: dict[int | None, dict[Setting, int]] = {steps: {} for steps in (*PAPER_STEPS, None)}
     for setting in study.settings:
@@ -183,10 +183,10 @@ def aggregates(study: Study) -> list[Aggregate]:
 def binned_means(
     points: Sequence[tuple[float, float]], n_bins: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean value at each step, or within equally many neighbouring steps if those are too many.
+    """Mean value at each step; if there are too many steps, over groups of neighbouring steps.
 
     :param points: ``(step, value)`` of all seeds
-    :param n_bins: most points that come back
+    :param n_bins: largest number of points to return; the groups have equally many steps
     """
     steps, values = np.array(sorted(points), dtype=float).reshape(-1, 2).T
     distinct, index = np.unique(steps, return_inverse=True)

@@ -179,9 +179,10 @@ def make_study(runs: Sequence[RecordedRun]) -> Study:
 
 
 def name_agents(runs: Sequence[RecordedRun]) -> dict[str, str]:
-    """Names by variant: the paper's, with the settings that not all its variants share in brackets.
+    """Names by variant: the paper's and, in brackets, settings in which an agent's variants differ.
 
-    CoRe comes first, the others as :data:`METHODS` has them, then unknown ones; ablations follow.
+    Agents come in the order of :data:`METHODS`, CoRe first and unknown ones last; of one agent,
+    variants with fewer settings come first.
     """
     variants = {run.variant: run for run in runs}
     words = {variant: settings_of(run) for variant, run in variants.items()}
@@ -216,8 +217,9 @@ def settings_of(run: RecordedRun) -> dict[str, str]:
 def compared_steps(runs: Sequence[RecordedRun]) -> list[int]:
     """Simulator steps at which runs on one setting are compared.
 
-    Those of the paper that any run was evaluated at; before that, the last step that most of the
-    finished runs (of all runs while none is finished) were evaluated at.
+    These are the paper's steps at which any run was evaluated. If there are none, it is the step at
+    which most finished runs (or most runs, while none is finished) were evaluated; of several such
+    steps, the last.
     """
     evaluated = [run for run in runs if run.returns]
     of_paper = [steps for steps in PAPER_STEPS if any(steps in run.returns for run in evaluated)]
