@@ -94,7 +94,7 @@ class Evaluation(NamedTuple):
 
     env_id: str
     videos: str
-    """``"builtin"`` or ``"DAVIS"``; empty without backgrounds of the suite."""
+    """``"builtin"``, or the name of the folder, such as ``"DAVIS"``; empty without videos."""
     seed: int
     returns: list[float]
     random_returns: list[float]
@@ -198,7 +198,7 @@ def evaluate(
     videos = env.get_wrapper_attr("video_folder") if env.has_wrapper_attr("video_folder") else ""
     return Evaluation(
         env_id=env.spec.id if env.spec else type(env.unwrapped).__name__,
-        videos=videos if videos in ("", "builtin") else "DAVIS",
+        videos=Path(videos).name,
         seed=seed,
         returns=[episode.episode_return for episode in played],
         random_returns=[episode.episode_return for episode in at_random],

@@ -178,11 +178,11 @@ def test_the_packaged_configurations_can_be_read(env_id):
 
 
 def test_settings_are_read_as_yaml_and_nest():
-    settings = parse_settings(["a=1", "b.c=[1, 2]", "b.d=x", "e=null"])
+    settings = parse_settings(["a=1", "b.c=[1, 2]", "b.d=x", "e=null"], "--set")
     assert settings == {"a": 1, "b": {"c": [1, 2], "d": "x"}, "e": None}
     numbers = {"1e-3": 1e-3, "1.5e6": 1.5e6, "-.5E2": -50.0, "[2e-4]": [2e-4], "1e": "1e"}
     for text, value in numbers.items():
-        assert parse_settings([f"a={text}"]) == {"a": value}
+        assert parse_settings([f"a={text}"], "--set") == {"a": value}
 
 
 @pytest.mark.parametrize(
@@ -192,6 +192,7 @@ def test_settings_are_read_as_yaml_and_nest():
             ["train", CLEAN, "--set", "kl_coef"],
             "must have the form key=value",
         ),
+        (["train", CLEAN, "--env-set", "image_size"], "--env-set must have the form key=value"),
         (["train", CLEAN, "--set", "x={"], "--set must be valid YAML, got 'x={'"),
         (
             ["train", CLEAN, "--set", "a=1", "--set", "a.b=2"],

@@ -42,7 +42,7 @@ def evaluate(
     from core_agent.runs.training import evaluation_environment
 
     model, first = load_agent(path), first_seed(seed, split=split)
-    arguments = (env_id, preset, split, parse_settings(env_settings))
+    arguments = (env_id, preset, split, parse_settings(env_settings, "--env-set"))
     with closing(evaluation_environment(model.origin, *arguments)) as env:
         results = play(env, model, episodes, not stochastic, first)
         random_return = summarize(play(env, None, episodes, seed=first)).mean
@@ -82,7 +82,7 @@ def record(
 
     check_video("--output", video)
     model, first = load_agent(path), first_seed(seed, split=split)
-    arguments = (env_id, preset, split, parse_settings(env_settings))
+    arguments = (env_id, preset, split, parse_settings(env_settings, "--env-set"))
     with closing(evaluation_environment(model.origin, *arguments)) as env:
         result = play(env, model, 1, seed=first, record=True)[0]
     write_video(video, result.frames, FRAMES_PER_SECOND)

@@ -81,12 +81,13 @@ def train(
     from core_agent.runs.training import Run, train_run
     from core_agent.table5.estimate import announce
 
-    arguments = {**read_config(config, env_id), **parse_settings(settings)}
+    arguments = {**read_config(config, env_id), **parse_settings(settings, "--set")}
     configured_steps = arguments.pop("n_timesteps", None)
     if configured_steps is not None:
         at_least(1)("n_timesteps", configured_steps)
         configured_steps = int(configured_steps)  # often 1e6, a float
-    run = Run(env_id, agent, preset, seed, arguments, parse_settings(env_settings), n_envs)
+    env_arguments = parse_settings(env_settings, "--env-set")
+    run = Run(env_id, agent, preset, seed, arguments, env_arguments, n_envs)
     total = steps or configured_steps
     if not (folder / "run.json").exists() and (cost := announce(run, total)):
         errors.print(cost, highlight=False, soft_wrap=True)

@@ -11,6 +11,7 @@ import yaml
 from core_agent.environments.suite import bare_id
 from core_agent.validation import check
 
+EXAMPLES = {"--set": "batch_size=16", "--env-set": "image_size=64"}
 ZOO_ONLY = ("n_envs", "normalize", "frame_stack", "env_wrapper", "callback")
 
 
@@ -39,9 +40,10 @@ def _read_yaml(name: str, text: str, source: str) -> Any:
         raise ValueError(f"{name} must be valid YAML, got {source!r} ({why})") from error
 
 
-def parse_settings(settings: list[str] | None) -> dict[str, Any]:
+def parse_settings(settings: list[str] | None, option: str) -> dict[str, Any]:
     """``["a=1", "b.c=x"]`` to ``{"a": 1, "b": {"c": "x"}}``, values read as YAML.
 
+    :param option: name of the option that they come from
     :raises ValueError: for an entry without ``=``, a value that is not valid YAML, or a dotted key
         such as ``b.c`` if ``b`` is not a dict
     """
@@ -50,8 +52,8 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
         key, equals, value = setting.partition("=")
         if not equals or not key:
             raise ValueError(
-                f"--set must have the form key=value, got {setting!r}; for example "
-                "--set batch_size=16"
+                f"{option} must have the form key=value, got {setting!r}; for example "
+                f"{option} {EXAMPLES[option]}"
             )
         *parents, name = key.split(".")
         target = result
@@ -59,12 +61,12 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
             target = target.setdefault(parent, {})
             check(
                 isinstance(target, dict),
-                "--set",
+                option,
                 "have a dict before each dot",
                 setting,
                 f"{parent} is {target!r}; give one of the two",
             )
-        target[name] = _read_yaml("--set", value, setting)
+        target[name] = _read_yaml(option, value, setting)
     return result
 
 
