@@ -21,9 +21,9 @@ the state              ``(n, ...)``        from the last step; zeros at first
 ``episode_start``      ``(n,)``            bool
 =====================  ==================  =====================================================
 
-The state of CoRe and RecurrentSAC is ``deter``, ``stoch`` and ``previous_action``; that of the
-other agents the stack of the last frames, ``stack``, or ``stack_`` and the key for each key of a
-Dict. The outputs are ``action`` and the next state, ``next_deter`` and so on.
+The state of CoRe and RecurrentSAC is ``deter``, ``stoch`` and ``previous_action``. The state of the
+other agents is the stack of the last frames: ``stack``, or ``stack_<key>`` for each key of a Dict.
+The outputs are ``action`` and the next state, ``next_deter`` and so on.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def export_onnx(model: BaseAlgorithm, path: str | Path) -> Path:
     :param path: file to write
     :return: the path
     :raises ValueError: for another algorithm's model
-    :raises ModuleNotFoundError: without onnx and onnxscript, saying how to install them
+    :raises ModuleNotFoundError: without onnx or onnxscript, saying how to install them
     """
     policy = getattr(model, "policy", None)
     check(

@@ -1,4 +1,4 @@
-"""An exported agent at work, with NumPy and onnxruntime alone.
+"""Run an exported agent with only NumPy and onnxruntime.
 
     from core_agent.onnx_agent import OnnxAgent
 
@@ -7,9 +7,9 @@
     agent.reset()
     action = agent.act(observation)      # the environment's own observation; the agent remembers
 
-Nothing here imports PyTorch, Stable-Baselines3 or Gymnasium. They need not be installed: on a robot
-``pip install --no-deps`` of the wheel that ``make build`` writes, or of a checkout, is enough, with
-numpy and onnxruntime.
+Nothing here imports PyTorch, Stable-Baselines3 or Gymnasium, so they need not be installed. On a
+robot it is enough to install numpy, onnxruntime and, with ``pip install --no-deps``, the wheel that
+``make build`` writes, or a checkout.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class OnnxAgent:
 
         :param observation: as the environment gives it, not batched: an array, or arrays by key;
             images channels last or first
-        :return: within the bounds of the environment's action space, and of its shape
+        :return: the action, with the shape and within the bounds of the action space
         :raises ValueError: for an observation of another shape or dtype
         """
         entries = observation if isinstance(observation, dict) else {SINGLE_NAME: observation}

@@ -30,7 +30,7 @@ MAX_SEED = 2**32 - 1
 
 
 class NonFiniteError(ValueError):
-    """Something that learning rests on has become NaN or infinite."""
+    """A value that learning depends on has become NaN or infinite."""
 
 
 def check(condition: bool, name: str, rule: str, value: Any, way_out: str = "") -> None:
@@ -100,11 +100,11 @@ def check_keywords(
     hidden: Collection[str] = (),
     instead: Mapping[str, str] | None = None,
 ) -> None:
-    """Make sure that a dict holds arguments of classes that follow their rules.
+    """Make sure that a dict holds only arguments of some classes, and that they follow their rules.
 
-    :param name: of the argument that is the dict
+    :param name: name of the argument whose value is the dict
     :param given: the dict, or ``None``
-    :param classes: the first is the one to be made, the others are its parts
+    :param classes: the class that takes the arguments, followed by the classes of its parts
     :param without: an argument that the dict may not hold
     :param hidden: arguments that the error does not list, as users do not give them
     :param instead: what to use in place of arguments that users may expect
@@ -115,13 +115,13 @@ def check_keywords(
     unknown = sorted((given or {}).keys() - known)
     rule = f"hold arguments of {classes[0].__name__}"
     advice = [f"{key}: {instead[key]}" for key in unknown if instead and key in instead]
-    way_out = "; ".join(advice) or f"they are {sorted(known.difference(hidden))}"
+    way_out = "; ".join(advice) or f"its arguments are {sorted(known.difference(hidden))}"
     check(not unknown, name, rule, unknown, way_out)
     check_arguments(rules_of(*classes), given or {})
 
 
 def handed_down(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that a constructor hands to another one, of its ``locals()``."""
+    """The arguments in a constructor's ``locals()``, to pass on to another constructor."""
     return {k: v for k, v in arguments.items() if k not in ("self", "__class__")}
 
 

@@ -35,10 +35,10 @@ def as_train_freq(train_freq: int | tuple[int, str] | TrainFreq) -> TrainFreq:
 
 
 def check_policy(policy: Any, policy_kwargs: Any, aliases: Mapping[str, type[BasePolicy]]) -> Any:
-    """The ``policy_kwargs`` with SB3's ``net_arch`` translated, if a policy can be made of them.
+    """Check ``policy`` and ``policy_kwargs``; return the latter with ``net_arch`` translated.
 
-    :param aliases: classes of policies by name
-    :raises ValueError: if it cannot
+    :param aliases: policy classes by name
+    :raises ValueError: if no policy can be made from them
     """
     names = ("auto", *aliases)
     is_class = isinstance(policy, type) and issubclass(policy, BasePolicy)

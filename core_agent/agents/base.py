@@ -1,4 +1,4 @@
-"""What all agents share: the constructor, the set-up, learning rates, updates and acting."""
+"""The base class of all agents: constructor, set-up, learning rates, updates and acting."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
     (:meth:`_sample_batch`) and learns from it (:meth:`update`). The arguments are those of
     :class:`~core_agent.agents.recurrent_sac.RecurrentSAC`.
 
-    :param arguments: those of SB3's ``OffPolicyAlgorithm``; others become attributes
+    :param arguments: arguments of SB3's ``OffPolicyAlgorithm``; any other becomes an attribute of
+        the same name
     """
 
     rules: ClassVar[dict[str, Check]] = dict(RULES)
@@ -131,7 +132,7 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
         self.collect = collect
         self.crop_size = crop_size
         self.precision: Precision = precision
-        # Saved, so that a file tells which agent it holds, and what it learned in.
+        # Saved, so that a file says which agent it holds and in which environment it learned.
         self.origin = {}
         self.agent_class = type(self).__name__
         self.begins_at_random = True
@@ -151,9 +152,9 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
     # ---- set-up ----
 
     def _setup_model(self, policy: StatefulPolicy | None = None) -> None:
-        """Make all that the arguments stand for.
+        """Create the replay buffer, policy, collector and optimisers from the arguments.
 
-        :param policy: of a saved model; by default one with new parameters
+        :param policy: policy of a saved model; by default, one with new parameters is created
         """
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
@@ -185,7 +186,7 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
         self.train_freq = as_train_freq(self.train_freq)  # type: ignore[assignment]
 
     def set_random_seed(self, seed: int | None = None) -> None:
-        """As SB3's, with seeds of the environments that validation and other runs never use."""
+        """Like SB3's, but the environments get seeds that validation and other runs never use."""
         seed = as_seed("seed", seed)
         super().set_random_seed(seed)
         if seed is not None and self.env is not None:
@@ -231,7 +232,7 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
     def _update_learning_rate(
         self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer
     ) -> None:
-        """Scale each group's own rate by what the schedule has come to since the start."""
+        """Scale each group's own rate by the schedule's current value, relative to its start."""
         rate = self.lr_schedule(self._current_progress_remaining)
         self.logger.record("train/learning_rate", rate)
         base = self.base_learning_rate
@@ -276,13 +277,13 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
     def update(self, batch: Any) -> Metrics:
         """Learn from one batch; the metrics are scalars, left on the device.
 
-        On a GPU the kernels that this asks for are recorded and repeated: it must depend on nothing
-        but the batch, public attributes and :attr:`update_kind`.
+        On a GPU the kernels that this method launches are recorded and replayed: it may depend only
+        on the batch, public attributes and :attr:`update_kind`.
         """
 
     @property
     def update_kind(self) -> tuple[bool, ...]:
-        """Whether the next update makes each of those steps that not all updates make."""
+        """For each step that only some updates make: whether the next update makes it."""
         return ()
 
     def _descend_critics(self, loss: torch.Tensor) -> Metrics:

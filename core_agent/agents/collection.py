@@ -1,7 +1,7 @@
 """Rollouts: environments are stepped until it is time for updates.
 
-A collector is chosen by ``collect``. Both have the same interface; they differ in when the updates
-are made that a rollout brings, and in which policy acts.
+The argument ``collect`` chooses one of two collectors with the same interface. They differ in when
+they make the updates that are due after a rollout, and in which policy acts.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from core_agent.agents.transitions import raw_terminals_kept, refuse_non_finite
 from core_agent.validation import check
 
 LONGEST_WITHOUT_RENEWAL = 1_000
-"""Agent steps after which a policy that acts while another learns is renewed in an episode too."""
+"""Agent steps after which the acting copy of the policy is updated even within an episode."""
 
 
 @dataclass
 class Progress:
-    """How far the rollout in progress and the updates have come; saved, so that both resume."""
+    """Progress of the current rollout and of the updates; saved, so that both can be resumed."""
 
     steps: int = 0
-    """Of each environment in this rollout."""
+    """Steps of each environment in this rollout."""
     episodes: list[int] = field(default_factory=list)
-    """Ended in this rollout, by environment."""
+    """Number of episodes that each environment has ended in this rollout."""
     updates_due: int = 0
     updates_each_step: int = 0
-    """Of those due, to be made during each step of the next rollout with ``collect="async"``."""
+    """Due updates to make during each step of the next rollout, with ``collect="async"``."""
     fraction_due: float = 0.0
-    """Part of an update that ``update_ratio`` has left over."""
+    """Fraction of an update that ``update_ratio`` left over, added to the next updates."""
     steps_since_renewal: int = 0
-    """Of all environments, since the acting policy was last made equal to the learning one."""
+    """Steps of all environments since the learning policy was last copied to the acting one."""
 
     def begin_rollout(self, n_envs: int) -> None:
         self.steps, self.episodes = 0, [0] * n_envs
@@ -63,9 +63,9 @@ class Progress:
 
 
 class Collector:
-    """Collects rollouts; the updates that each brings are made before the next one.
+    """Collects rollouts; the updates that are due after a rollout are made before the next one.
 
-    :param policy: the one that learns
+    :param policy: the policy that learns
     """
 
     updates_in_between: ClassVar[bool] = True
@@ -97,8 +97,8 @@ class Collector:
     ) -> RolloutReturn:
         """Resume or start a rollout of an agent.
 
-        As SB3's ``collect_rollouts``, which allows a single environment only where ``train_freq``
-        counts episodes, and which loses the step at which a callback stops.
+        Unlike SB3's ``collect_rollouts``, it allows several environments if ``train_freq`` counts
+        episodes, and stores the step at which a callback stops the run.
 
         :param model: the agent; its ``_progress`` is updated
         """
@@ -136,9 +136,9 @@ class Collector:
         return rollout
 
     def _step(self, model: Any, env: VecEnv, actions: np.ndarray) -> Any:
-        """Step the environments; after a fault of theirs, have them reset before they continue.
+        """Step the environments; if they fail, they are reset before the run continues.
 
-        :raises NonFiniteError: if they give NaN or infinity
+        :raises NonFiniteError: if they return NaN or infinity
         """
         last_obs, model._last_obs = model._last_obs, None
         env.step_async(actions)
@@ -177,10 +177,10 @@ class Collector:
 
 
 class AsyncCollector(Collector):
-    """Makes the updates that a rollout brings during the next one, while the environments step.
+    """Makes the updates due after a rollout during the next one, while the environments step.
 
-    A copy of the policy acts. It is renewed when an episode ends, or after
-    ``LONGEST_WITHOUT_RENEWAL`` steps. An error in an update is kept until the step is stored.
+    A copy of the policy acts. It is updated when an episode ends, or after
+    ``LONGEST_WITHOUT_RENEWAL`` steps. An error in an update is raised once the step is stored.
     """
 
     updates_in_between: ClassVar[bool] = False
@@ -193,9 +193,9 @@ class AsyncCollector(Collector):
 
     @staticmethod
     def check_environments(env: VecEnv) -> None:
-        """Make sure that there is something to wait for.
+        """Make sure that the environments step in other processes, in parallel with updates.
 
-        :raises ValueError: for environments in this process
+        :raises ValueError: if they run in this process
         """
         check(
             not isinstance(env.unwrapped, DummyVecEnv),
@@ -253,9 +253,9 @@ COLLECTORS: dict[str, type[Collector]] = {"sequential": Collector, "async": Asyn
 
 
 def is_complete(progress: Progress, train_freq: TrainFreq, max_steps: int) -> bool:
-    """Whether a rollout has as many steps, or episodes of each environment, as it is to have.
+    """Whether a rollout has all the steps, or episodes of each environment, that it needs.
 
-    :param max_steps: steps after which it is complete although episodes are still missing
+    :param max_steps: steps after which a rollout is complete even if episodes are still missing
     """
     if train_freq.unit == TrainFrequencyUnit.STEP:
         return progress.steps >= train_freq.frequency
@@ -263,7 +263,7 @@ def is_complete(progress: Progress, train_freq: TrainFreq, max_steps: int) -> bo
 
 
 def vectorized_noise(noise: ActionNoise | None, n_envs: int) -> ActionNoise | None:
-    """``noise`` for so many environments."""
+    """The action noise for ``n_envs`` environments."""
     if isinstance(noise, VectorizedActionNoise) and noise.n_envs != n_envs:
         return VectorizedActionNoise(noise.base_noise, n_envs)
     if noise is None or n_envs == 1 or isinstance(noise, VectorizedActionNoise):

@@ -50,9 +50,9 @@ class CoRe(RecurrentSAC):
     together with the reward and the action that was taken, and trains SAC on that state.
     Paper: Srivastava et al. 2021, https://arxiv.org/abs/2112.01163. The defaults are the paper's.
 
-    The arguments are those of :class:`~core_agent.agents.recurrent_sac.RecurrentSAC`, and
+    The arguments are those of :class:`~core_agent.agents.recurrent_sac.RecurrentSAC` and these:
 
-    :param contrastive_scale_learning_rate: of the learned scale τ of the contrastive logits
+    :param contrastive_scale_learning_rate: learning rate of the scale τ of the contrastive logits
     :param contrastive_coef: weight of the contrastive loss
     :param kl_coef: weight β of the KL term
     :param reward_coef: weight of the reward prediction; 0 leaves it out (appendix C.1)
@@ -66,10 +66,10 @@ class CoRe(RecurrentSAC):
         authors' experiments
     :param contrast_first_frame: with ``contrastive_from="posterior"``, contrast the first frame of
         a window too, as in the authors' experiments; the prior knows nothing there
-    :param joint_update: make one step of model and critics on J_M + J_Q / max(1, J_Q), from one
-        forward pass, in place of a step on each as in the paper: an update takes two thirds of
-        the time. Encoder and filter are in the model's optimiser alone then. Where rewards are
-        rare, the gradient of J_Q hides that of J_M
+    :param joint_update: train model and critics in one step on J_M + J_Q / max(1, J_Q), from one
+        forward pass, instead of one step on each loss as in the paper: an update takes two thirds
+        of the time. Encoder and filter are then in the model's optimiser only. Where rewards are
+        rare, the gradient of J_Q outweighs that of J_M
     """
 
     rules: ClassVar[dict[str, Check]] = {
@@ -170,9 +170,11 @@ class CoRe(RecurrentSAC):
         return {**losses, **self._statistics(result), "model_grad_norm": norm}
 
     def update_jointly(self, batch: SequenceBatch) -> tuple[Metrics, torch.Tensor]:
-        """One step of model and critics on J_M + J_Q / max(1, J_Q); the detached latents before it.
+        """One step of model and critics on J_M + J_Q / max(1, J_Q).
 
-        The divisor is a constant of the step: it scales the gradient of J_Q alone.
+        The divisor is treated as a constant: it only scales the gradient of J_Q.
+
+        :return: the metrics, and the latents before the step, detached
         """
         policy = self.policy
         model, critic = policy.world_model, policy.critic

@@ -1,7 +1,8 @@
 """Updates as CUDA graphs: all kernels of an update in one launch.
 
-An update is thousands of short kernels, which a GPU computes faster than Python can ask for them. A
-graph holds them with their arguments: numbers as they were at its capture, tensors by address.
+An update consists of thousands of short kernels, which a GPU runs faster than Python can launch
+them. A graph stores the kernels with their arguments: numbers as they were when it was captured,
+tensors by address.
 https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
 """
 
@@ -18,12 +19,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 from core_agent.agents.metrics import Metrics
 
 WARM_UPS = 3
-"""Updates of each kind before one is captured: libraries choose kernels, optimisers make states."""
+"""Updates of each kind to run before one is captured: in these, libraries choose their kernels and
+optimisers create their states."""
 PROGRESS = frozenset({"num_timesteps", "start_time"})
 """Public numbers of an agent that change while it learns; no update may read them."""
 CHANGE_TOLERANCE, ROUNDING = 0.05, 1e-5
-"""How far a replay may be from the update: a share of what the update changed, and of the value.
-The order in which a GPU sums is not fixed, and Adam enlarges differences in small gradients."""
+"""Largest allowed difference between a replay and the update itself: this share of the change that
+the update makes, plus this share of the value. The order in which a GPU sums is not fixed, and Adam
+enlarges differences in small gradients."""
 
 
 def changed(agent: Any) -> list[torch.Tensor]:
@@ -34,10 +37,10 @@ def changed(agent: Any) -> list[torch.Tensor]:
 
 
 def held(agent: Any, batch: Any) -> tuple[Any, ...]:
-    """Everything that a graph of the update holds: equal as long as the graph is right.
+    """Everything that a graph of the update stores: if any of it changes, the graph is invalid.
 
-    Of the agent that is its public numbers, texts and switches. Numbers that networks hold are not
-    watched.
+    From the agent these are its public numbers, strings, booleans and ``None`` values. Numbers
+    inside the networks are not compared.
     """
     groups = [group for optimizer in agent.optimizers for group in optimizer.param_groups]
     options = [value for group in groups for key, value in group.items() if key != "params"]
@@ -57,14 +60,14 @@ def held(agent: Any, batch: Any) -> tuple[Any, ...]:
 
 @torch.no_grad()
 def is_close(found: torch.Tensor, wanted: torch.Tensor, before: torch.Tensor) -> bool:
-    """Whether what was found is what was wanted up to rounding, both made out of ``before``."""
+    """Whether ``found`` equals ``wanted`` up to rounding; both were computed from ``before``."""
     one, other, start = (torch.nan_to_num(each.double()) for each in (found, wanted, before))
     margin = CHANGE_TOLERANCE * (other - start).norm() + ROUNDING * other.norm()
     return bool((one - other).norm() <= margin)
 
 
 def run_beside(stream: torch.cuda.Stream, update: Callable[[Any], Metrics], batch: Any) -> Metrics:
-    """``update(batch)`` on a stream next to the current one, in order with what that one does."""
+    """Run ``update(batch)`` on ``stream``, between earlier and later work of the current stream."""
     current = torch.cuda.current_stream(stream.device)
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
@@ -74,9 +77,9 @@ def run_beside(stream: torch.cuda.Stream, update: Callable[[Any], Metrics], batc
 
 
 def record(stream: torch.cuda.Stream, function: Callable[[], None]) -> Callable[[], None]:
-    """A function that launches the kernels that ``function()`` asks for; none of them runs now.
+    """Capture the kernels of ``function()`` without running them; return a function to run them.
 
-    :raises RuntimeError: if it asks for what a graph cannot hold, such as waiting for a value
+    :raises RuntimeError: if ``function()`` does what a graph cannot hold, such as wait for a value
     """
     graph = torch.cuda.CUDAGraph()
     # Meanwhile other threads may use the GPU.
@@ -86,7 +89,7 @@ def record(stream: torch.cuda.Stream, function: Callable[[], None]) -> Callable[
         with torch.cuda.stream(stream), capture:
             function()
     except RuntimeError:
-        # It also leaves its mark on the generator, which then refuses to draw.
+        # A failed capture also leaves the generator in a state in which it cannot draw.
         generator = torch.cuda.default_generators[stream.device_index]
         generator.graphsafe_set_state(generator.clone_state())
         raise
@@ -117,11 +120,11 @@ def captured(stream: torch.cuda.Stream, agent: Any, batch: Any) -> Callable[[Any
 class GraphedUpdates:
     """Makes an agent's updates: the first ones without graphs, then as CUDA graphs.
 
-    No graph is used before it has proved itself: the same update is made with it and without it,
-    from the same weights, optimiser states, batch and random numbers. When anything that a graph
-    holds has changed, updates are warmed up and captured again. If one cannot be captured, as it
-    waits for a value, or its graph does something else, a warning says so, and no graph is used
-    from then on.
+    No graph is used before it has been verified: the same update is made with it and without it,
+    from the same weights, optimiser states, batch and random numbers. When anything stored in a
+    graph has changed, updates are warmed up and captured again. If an update cannot be captured,
+    for example because it waits for a value, or if its graph gives another result, a warning says
+    so, and no graph is used from then on.
     """
 
     def __init__(self) -> None:
@@ -178,6 +181,6 @@ class GraphedUpdates:
     def _give_up(self, reason: str) -> None:
         self._gave_up = True
         self._graphs.clear()
-        way_out = "CORE_AGENT_CUDA_GRAPHS=0 does without from the start"
+        way_out = "CORE_AGENT_CUDA_GRAPHS=0 turns them off from the start"
         told = f"updates run without CUDA graphs, which takes longer: {reason}; {way_out}"
         warnings.warn(told, stacklevel=2)

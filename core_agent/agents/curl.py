@@ -1,4 +1,4 @@
-"""CURL: SAC + RAD with an encoder that tells crops of the same frames from those of others."""
+"""CURL: SAC + RAD whose encoder also learns to match crops of the same frames."""
 
 from __future__ import annotations
 

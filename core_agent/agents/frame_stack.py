@@ -39,8 +39,8 @@ class FrameStackPolicy(StatefulPolicy):
     :param lr_schedule: for SB3's interface; the algorithm makes the optimisers
     :param n_stack: frames in a stack
     :param critic_dims: hidden layers of each critic
-    :param activation: of actor and critics
-    :param encoder_kwargs: go to :class:`~core_agent.networks.encoders.ObservationEncoder`
+    :param activation: activation of the critics, and of the actor if there is one
+    :param encoder_kwargs: passed to :class:`~core_agent.networks.encoders.ObservationEncoder`
     :raises ValueError: for a bad argument
     """
 
@@ -92,10 +92,11 @@ class FrameStackPolicy(StatefulPolicy):
         stacks: tuple[torch.Tensor, ...],
         episode_start: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """The stacks, one for each key, once ``observation`` ``(n, ...)`` is their last frame.
+        """The stacks, one for each key, with ``observation`` ``(n, ...)`` as their new last frame.
 
-        :param stacks: what they were before
-        :param episode_start: ``(n,)`` bool: environments whose stack the frame fills
+        :param stacks: the stacks before
+        :param episode_start: ``(n,)`` bool: environments whose episode starts; their frame fills
+            the stack
         """
         entries, following = as_dict(observation), []
         for key, stack in zip(self.encoder.spaces, stacks):

@@ -58,15 +58,15 @@ class RecurrentPolicy(StatefulPolicy):
     :param lr_schedule: for SB3's interface; the algorithm makes the optimisers
     :param actor_dims: hidden layers of the actor
     :param critic_dims: hidden layers of each critic
-    :param activation: of actor and critics
-    :param critic_layer_norm: normalise what goes into each activation of the critics, which keeps
+    :param activation: activation of actor and critics
+    :param critic_layer_norm: normalise the input of each activation of the critics, which keeps
         their values from diverging where rewards are rare (arXiv:2302.02948)
     :param initial_log_ent_coef: initial log of the entropy temperature
     :param sample_when_deterministic: carry a sample of the stochastic state, not its mean, under
         ``deterministic=True`` too, as the authors did in their evaluation
     :param clamp_samples: clamp sampled actions to ±(1 - 1e-7) before their log-density is taken, as
         in the authors' experiments
-    :param model_kwargs: further keywords go to :class:`~core_agent.networks.world_model.WorldModel`
+    :param model_kwargs: passed to :class:`~core_agent.networks.world_model.WorldModel`
     :raises ValueError: for a bad argument
     """
 
@@ -168,7 +168,7 @@ def encode(
     :param observations: ``(T, ...)`` of one episode or ``(T, B, ...)`` of ``B`` episodes of
         the same length; images channels first or last; by key for ``Dict`` observations
     :param actions: ``(T - 1, A)`` or ``(T - 1, B, A)``: ``actions[t]`` leads from frame ``t``
-        to frame ``t + 1``; a last one that leads nowhere may be left in, and is not read
+        to frame ``t + 1``; an action after the last frame is allowed and ignored
     :return: ``(T, latent_dim)`` or ``(T, B, latent_dim)``, float32
     :raises ValueError: for shapes that do not fit
     """
@@ -201,7 +201,7 @@ def encode(
 
 
 def value(policy: RecurrentPolicy, latent: np.ndarray, action: np.ndarray) -> np.ndarray:
-    """The lower of both critics' values, discounted and with the entropy bonus of SAC.
+    """The lower of both critics' values: discounted returns that include SAC's entropy bonus.
 
     :param latent: ``(..., latent_dim)``
     :param action: ``(..., A)``
@@ -224,7 +224,8 @@ def imagine(policy: RecurrentPolicy, latent: np.ndarray, actions: np.ndarray) ->
 
     :param latent: ``(latent_dim,)``, or ``(B, latent_dim)`` for ``B`` rollouts at once
     :param actions: ``(H, A)`` or ``(H, B, A)``
-    :return: predicted rewards mean nothing where they were not learned (``reward_coef=0``)
+    :return: latents and rewards; the rewards are meaningless if the model has not learned them
+        (``reward_coef=0``)
     :raises ValueError: for shapes that do not fit
     """
     latents = _latents(policy, latent)

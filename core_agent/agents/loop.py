@@ -32,11 +32,11 @@ SelfAlgorithm = TypeVar("SelfAlgorithm", bound="LearningLoop")
 PAPER_SIMULATOR_STEPS = 500_000
 N_TIMED_UPDATES = 3
 LONGEST_TIMING = 5.0
-"""Seconds after which fewer updates have to do."""
+"""Seconds after which timing stops, even with fewer updates."""
 LONG_RUN = 3_600.0
-"""Seconds of updates on a CPU from which on a run gets a warning."""
+"""A run whose updates take more seconds than this on a CPU gets a warning."""
 MANY_FRAMES = 4_096
-"""Frames of a batch from which on a run gets a warning; the paper's batch has 1,024."""
+"""A run whose batches hold more frames than this gets a warning; the paper's batch holds 1,024."""
 
 
 class LearningLoop(SavableAlgorithm):
@@ -55,7 +55,7 @@ class LearningLoop(SavableAlgorithm):
     _updates_per_second: float
     _updates_per_step = 0.0
     _first_updates: list[float] | None = None
-    """Seconds that the first updates of :meth:`learn` took; ``None``: they are known."""
+    """Seconds that the first updates of :meth:`learn` took; ``None`` when no more are timed."""
     _cost_is_told = False
 
     def learn(
@@ -69,16 +69,16 @@ class LearningLoop(SavableAlgorithm):
     ) -> SelfAlgorithm:
         """Collect and learn.
 
-        :param total_timesteps: agent steps, over all environments, also if that is within an
-            episode; by default the paper's 500,000 simulator steps where the environment has an
-            ``action_repeat``
+        :param total_timesteps: agent steps to take, summed over all environments; learning can end
+            within an episode. By default the paper's 500,000 simulator steps, if the environment
+            has an ``action_repeat``
         :param callback: SB3 callback(s), called after every ``env.step``
         :param log_interval: episodes between two log entries; ``None``: no logging of episodes
-        :param tb_log_name: name of the run for TensorBoard; by default the algorithm's
+        :param tb_log_name: name of the run for TensorBoard; by default the algorithm's name
         :param reset_num_timesteps: ``False`` continues where the last call ended
         :param progress_bar: show SB3's progress bar
         :return: the model itself
-        :raises ValueError: without an environment, or without a length where none is known
+        :raises ValueError: without an environment, or if ``total_timesteps`` has no default for it
         """
         if total_timesteps is None:
             check(
@@ -198,7 +198,7 @@ class LearningLoop(SavableAlgorithm):
         return n_steps if self.gradient_steps < 0 else self.gradient_steps
 
     def _learned_once(self, started: float) -> None:
-        """Count an update that began at ``started``; once the cost of updates is known, tell it."""
+        """Count an update that started at ``started``; once enough are timed, warn if costly."""
         self._n_updates += 1
         self._progress.updates_due -= 1
         if self._first_updates is None:
@@ -210,7 +210,7 @@ class LearningLoop(SavableAlgorithm):
             self._warn_of_cost(seconds)
 
     def _warn_of_cost(self, seconds: float) -> None:
-        """Warn of updates that take this long each, if the run takes long or batches are large."""
+        """Warn if the run takes long, at ``seconds`` per update, or its batches are large."""
         n_steps = max(0, self._total_timesteps - self.num_timesteps)
         n_updates = self._progress.updates_due + round(n_steps * self._updates_per_step)
         is_long = self.device.type == "cpu" and n_updates * seconds > LONG_RUN
@@ -245,17 +245,17 @@ class LearningLoop(SavableAlgorithm):
         return f'preset("{size}")' if agent == "core" else f'preset("{size}", "{agent}")'
 
     def at_next_safe_point(self, action: Callable[[], bool]) -> None:
-        """Have ``action`` called once, between two steps or updates of :meth:`learn`.
+        """Call ``action`` once, at the next point between two steps or updates of :meth:`learn`.
 
-        Everything is in place there: the step is stored, the update is complete. Callbacks and
-        signal handlers, which run in the middle of things, ask for a checkpoint in this way.
+        At that point the last step is stored and the last update is complete. Callbacks and signal
+        handlers, which run in the middle of a step or update, request a checkpoint in this way.
 
-        :param action: its ``False`` ends :meth:`learn`
+        :param action: returns whether to continue; ``False`` ends :meth:`learn`
         """
         self._awaiting.append(action)
 
     def when_learning_ends(self, action: Callable[[BaseException | None], None]) -> None:
-        """Have ``action`` called when :meth:`learn` ends, with the error that ends it, if any."""
+        """Call ``action`` when :meth:`learn` ends, with the error that ended it, or ``None``."""
         self._endings.append(action)
 
     def _reach_safe_point(self) -> None:

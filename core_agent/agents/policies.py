@@ -56,15 +56,15 @@ ACTOR_RULES: dict[str, Check] = {
 SelfPolicy = TypeVar("SelfPolicy", bound="StatefulPolicy")
 
 STATELESS_CALLS = 10
-"""Calls of ``predict`` in a row without a state after which a warning is due."""
+"""Number of consecutive calls of ``predict`` without a state that causes a warning."""
 
 
 class StatefulPolicy(BasePolicy):
     """A policy that carries a state from one call of ``predict`` to the next.
 
-    A subclass has an encoder and two critics. It says what the state is before the first
-    observation (:meth:`initial_state`), takes an observation into it (:meth:`carry`) and chooses
-    actions (:meth:`act`); :meth:`step` is all of it.
+    A subclass has an encoder and two critics. It defines the state before the first observation
+    (:meth:`initial_state`), updates it with an observation (:meth:`carry`) and chooses actions
+    (:meth:`act`); :meth:`step` does the last two together.
 
     :param observation_space: images (channels first), vectors or a ``Dict`` of both
     :param action_space: Box with finite bounds
@@ -128,7 +128,7 @@ class StatefulPolicy(BasePolicy):
         """What the encoder reads of observations ``(n, ...)`` that begin an episode."""
 
     def targets(self) -> dict[nn.Module, nn.Module]:
-        """Modules that follow another one slowly, each with the one that it follows."""
+        """The target modules, each with the module that it slowly follows."""
         return {self.critic_target: self.critic}
 
     @abstractmethod
@@ -143,7 +143,7 @@ class StatefulPolicy(BasePolicy):
         episode_start: torch.Tensor,
         deterministic: bool,
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """The state once an observation is in it, and the features ``(n, D)`` that actions need.
+        """The state updated with an observation, and the features ``(n, D)`` for :meth:`act`.
 
         :param observation: ``(n, ...)``, images not cropped yet
         :param state: the state after the last step
@@ -205,13 +205,13 @@ class StatefulPolicy(BasePolicy):
         device: torch.device | str = "auto",
         trusted: bool = False,
     ) -> SelfPolicy:
-        """Load a policy from what ``save`` wrote, without running anything in the file.
+        """Load a policy that ``save`` wrote, without executing anything in the file.
 
-        :param path: file
-        :param device: where to
+        :param path: file to read
+        :param device: device of the networks
         :param trusted: unpickle whatever the file holds, as SB3 does
-        :raises UnsafeFileError: if the file asks for names that loading does not allow, or is no
-            saved policy
+        :raises UnsafeFileError: if the file asks for names that loading does not allow, or is not
+            a saved policy
         """
         FILE("path", path)
         DEVICE("device", device)
@@ -258,7 +258,7 @@ class StatefulPolicy(BasePolicy):
         if isinstance(observation, tuple):
             raise ValueError(
                 "observation must be an array or a dict, got a tuple; env.reset() of Gymnasium "
-                "returns (observation, info): pass the first of both"
+                "returns (observation, info): pass only the observation"
             )
         self._check_observation(observation)
         BOOLEAN("deterministic", deterministic)
@@ -289,7 +289,7 @@ class StatefulPolicy(BasePolicy):
     def _notice_forgotten_state(
         self, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None
     ) -> None:
-        """Warn once if call after call brings no state: nothing else would fail."""
+        """Warn once about repeated calls without a state, a mistake that raises no error."""
         if state is not None or (
             episode_start is not None and np.all(as_array("episode_start", episode_start))
         ):
@@ -316,7 +316,7 @@ class StatefulPolicy(BasePolicy):
         if episode_start is not None:
             told = as_array("episode_start", episode_start)
             fits = told.size in (1, n_envs) and told.dtype.kind in "biuf"
-            check(fits, "episode_start", f"be {n_envs} times True or False", episode_start)
+            check(fits, "episode_start", f"hold {n_envs} boolean(s)", episode_start)
         if state is None:
             return initial, torch.ones(n_envs, dtype=torch.bool, device=self.device)
         shapes = [tuple(wanted.shape) for wanted in initial]
@@ -350,7 +350,7 @@ class StatefulPolicy(BasePolicy):
 
 
 def policy_for(space: spaces.Space) -> str:
-    """The policy that ``"auto"`` stands for."""
+    """The name of the policy that ``"auto"`` selects for observations of ``space``."""
     if isinstance(space, spaces.Dict):
         return "MultiInputPolicy"
     return "CnnPolicy" if is_image(space) else "MlpPolicy"

@@ -5,8 +5,8 @@
     model = CURL("CnnPolicy", env, **preset("small", "curl"))
     model = CURL("auto", env_id, **preset("paper", "curl", env_id="DCS-cheetah-run-easy-dynamic"))
 
-The defaults of each agent are its paper's; a preset holds what differs. Several are combined with
-``+``, the later ones winning.
+The defaults of each agent are those of its paper; a preset holds the arguments that differ. Several
+presets are combined with ``+``; later ones override earlier ones.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Preset:
 
     description: str
     arguments: Mapping[str, dict[str, Any]]
-    """Constructor arguments by the name of the agent; a preset is not for agents left out."""
+    """Constructor arguments by the agent's name; other agents cannot use the preset."""
     env_arguments: dict[str, Any] = field(default_factory=dict)
 
 
 def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of both, the second winning; ``policy_kwargs`` are merged one by one."""
+    """Arguments of both; the second overrides the first, in ``policy_kwargs`` entry by entry."""
     policy_kwargs = {
         **(first.get("policy_kwargs") or {}),
         **(second.get("policy_kwargs") or {}),
@@ -46,7 +46,7 @@ def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
 
 
 def combine(first: Preset, second: Preset) -> Preset:
-    """Both presets as one, the second winning, for the agents that both are for."""
+    """Both presets as one, for agents that can use both; the second overrides the first."""
     return Preset(
         f"{first.description}; {second.description}",
         {
@@ -147,7 +147,7 @@ SIZES: dict[str, Preset] = {
     ),
     "vector": Preset(
         "for observations without images: networks of Stable-Baselines3's SAC, 32 sequences of 8 "
-        "steps; an update takes at most three times SAC's",
+        "steps; an update takes at most three times as long as SAC's",
         {
             **for_agents(RECURRENT, VECTOR, batch_size=32, sequence_length=8),
             **for_agents(("core",), VECTOR, batch_size=32, sequence_length=8, joint_update=True),
@@ -172,7 +172,7 @@ ABLATIONS: dict[str, Preset] = {
     "core-fwd-inv": for_core("no reward prediction (C.1)", reward_coef=0.0),
     "core-fwd-reward": for_core("no inverse dynamics (C.1)", inverse_coef=0.0),
     "core-no-critic-model": for_core(
-        "the critic's loss leaves the model alone (C.2)",
+        "the critic's loss does not train the model (C.2)",
         train_model_with_critic=False,
         joint_update=False,
     ),
@@ -225,11 +225,11 @@ def preset(
     """Constructor arguments of a preset, with ``overrides`` on top; ``policy_kwargs`` are merged.
 
     :param names: see :func:`get_preset`
-    :param agent: name of the agent that they are for, see :data:`core_agent.agents.registry.AGENTS`
-    :param env_id: environment that they are for: a few tasks need other arguments, see ``TASKS``
+    :param agent: name of the agent, see :data:`core_agent.agents.registry.AGENTS`
+    :param env_id: id of the environment: a few tasks need other arguments, see ``TASKS``
     :param overrides: further constructor arguments
     :raises ValueError: for an unknown name, a preset that is not for that agent, or
-        ``policy_kwargs`` that are no dict
+        ``policy_kwargs`` that are not a dict
     """
     known = get_preset(names).arguments
     choice(*AGENT_NAMES)("agent", agent)

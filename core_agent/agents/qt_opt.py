@@ -31,8 +31,8 @@ def best_actions(
     """Actions ``(N, A)`` in [-1, 1] of (nearly) the highest value, one for each of ``N`` states.
 
     Each iteration draws ``S`` candidates from each state's own Gaussian, clipped to the bounds, and
-    fits that Gaussian to the best of them; the best candidate of the last iteration wins. The
-    first Gaussian is standard normal, which the paper leaves open: a third of the draws lie on the
+    fits that Gaussian to the best of them; the result is the best candidate of the last iteration.
+    The first Gaussian is standard normal (the paper does not say): a third of the draws lie on the
     bounds, as the best torques often do. Source: QT-Opt, arXiv:1806.10293.
 
     :param value: gives values ``(N, S)`` of candidates ``(N, S, A)``
@@ -54,8 +54,8 @@ class QTOptPolicy(FrameStackPolicy):
     The arguments are those of :class:`~core_agent.agents.frame_stack.FrameStackPolicy`, and
 
     :param n_samples: actions that each iteration of the cross-entropy method tries
-    :param n_elites: the best of them, which the next iteration starts from
-    :param n_iterations: of the cross-entropy method
+    :param n_elites: number of the best actions, to which the next iteration's Gaussian is fitted
+    :param n_iterations: iterations of the cross-entropy method
     :param exploration_noise: standard deviation of the Gaussian noise added to actions in [-1, 1]
         unless ``deterministic=True``
     :raises ValueError: for a bad argument
@@ -122,11 +122,11 @@ class QTOptPolicy(FrameStackPolicy):
 
 
 class QTOptRAD(FrameStackAlgorithm):
-    """Q-learning whose actions the cross-entropy method finds, with random crops of the images.
+    """Q-learning with actions from the cross-entropy method, and random crops of the images.
 
     Paper: Kalashnikov et al. 2018, QT-Opt, https://arxiv.org/abs/1806.10293: 64 samples, 2
-    iterations, 6 elites, all states of a batch at once; the lower of two target critics values the
-    action that the first of them prefers. The augmentation is RAD's, one crop
+    iterations, 6 elites, all states of a batch at once; the first of two target critics chooses the
+    action, and its value is the lower of both. The augmentation is RAD's, one crop
     (https://arxiv.org/abs/2004.14990). The 'QT-Opt + RAD' of Table 5, arXiv:2112.01163.
 
     Deviations from QT-Opt: squared errors instead of cross-entropies, as rewards are not 0 or 1;
@@ -136,8 +136,8 @@ class QTOptRAD(FrameStackAlgorithm):
     policies; encoder, optimiser, learning rate, batch and moving averages are those of
     :class:`~core_agent.agents.sac_rad.SACRAD`, so that the agents can be compared.
 
-    The arguments are those of :class:`~core_agent.agents.sac_rad.SACRAD` without those of its actor
-    and its temperature; the cross-entropy method's are in ``policy_kwargs``, see
+    The arguments are those of :class:`~core_agent.agents.sac_rad.SACRAD`, except those of its actor
+    and its temperature; arguments of the cross-entropy method go into ``policy_kwargs``, see
     :class:`QTOptPolicy`.
     """
 
@@ -187,7 +187,7 @@ class QTOptRAD(FrameStackAlgorithm):
         self.policy.optimizer = self.policy.critic_optimizer
 
     def update(self, batch: TransitionBatch) -> Metrics:
-        """One step of encoder and critics and, every so often, of their targets."""
+        """One step of encoder and critics and, when due, of their targets."""
         targets = self.target_values(batch)
         metrics = self._descend_critics(self.critic_loss(batch, targets))
         if self._targets_are_due:
@@ -225,9 +225,9 @@ class QTOptDrQ(QTOptRAD):
 
     Deviations: those of :class:`~core_agent.agents.qt_opt.QTOptRAD`; images are shifted after the
     central crop (84 of 100 pixels), as DrQ renders 84 pixels; the target encoder moves at
-    ``encoder_tau=0.05``, DrQ's at 0.01; and no tanh follows the encoder's layer norm, as it does in
-    DrQ. The last two are those of ``QTOptRAD``, so that the two rows of Table 5 differ in the
-    augmentation alone; pass ``encoder_tau=0.01`` for DrQ's.
+    ``encoder_tau=0.05``, DrQ's at 0.01; and the encoder's layer norm is not followed by a tanh,
+    which DrQ has. The last two are as in ``QTOptRAD``, so that the two rows of Table 5 differ only
+    in the augmentation; pass ``encoder_tau=0.01`` for DrQ's value.
 
     The arguments are those of ``QTOptRAD``.
     """

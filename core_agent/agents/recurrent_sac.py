@@ -41,54 +41,57 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
     :param policy: ``"CnnPolicy"``, ``"MlpPolicy"`` or ``"MultiInputPolicy"``, or a policy class;
         with ``env=None`` it may be the id of an environment instead
     :param env: environment, its id, or vectorised environments; ``None`` to load a model
-    :param learning_rate: of the model, also in the critic's optimiser; a schedule scales all
-        learning rates alike
-    :param buffer_size: agent steps that are kept, each frame once
-    :param learning_starts: uniformly random agent steps before learning
+    :param learning_rate: learning rate of the model, also in the critic's optimiser; a schedule
+        scales all learning rates by the same factor
+    :param buffer_size: agent steps that are kept; each frame is stored once
+    :param learning_starts: agent steps with uniformly random actions before learning starts
     :param batch_size: sequences in a batch
     :param sequence_length: frames in a sequence
     :param tau: rate of the target critics' moving average
     :param gamma: discount per agent step
-    :param overlay: mix each training sequence with another one of the batch, which gets a weight of
-        at most this: against moving backgrounds, see
+    :param overlay: largest weight with which another sequence of the batch is mixed into each
+        training sequence; helps against moving backgrounds, see
         :func:`~core_agent.networks.augmentations.overlay`; 0, as in the paper: no mixing
-    :param recolor_after: agent steps from which on what is mixed in gets random colours. It closes
-        the gap to unseen backgrounds, and slows the beginning down
-    :param train_freq: agent steps, or ``(n, "episode")``, between updates; with several
-        environments until each has ended an episode
+    :param recolor_after: agent steps after which the sequences that are mixed in get random
+        colours. This closes the gap to unseen backgrounds, but slows learning down at first
+    :param train_freq: steps of each environment between updates; or ``(n, "episode")``: ``n``
+        episodes of each environment
     :param gradient_steps: updates each time; -1: as many as agent steps were taken; ``None``:
         ``update_ratio`` times as many
     :param update_ratio: updates per agent step (the replay ratio, also UTD ratio)
-    :param max_rollout_steps: of each environment, until updates come though no episode has ended
-    :param collect: ``"sequential"``, or ``"async"``: the updates that a rollout brings are made
-        during the next one, while environments in processes of their own step; the policy that acts
-        is updated when an episode ends, or after 1,000 steps
-    :param critic_learning_rate: of the critics
-    :param actor_learning_rate: of the actor
-    :param ent_coef: entropy temperature: ``"auto"`` learns it, ``"auto_0.1"`` from 0.1 on; a number
-        fixes it
-    :param ent_coef_learning_rate: of the entropy temperature
-    :param target_entropy: in nats; ``"auto"``: minus the number of actions
+    :param max_rollout_steps: steps of each environment after which updates are made even if
+        ``train_freq`` counts episodes and they have not ended
+    :param collect: ``"sequential"``; or ``"async"``: the updates due after a rollout are made
+        during the next one, while the environments step in their own processes; the policy that
+        acts is updated when an episode ends, or after 1,000 steps
+    :param critic_learning_rate: learning rate of the critics
+    :param actor_learning_rate: learning rate of the actor
+    :param ent_coef: entropy temperature: ``"auto"`` learns it, ``"auto_0.1"`` learns it starting
+        from 0.1; a number fixes it
+    :param ent_coef_learning_rate: learning rate of the entropy temperature
+    :param target_entropy: policy entropy to aim for, in nats; ``"auto"``: minus the number of
+        actions
     :param max_log_ent_coef: upper bound of the log temperature
     :param behavior_updates: steps of critics, actor, temperature and targets for each batch; all
-        read the latents of the first, so that further steps cost a fraction of it; 1 in the paper
+        use the latents computed for the first step, so that each further one costs a fraction of
+        it; 1 in the paper
     :param train_model_with_critic: let the critic's loss train encoder and filter too
         (appendix C.2)
     :param crop_size: side of the image crops, random in training, central in acting; ``None``:
         84 % of the image (84 of the paper's 100)
-    :param precision: of hidden layers: ``"auto"`` (bfloat16 where the hardware multiplies it),
-        ``"float32"`` or ``"bfloat16"``; recurrence and last layers are float32 in any case
+    :param precision: precision of hidden layers: ``"auto"`` (bfloat16 if the hardware can multiply
+        it), ``"float32"`` or ``"bfloat16"``; recurrence and last layers always use float32
     :param action_noise: noise added to the actions in training
     :param replay_buffer_class: a subclass of
         :class:`~core_agent.replay.buffer.SequenceReplayBuffer`
     :param replay_buffer_kwargs: further arguments of the buffer
-    :param stats_window_size: episodes that the logged mean return is taken over
+    :param stats_window_size: number of episodes over which the logged mean return is taken
     :param tensorboard_log: folder for TensorBoard; ``None``: no log
     :param policy_kwargs: network sizes, see :class:`~core_agent.agents.latent.RecurrentPolicy`
     :param verbose: 0 silent, 1 information, 2 debugging
-    :param seed: of every random generator
+    :param seed: seed of every random generator
     :param device: ``"auto"``: the GPU if there is one
-    :param _init_setup_model: make the networks now
+    :param _init_setup_model: create the networks in the constructor
     :raises ValueError: for a bad argument, naming it and its rule
     """
 
@@ -189,9 +192,9 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
         return (*super().update_kind, self._recolors)
 
     def augment(self, batch: SequenceBatch) -> SequenceBatch:
-        """The batch with images cropped, one place for a sequence, and mixed by ``overlay``.
+        """The batch with images cropped, at one place per sequence, and mixed by ``overlay``.
 
-        Drawn once for all steps.
+        The random numbers are drawn once and used by all steps of the update.
         """
 
         def change(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -213,7 +216,7 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
     def update_behavior(self, batch: SequenceBatch, latents: torch.Tensor) -> Metrics:
         """``behavior_updates`` steps of critic, actor, temperature and target.
 
-        The critic's first step was made where the latents were computed.
+        The first step of the critic has already been made, when the latents were computed.
 
         :param latents: detached, ``(T, B, latent_dim)``
         """

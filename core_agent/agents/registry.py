@@ -1,4 +1,4 @@
-"""The agents by the name that the command line, the presets and rl-zoo know them by."""
+"""The agents by their names on the command line, in presets and in rl-zoo."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def get_agent(name: str) -> type[SequenceOffPolicyAlgorithm]:
 
 
 def trained_for(file: pathlib.Path | io.BytesIO) -> tuple[int, int]:
-    """Agent steps and updates of a saved model; -1 each if there is none that can be read."""
+    """Agent steps and updates of a saved model; -1 for each if no model can be read."""
     try:
         data: dict[str, Any] = read_data(file)
         return int(data["num_timesteps"]), int(data["_n_updates"])
@@ -49,10 +49,10 @@ def trained_for(file: pathlib.Path | io.BytesIO) -> tuple[int, int]:
 
 
 def find_model(path: str | pathlib.Path) -> pathlib.Path | io.BytesIO:
-    """The saved model that a path means, to be passed to ``load``.
+    """The saved model that a path refers to, in a form that ``load`` accepts.
 
-    :param path: a model file or a run's folder: its ``model.zip`` or, where the run was killed
-        after that was written, the model in its newest checkpoint
+    :param path: a model file or a run's folder: its ``model.zip`` or, if its newest checkpoint
+        has been trained further, the model in that checkpoint
 
     :raises ValueError: if there is none
     """
@@ -73,12 +73,12 @@ def find_model(path: str | pathlib.Path) -> pathlib.Path | io.BytesIO:
 def load_agent(
     path: str | pathlib.Path | io.BufferedIOBase, env: Any = None, **arguments: Any
 ) -> SequenceOffPolicyAlgorithm:
-    """A saved model of any agent of this package, as its class's own ``load`` gives it.
+    """Load a saved model of any agent of this package, with the ``load`` of its own class.
 
     :param path: file, or a run's folder, see :func:`find_model`
-    :param env: as in ``load``; ``"auto"`` makes the one that the model learned in, if its id is
-        registered
-    :param arguments: of :meth:`~core_agent.agents.base.SequenceOffPolicyAlgorithm.load`
+    :param env: as in ``load``; ``"auto"`` makes the environment that the model learned in, if its
+        id is registered
+    :param arguments: passed to :meth:`~core_agent.agents.base.SequenceOffPolicyAlgorithm.load`
     :raises ValueError: for a file that is no saved model, or one of another class
     """
     FILE("path", path)

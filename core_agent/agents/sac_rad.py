@@ -75,55 +75,58 @@ class SACRAD(FrameStackAlgorithm):
     https://arxiv.org/abs/2004.14990; the defaults are its values. The 'SAC + RAD' of Table 5,
     arXiv:2112.01163. It needs no images; vectors are stacked, not augmented.
 
-    Deviations from the paper: the encoder is CoRe's, with nothing learned in its layer norm, and
-    one for actor and critics, while the paper's actor has a last layer of its own; the actor is
-    CoRe's, its mean softly bounded. For the cheetah the paper's learning rates
-    are 2e-4: ``preset("paper", "sacrad", env_id="DCS-cheetah-run-easy-dynamic")``.
+    Deviations from the paper: the encoder is CoRe's, whose layer norm has no learned parameters,
+    and actor and critics share all of it, while the paper's actor has its own last layer; the actor
+    is CoRe's, whose mean is softly bounded. For the cheetah the paper's learning rates are 2e-4:
+    ``preset("paper", "sacrad", env_id="DCS-cheetah-run-easy-dynamic")``.
 
     :param policy: ``"CnnPolicy"``, ``"MlpPolicy"`` or ``"MultiInputPolicy"``, or a policy class;
         with ``env=None`` it may be the id of an environment instead
     :param env: environment, its id, or vectorised environments; ``None`` to load a model. Frames
-        are stacked by the agent: it needs no wrapper
-    :param learning_rate: of encoder and critics; a schedule scales all learning rates alike
-    :param buffer_size: agent steps that are kept, each frame once
-    :param learning_starts: uniformly random agent steps before learning
+        are stacked by the agent: no wrapper is needed
+    :param learning_rate: learning rate of encoder and critics; a schedule scales all learning rates
+        by the same factor
+    :param buffer_size: agent steps that are kept; each frame is stored once
+    :param learning_starts: agent steps with uniformly random actions before learning starts
     :param batch_size: transitions in a batch
     :param n_stack: frames in a stack
     :param tau: rate of the target critics' moving average
     :param encoder_tau: rate of the target encoder's moving average
     :param gamma: discount per agent step
-    :param train_freq: agent steps, or ``(n, "episode")``, between updates
+    :param train_freq: steps of each environment between updates; or ``(n, "episode")``: ``n``
+        episodes of each environment
     :param gradient_steps: updates each time; -1: as many as agent steps were taken; ``None``:
         ``update_ratio`` times as many
     :param update_ratio: updates per agent step
-    :param max_rollout_steps: agent steps of each environment after which updates are made although
-        ``train_freq`` counts episodes and none has ended
-    :param collect: ``"sequential"``, or ``"async"``: the updates that a rollout brings are made
-        during the next one, while environments in processes of their own step; the policy that acts
-        is updated when an episode ends, or after 1,000 steps
-    :param actor_update_freq: updates of the critics between two of the actor and the temperature
-    :param target_update_freq: updates of the critics between two of the moving averages
-    :param actor_learning_rate: of the actor
-    :param ent_coef: entropy temperature: ``"auto"`` learns it, ``"auto_0.2"`` from 0.2 on; a number
-        fixes it
-    :param ent_coef_learning_rate: of the entropy temperature
-    :param target_entropy: in nats; ``"auto"``: minus the number of actions
+    :param max_rollout_steps: steps of each environment after which updates are made even if
+        ``train_freq`` counts episodes and they have not ended
+    :param collect: ``"sequential"``; or ``"async"``: the updates due after a rollout are made
+        during the next one, while the environments step in their own processes; the policy that
+        acts is updated when an episode ends, or after 1,000 steps
+    :param actor_update_freq: critic updates per update of the actor and the temperature
+    :param target_update_freq: critic updates per update of the moving averages
+    :param actor_learning_rate: learning rate of the actor
+    :param ent_coef: entropy temperature: ``"auto"`` learns it, ``"auto_0.2"`` learns it starting
+        from 0.2; a number fixes it
+    :param ent_coef_learning_rate: learning rate of the entropy temperature
+    :param target_entropy: policy entropy to aim for, in nats; ``"auto"``: minus the number of
+        actions
     :param max_log_ent_coef: upper bound of the log temperature
     :param crop_size: side of the image crops, random in training, central in acting; ``None``:
         84 % of the image (84 of the paper's 100)
-    :param precision: of hidden layers: ``"auto"`` (bfloat16 where the hardware multiplies it),
-        ``"float32"`` or ``"bfloat16"``; last layers are float32 in any case
+    :param precision: precision of hidden layers: ``"auto"`` (bfloat16 if the hardware can multiply
+        it), ``"float32"`` or ``"bfloat16"``; last layers always use float32
     :param action_noise: noise added to the actions in training
     :param replay_buffer_class: a subclass of
         :class:`~core_agent.replay.buffer.SequenceReplayBuffer`
     :param replay_buffer_kwargs: further arguments of the buffer
-    :param stats_window_size: episodes that the logged mean return is taken over
+    :param stats_window_size: number of episodes over which the logged mean return is taken
     :param tensorboard_log: folder for TensorBoard; ``None``: no log
     :param policy_kwargs: network sizes, see :class:`SACRADPolicy`
     :param verbose: 0 silent, 1 information, 2 debugging
-    :param seed: of every random generator
+    :param seed: seed of every random generator
     :param device: ``"auto"``: the GPU if there is one
-    :param _init_setup_model: make the networks now
+    :param _init_setup_model: create the networks in the constructor
     :raises ValueError: for a bad argument, naming it and its rule
     """
 
@@ -189,7 +192,7 @@ class SACRAD(FrameStackAlgorithm):
         make_optimizers(self, self._critic_groups())
 
     def update(self, batch: TransitionBatch) -> Metrics:
-        """One step of the critics and, every so often, of actor, temperature and targets."""
+        """One step of the critics and, when due, of actor, temperature and targets."""
         views = batch._replace(
             observations=self.augment(batch.observations),
             next_observations=self.augment(batch.next_observations),

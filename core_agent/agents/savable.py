@@ -85,11 +85,11 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         trusted: bool = False,
         **kwargs: Any,
     ) -> SelfAlgorithm:
-        """Load a model, without running anything that the file brings along.
+        """Load a model, without executing anything in the file.
 
         Unlike in SB3, a model that has learned acts with its policy from the first step of
         :meth:`learn`; updates still wait for ``learning_starts`` steps. Give ``learning_starts``
-        here to have so many random actions first. The arguments are those of SB3's ``load``, and
+        here to take that many random actions first. The arguments are those of SB3's ``load`` and:
 
         :param trusted: unpickle whatever the file holds, as SB3 does
         :raises UnsafeFileError: if the file asks for names that loading does not allow, or is not a
@@ -106,9 +106,10 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         return model
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
-        """Save all that the replay buffer holds, as arrays and JSON: nothing is pickled.
+        """Save the contents of the replay buffer as arrays and JSON: nothing is pickled.
 
-        :param path: file to write, by name (without a suffix ``.npz`` is added) or open
+        :param path: file to write: an open file, or a name, to which ``.npz`` is added if it has no
+            suffix
         """
         check_arguments(RULES, locals())
         save_replay(path, self.replay_buffer)
@@ -118,27 +119,27 @@ class SavableAlgorithm(OffPolicyAlgorithm):
     ) -> None:
         """Fill the replay buffer with what :meth:`save_replay_buffer` wrote.
 
-        :param path: file, by name or open
-        :param truncate_last_traj: for SB3's interface
-        :raises UnsafeFileError: if the file is no replay buffer of the model's spaces; what the
-            buffer holds is left as it is
+        :param path: file to read: a name or an open file
+        :param truncate_last_traj: not used; part of SB3's interface
+        :raises UnsafeFileError: if the file is not a replay buffer with the model's spaces; the
+            contents of the buffer are left unchanged
         """
         check_arguments(RULES, locals())
         load_replay(path, self.replay_buffer)
 
     def checkpoint(self, folder: str | pathlib.Path) -> pathlib.Path:
-        """Write everything that the run follows from; :meth:`resume` continues from it.
+        """Write everything that the rest of the run depends on, for :meth:`resume`.
 
         A checkpoint holds the model as :meth:`save` writes it, random states, the state of the
         environments and the replay buffer, of which only episodes that are new or still running
         are written. The last two checkpoints are kept. While :meth:`learn` runs, let
         :class:`~core_agent.runs.callbacks.ExactCheckpointCallback` call this at the right moments.
 
-        :param folder: made if missing; one for each run
-        :return: the checkpoint's own file in it
+        :param folder: folder for checkpoints of this run only; created if missing
+        :return: the file of the checkpoint in that folder
         :raises OSError: if it cannot be written; the checkpoints there are left as they are
         :raises ValueError: if a parameter is not finite
-        :raises NonFiniteError: if an update has failed that was not reported yet
+        :raises NonFiniteError: if an earlier update has failed and has not been reported yet
         """
         check_arguments(RULES, locals())
         self._guard.check()
@@ -164,11 +165,11 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         :mod:`core_agent.saving.resumable`.
 
         :param folder: folder that was given to :meth:`checkpoint`
-        :param env: made and wrapped as it was; or an id
-        :param device: of the networks
+        :param env: environment made and wrapped as in the original run, or its id
+        :param device: device of the networks
         :param custom_objects: as in :meth:`load`
         :param trusted: as in :meth:`load`
-        :raises NoCheckpointError: if nothing there is complete; a kind of ``ValueError``
+        :raises NoCheckpointError: if there is no complete checkpoint; a kind of ``ValueError``
         :raises ValueError: for another algorithm's checkpoint or other environments
         """
         check_arguments({**RULES, "env": ENVIRONMENT}, locals())
@@ -194,9 +195,9 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         exact_match: bool = True,
         device: torch.device | str = "auto",
     ) -> None:
-        """Load networks and optimisers; learning rates and the like stay those of this model.
+        """Load networks and optimiser states; learning rates and similar settings do not change.
 
-        :raises UnsafeFileError: if a file is no saved model
+        :raises UnsafeFileError: if a file is not a saved model
         :raises ValueError: for parameters that do not fit this model, which is left as it is
         """
         check_arguments(RULES, locals())

@@ -18,7 +18,7 @@ ARGUMENTS = {
     "target_update_interval": "tau is the rate at which the target networks follow; SACRAD, CURL "
     "and QT-Opt have target_update_freq for the interval",
 }
-"""The way out by the name of a constructor's argument."""
+"""What to use instead, by the name of a constructor's argument."""
 
 ENCODER = "cnn_channels, cnn_strides, feature_dim and vector_dims size the encoder"
 OPTIMIZER = "every optimiser is Adam; the agent's arguments *learning_rate set its rates"
@@ -35,25 +35,25 @@ POLICY_ARGUMENTS = {
     "use_sde": EXPLORATION,
     **dict.fromkeys(("log_std_init", "use_expln", "clip_mean"), DISTRIBUTION),
 }
-"""The way out by the name of an entry of ``policy_kwargs``."""
+"""What to use instead, by the name of an entry of ``policy_kwargs``."""
 
 NO_HER = (
-    "the agents' own takes images, vectors and Dict observations; hindsight experience replay "
-    "(HER) is not available, use it with stable_baselines3.SAC"
+    "the agents' own buffer takes images, vectors and Dict observations; hindsight experience "
+    "replay (HER) is not available, use it with stable_baselines3.SAC"
 )
-"""The way out for another class of replay buffers."""
+"""What to use instead of another class of replay buffers."""
 
 GIVEN_BY_THE_AGENT = {
     *("observation_space", "action_space", "action_dim", "lr_schedule"),
     *("buffer_size", "device", "n_envs"),
 }
-"""Arguments of policies and replay buffers that ``*_kwargs`` do not give."""
+"""Arguments of policies and replay buffers that the agent passes itself, not ``*_kwargs``."""
 
 
 def naming_unknown_arguments(constructor: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that says of arguments which it does not have what to use instead.
+    """Wrap a constructor so that its error for an unknown argument says what to use instead.
 
-    It raises a ``TypeError``, as Python does.
+    The error is a ``TypeError``, as usual in Python.
     """
     known = inspect.signature(constructor).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
@@ -64,7 +64,7 @@ def naming_unknown_arguments(constructor: Callable[..., None]) -> Callable[..., 
         for name in kwargs.keys() - known.keys():
             similar = difflib.get_close_matches(name, known, 1)
             own = [each for each in known if each != "self" and not each.startswith("_")]
-            hint = f"did you mean {similar[0]}?" if similar else f"they are {own}"
+            hint = f"did you mean {similar[0]}?" if similar else f"its arguments are {own}"
             agent, value = type(self).__name__, kwargs[name]
             raise TypeError(
                 f"{name} must be an argument of {agent}, got {value!r}; {ARGUMENTS.get(name, hint)}"
@@ -75,11 +75,11 @@ def naming_unknown_arguments(constructor: Callable[..., None]) -> Callable[..., 
 
 
 def translate(policy_kwargs: Any, policy_class: type) -> Any:
-    """``policy_kwargs`` with ``net_arch`` as the sizes that a policy takes.
+    """``policy_kwargs`` with ``net_arch`` replaced by the layer sizes that a policy takes.
 
-    :param policy_kwargs: as given; anything but a dict with ``net_arch`` is returned as it is
-    :param policy_class: of the policy that they are for
-    :raises ValueError: for another ``net_arch`` than SAC's, or with the sizes given as well
+    :param policy_kwargs: as given; anything but a dict with ``net_arch`` is returned unchanged
+    :param policy_class: class of the policy that takes them
+    :raises ValueError: if ``net_arch`` does not have SAC's form, or the sizes are given as well
     """
     if not isinstance(policy_kwargs, dict) or "net_arch" not in policy_kwargs:
         return policy_kwargs

@@ -1,7 +1,7 @@
 """Soft actor-critic (arXiv:1812.05905) on state vectors: what the agents with an actor compute.
 
-Shapes are those of the batch: ``(T - 1, B)`` for sequences, ``(B,)`` for transitions, ``(...)``
-below.
+A shape written ``(...)`` below is that of the batch: ``(T - 1, B)`` for sequences, ``(B,)`` for
+transitions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def initial_ent_coef(ent_coef: float | str) -> float | None:
             value = float(number) if prefix == "auto" else None
         except ValueError:
             value = None
-    rule = "be 'auto', 'auto_' and a number > 0, or a number > 0"
+    rule = "be 'auto', 'auto_' followed by a number > 0, or a number > 0"
     check(is_number(value) and value > 0, "ent_coef", rule, ent_coef)
     return float(value)
 

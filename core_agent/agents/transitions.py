@@ -1,4 +1,4 @@
-"""Steps of environments: checked for NaN, and stored as they are without ``VecNormalize``."""
+"""Environment steps: checked for NaN, and stored without ``VecNormalize``'s normalisation."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def as_batch(observation: Any) -> Any:
 def refuse_non_finite(
     observations: Any, rewards: np.ndarray, infos: list[dict[str, Any]], step: int
 ) -> None:
-    """Make sure that a step brought numbers, before anything learns from it.
+    """Make sure that a step's values are finite, before anything learns from them.
 
-    :param step: for the error
+    :param step: number of the step, for the error message
     :raises NonFiniteError: naming the environment, and the key of a ``Dict`` observation
     """
     culprit = find_non_finite("observation", observations) or find_non_finite("reward", rewards)
@@ -63,9 +63,9 @@ def refuse_non_finite(
 
 
 def refuse_normalized_images(env: VecEnv) -> VecEnv:
-    """``env``, unless it has a ``VecNormalize`` over images, which are stored and cropped as bytes.
+    """Return ``env`` if it has no ``VecNormalize`` over images: these must stay bytes.
 
-    :raises ValueError: if it has
+    :raises ValueError: if it has one
     """
     normalizer = unwrap_vec_normalize(env)
     if normalizer is None or not normalizer.norm_obs:
@@ -85,9 +85,9 @@ def refuse_normalized_images(env: VecEnv) -> VecEnv:
 
 @contextmanager
 def raw_terminals_kept(normalizer: VecNormalize) -> Iterator[None]:
-    """Inside, infos keep an episode's last observation as ``normalizer`` gets it.
+    """Context in which infos also hold an episode's last observation before normalisation.
 
-    ``VecNormalize`` overwrites it with the normalised one, which is clipped.
+    ``VecNormalize`` overwrites it with the normalised observation, which is clipped.
     """
     venv = normalizer.venv
     step_wait, own = venv.step_wait, vars(venv).get("step_wait")
@@ -138,10 +138,11 @@ def store_transition(
     dones: np.ndarray,
     infos: list[dict[str, Any]],
 ) -> None:
-    """Put one step into the buffer, as it is without ``VecNormalize``.
+    """Store one step in the buffer, without the normalisation of ``VecNormalize``.
 
-    SB3's takes what lies under ``VecNormalize``, where images have not been transposed yet, and
-    reverses the normalisation of an episode's last observation, which clipping has changed.
+    SB3's method stores observations from inside ``VecNormalize``, whose images are not transposed
+    yet, and recovers an episode's last observation by reversing the normalisation, which is wrong
+    where values were clipped.
     """
     normalizer, space = model._vec_normalize_env, model.observation_space
     last, raw_obs, raw_reward = model._last_obs, new_obs, reward

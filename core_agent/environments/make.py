@@ -1,7 +1,9 @@
 """Environments from their ids, in this process or in processes of their own.
 
-env = make_vec_env("DCS-cheetah-run-easy-dynamic", n_envs=4, seed=0)
-model = CoRe("CnnPolicy", env)
+For example:
+
+    env = make_vec_env("DCS-cheetah-run-easy-dynamic", n_envs=4, seed=0)
+    model = CoRe("CnnPolicy", env)
 """
 
 from __future__ import annotations
@@ -36,12 +38,12 @@ RULES = {"env_id": TEXT, "n_envs": SIZE, "env_kwargs": OPTIONS, "vec_env_kwargs"
 
 
 def seed_environments(env: VecEnv, seed: int, split: str = "train") -> None:
-    """Let the next episode of each environment start with a seed that nothing else starts with.
+    """Give the next episode of each environment a seed that no other environment or run gets.
 
-    SB3's ``seed`` gives ``seed + worker``, which is what the next run's first worker gets.
+    SB3's ``seed`` gives ``seed + worker``, so worker 1 gets the seed of the next run's worker 0.
 
     :param env: vectorised environments
-    :param seed: of the run
+    :param seed: seed of the run
     :param split: "train" or "val"; the two share no seed
     """
     env.seed(seed)
@@ -68,7 +70,7 @@ def find_spec(env_id: str) -> EnvSpec:
 
 
 def make_env(env_id: str, **kwargs: Any) -> gym.Env:
-    """A rendering environment from its id; one without ``render_mode`` is made without.
+    """An environment from its id, with ``render_mode="rgb_array"`` if it takes a render mode.
 
     :param env_id: id of a registered environment, or ``package:id``
     :param kwargs: passed to the environment
@@ -111,8 +113,8 @@ def as_plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def make_described(origin: Any, **changes: Any) -> gym.Env:
     """An environment as :func:`describe` described it.
 
-    :param origin: what a saved model says of it; nothing in it is imported
-    :param changes: arguments that differ
+    :param origin: description in a saved model; no package named there is imported
+    :param changes: arguments that override those of the description
     :raises ValueError: if no registered environment is described
     """
     found = origin if isinstance(origin, dict) else {}
@@ -133,10 +135,10 @@ def _make_monitored(spec: EnvSpec, kwargs: Mapping[str, Any]) -> gym.Env:
 
 
 def environment_for(env_id: str, collect: str) -> gym.Env | VecEnv:
-    """An environment for an agent: in a process of its own if it collects during updates.
+    """An environment for an agent; with ``collect="async"`` it runs in a process of its own.
 
     :param env_id: id of a registered environment, or ``package:id``
-    :param collect: of the agent
+    :param collect: argument ``collect`` of the agent
     :raises ValueError: for an unknown id
     """
     return make_vec_env(env_id, vec_env_kwargs={}) if collect == "async" else make_env(env_id)
@@ -149,9 +151,10 @@ def make_vec_env(
     env_kwargs: Mapping[str, Any] | None = None,
     vec_env_kwargs: Mapping[str, Any] | None = None,
 ) -> VecEnv:
-    """Rendering, monitored environments, each in a process that is restarted if it fails.
+    """Environments with rendering and a monitor, each in a process that is restarted if it fails.
 
-    One alone runs in this process, where it costs no transfer, unless ``vec_env_kwargs`` is given.
+    A single environment runs in this process, to avoid transfers, unless ``vec_env_kwargs`` is
+    given.
 
     :param env_id: id of a registered environment, or ``package:id``; the processes need not
         register it

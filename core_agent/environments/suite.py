@@ -1,6 +1,6 @@
 """The Distracting Control Suite: the one module that imports ``distracting_envs``.
 
-That registers the suite's ids, and loads neither MuJoCo nor OpenGL.
+The import registers the suite's ids, and loads neither MuJoCo nor OpenGL.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def is_in_suite(env_id: str) -> bool:
 
 
 def first_seed(seed: int, worker: int = 0, split: str = "train") -> int:
-    """The seed of an environment's first episode, of the suite or not.
+    """The seed of an environment's first episode, whether the environment is in the suite or not.
 
-    No worker shares it with another, training never with validation, nor one run with another
-    whose seed is below ``MAX_SEED`` (about two million); larger ones wrap around.
+    Workers, training and validation, and runs with different seeds below ``MAX_SEED`` (about two
+    million) all get different seeds; larger seeds of runs wrap around.
 
-    :param seed: of the run
+    :param seed: seed of the run
     :param worker: number of the environment within its split
     :param split: "train" or "val"
     """

@@ -25,7 +25,7 @@ class WorkerFailedError(RuntimeError):
 
 
 def _serve(*connections_and_env: Any) -> None:
-    """SB3's worker, in a process that leaves Ctrl-C, which reaches all, to the main one."""
+    """SB3's worker, in a process that ignores Ctrl-C: the main process handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _worker(*connections_and_env)
 
@@ -71,7 +71,7 @@ class _Worker:
         return answer
 
     def restart(self) -> Any:
-        """Start the process again, with a seed of its own; the answer that is still due."""
+        """Start the process again, with a new seed; return the answer that is still due."""
         message, last = self.message, self.last_observation
         self.process.join(CLOSING_SECONDS)
         died = f"died with exit code {self.process.exitcode} (-n: by signal n)"
@@ -102,18 +102,19 @@ class _Worker:
 class SupervisedSubprocVecEnv(SubprocVecEnv):
     """SB3's ``SubprocVecEnv`` that restarts an environment whose process dies or hangs.
 
-    A restart is logged as a warning, and the episode is lost: the step that failed gives the first
-    observation of a new one, reward 0, ``done`` and, in its info, ``"episode_lost": True``,
-    ``"TimeLimit.truncated": True`` and the last known observation as ``"terminal_observation"``.
-    The replay buffer ends the episode at its last real step. The new process knows what
-    ``set_attr`` set, not what ``env_method`` changed.
+    A restart is logged as a warning, and the episode is lost: the step that failed returns the
+    first observation of a new episode, reward 0, ``done`` and, in its info,
+    ``"episode_lost": True``, ``"TimeLimit.truncated": True`` and the last known observation as
+    ``"terminal_observation"``. The replay buffer ends the episode at its last real step. Attributes
+    set by ``set_attr`` are set in the new process too; changes by ``env_method`` are lost.
 
-    :param env_fns: make the environments, each in its process
-    :param start_method: "spawn", also for processes that have rendered, "forkserver" or "fork"
-    :param timeout: seconds for a step, a reset or any other answer
+    :param env_fns: functions that make the environments, each called in its own process
+    :param start_method: "spawn" (also works if this process has rendered), "forkserver" or "fork"
+    :param timeout: seconds to wait for a step, a reset or any other answer
     :param max_restarts: restarts allowed for each environment
     :raises ValueError: for a bad argument
-    :raises WorkerFailedError: also later, if an environment fails after its last restart; all end
+    :raises WorkerFailedError: here or later, if an environment fails after its last restart; all
+        environments are closed then
     """
 
     rules: ClassVar[dict[str, Check]] = {

@@ -13,11 +13,11 @@ def center_crop(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def random_crop(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """A random part ``(..., N, C, h, w)`` of images ``(..., N, C, H, W)``, as RAD crops them.
+    """Random crops ``(..., N, C, h, w)`` of images ``(..., N, C, H, W)``, as in RAD.
 
-    Each of the ``N`` is cropped at a place of its own, which the axes before it share: a sequence
-    ``(T, N, ...)`` keeps its place. Source: arXiv:2004.14990. The result's axes lie in memory in
-    the images' order.
+    Each of the ``N`` is cropped at its own place, which is the same along the axes before ``N``:
+    all frames of a sequence ``(T, N, ...)`` are cropped at one place. Source: arXiv:2004.14990. The
+    result's axes have the same order in memory as those of the images.
     """
     (n_images, _, height, width), device = images.shape[-4:], images.device
     top = torch.randint(height - size[0] + 1, (n_images,), device=device)
@@ -31,14 +31,16 @@ def random_crop(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def overlay(images: torch.Tensor, largest: float, recolor: bool = False) -> torch.Tensor:
     """Sequences ``(T, B, C, h, w)`` as floats, each mixed with another one of the batch, mirrored.
 
-    The other's weight is drawn uniformly from [0, ``largest``] for each sequence. The task stays
-    the same and the background does not, so features that follow the background are of less use.
-    SODA and SVEA mix in images of another data set instead (arXiv:2011.13389, arXiv:2107.00644).
+    The weight of the other sequence is drawn uniformly from [0, ``largest``] for each sequence. The
+    task stays the same while the background changes, so features that follow the background are
+    less useful. SODA and SVEA mix in images of another data set instead (arXiv:2011.13389,
+    arXiv:2107.00644).
 
     :param images: bytes, or floats from 0 to 1
     :param largest: bound of the weights, in [0, 1]
-    :param recolor: put the other's channels in a random order and invert each with probability ½,
-        one draw for each sequence: backgrounds of all colours, those of the robot too
+    :param recolor: put the other sequence's channels in a random order and invert each with
+        probability ½, drawn once for each sequence: this gives backgrounds of all colours,
+        including the robot's
     """
     (n_sequences, channels), device = images.shape[1:3], images.device
     # Changed as bytes, which is cheaper than as floats.
@@ -69,12 +71,12 @@ def random_shift(images: torch.Tensor, size: tuple[int, int], pad: int = 4) -> t
 
 
 def pick_pixels(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Of each image ``(N, C, H, W)`` its own ``rows`` ``(N, h)`` and ``columns`` ``(N, w)``.
+    """Select ``rows`` ``(N, h)`` and ``columns`` ``(N, w)`` of each image ``(N, C, H, W)``.
 
-    The result ``(N, C, h, w)`` lies in memory channels-last.
+    The result ``(N, C, h, w)`` is channels-last in memory.
     """
-    # Channels-last a pixel is one row of a matrix, and picking rows is a plain copy: an index along
-    # two axes takes seven times as long on a CPU.
+    # In channels-last format a pixel is one row of a matrix, and selecting rows is a plain copy:
+    # indexing along two axes takes seven times as long on a CPU.
     n_images, channels, height, width = images.shape
     pixels = images.permute(0, 2, 3, 1).reshape(-1, channels)
     image = torch.arange(n_images, device=images.device)[:, None, None]

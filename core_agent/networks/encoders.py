@@ -17,7 +17,7 @@ from core_agent.networks.types import Observation
 from core_agent.validation import BOOLEAN, CROP_SIZE, SIZE, SIZES, Check, as_array, check
 
 MOST_CHANNELS = 4
-"""Channels that a single image may have, when one tells by its shape which axis they are on."""
+"""Largest number of channels for which an image's shape shows which axis holds them."""
 SINGLE_KEY = "observation"
 """The key under which an observation that is no ``Dict`` is kept."""
 
@@ -33,8 +33,8 @@ def check_space(name: str, value: Any) -> None:
             name,
             "have images channels first, (C, H, W)",
             space,
-            "Stable-Baselines3 transposes images of bytes in [0, 255] alone; let the environment "
-            "give others, such as depth, as np.moveaxis(image, -1, 0)",
+            "Stable-Baselines3 transposes only images of bytes in [0, 255]; let the environment "
+            "return others, such as depth images, as np.moveaxis(image, -1, 0)",
         )
 
 
@@ -101,9 +101,9 @@ def crop_sizes(
 
 
 def fits_space(value: Any, space: spaces.Space) -> bool:
-    """Whether ``value`` is one observation of ``space`` or several; images either way round.
+    """Whether ``value`` is one observation of ``space`` or several; images channels first or last.
 
-    They must be finite numbers, as networks make nothing of others.
+    All values must be finite numbers, as networks cannot use others.
     """
     try:
         array = np.asarray(value)

@@ -57,9 +57,9 @@ def auto_precision(device: torch.device) -> AutoPrecision:
 
 
 def measure_bfloat16_speedup() -> float:
-    """How many times as fast as float32 the processor computes a convolution and a matrix product.
+    """Speed of bfloat16 relative to float32 on this CPU, in a convolution and a matrix product.
 
-    Their shapes are those of the agents, their sizes such that slow processors need a second.
+    Their shapes are typical of the agents; their sizes are such that slow processors need a second.
     """
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -116,9 +116,9 @@ def wants_cuda_graphs() -> bool:
 
 @contextmanager
 def memory_advice(**settings: int) -> Iterator[None]:
-    """Inside, a GPU that runs out of memory says which setting to lower.
+    """Context in which the error of a GPU that runs out of memory says which setting to lower.
 
-    :param settings: those that help, with their values
+    :param settings: values of the settings that help, by name
     :raises torch.OutOfMemoryError: in place of PyTorch's own
     """
     try:

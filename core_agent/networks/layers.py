@@ -185,9 +185,9 @@ class LayerNormGRUCell(nn.Module):
 
 
 class Gate(nn.Module):
-    """Optional soft mask that a small CNN lays over the image (Table 1, arXiv:2112.01163).
+    """Optional soft mask over the image, computed by a small CNN (Table 1, arXiv:2112.01163).
 
-    :param channels: of the image
+    :param channels: channels of the image
     :param last_elu: an ELU between the last convolution and the sigmoid, as in the authors'
         experiments: the mask is then above ``sigmoid(-1)``, 0.27, everywhere
     """
@@ -238,9 +238,10 @@ class ImageEncoder(nn.Module):
     :param cnn_strides: stride of each convolution
     :param gating: multiply the image with a learned soft mask first
     :param gate_elu: see ``last_elu`` of :class:`Gate`
-    :param max_value: of the images: 255 for bytes, 1 for images that are scaled already
-    :param center_images: subtract half of ``max_value`` first. Without it the features of all
-        images point in nearly the same direction at first, and learning starts slowly
+    :param max_value: largest pixel value: 255 for bytes, 1 for images that are scaled already
+    :param center_images: subtract half of ``max_value`` before the first convolution. Without this,
+        the features of all images initially point in nearly the same direction, and learning
+        starts slowly
     :raises ValueError: if the image is too small for that many convolutions
     """
 
@@ -297,10 +298,10 @@ class ImageEncoder(nn.Module):
         if self.center_images:
             x = x - 0.5 * self.max_value
         for index, conv in enumerate(self.convs):
-            # The first weights are scaled in place of the images: weights are fewer than pixels.
+            # The first weights are scaled instead of the images: weights are fewer than pixels.
             scale = self.max_value if index == 0 else 1.0
             x = F.relu_(cast_conv(x, conv, scale))
-        # Flattened channels-last, as the memory lies.
+        # Flattened channels-last, in memory order.
         x = x.permute(0, 2, 3, 1).flatten(start_dim=1)
         features = cast_linear(x, self.linear, self.compute_dtype)
         return self.norm(features.to(self.linear.weight.dtype))

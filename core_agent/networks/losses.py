@@ -41,7 +41,7 @@ def info_nce(
     """Symmetric InfoNCE between features and their predictions (Eq. 3, arXiv:2112.01163).
 
     :param features: ``(T, B, D)`` features of the observations
-    :param predictions: ``(T, B, D)`` what the prior predicted for them
+    :param predictions: ``(T, B, D)`` features predicted for them from the latent states
     :param scale: scalar > 0 that multiplies the inner products
     :param mask: ``(T, B)``
     :param negatives: which other frames a frame is distinguished from: ``"all"`` of the batch,
@@ -89,7 +89,7 @@ def balanced_kl(
     free_nats: float = 1.0,
     balance: float = 0.5,
 ) -> torch.Tensor:
-    """Scalar KL(posterior ‖ prior), pulling each side towards the other in turn.
+    """Scalar KL(posterior ‖ prior), with separate terms that train the prior and the posterior.
 
     The paper does not say how the KL term is balanced; the clamp and the halves are this
     project's choice, as in DreamerV2 (arXiv:2010.02193, Algorithm 2).

@@ -15,7 +15,7 @@ from core_agent.validation import NonFiniteError
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Inside, gradients flow through ``module`` but its parameters get none."""
+    """Context in which gradients flow through ``module`` but its parameters get none."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     module.requires_grad_(False)
     try:
@@ -26,13 +26,13 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 class FiniteGuard:
-    """Keeps optimisers from steps on what is NaN or infinite.
+    """Keeps optimisers from making steps with NaN or infinite values.
 
-    On a CPU a step is refused with an error, at once. To ask a GPU for the values would mean to
-    wait for it at each step; there everything stays as it is from the first refused step on, and
-    :meth:`check` tells afterwards.
+    On a CPU such a step is refused immediately, with an error. Reading the values from a GPU would
+    mean waiting for it at each step; there, nothing changes any more from the first refused step
+    on, and :meth:`check` reports it afterwards.
 
-    :param device: the GPU; ``None``: refuse at once
+    :param device: the GPU; ``None``: refuse immediately, with an error
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -50,13 +50,13 @@ class FiniteGuard:
         losses: Mapping[str, torch.Tensor],
         norm: torch.Tensor,
     ) -> None:
-        """A step, if the loss and the norm of its gradient are finite.
+        """Make a step if the loss and the norm of its gradient are finite.
 
-        :param optimizer: has its gradients; one that is not fused cannot leave a step out on the
-            device, so it has the values waited for
+        :param optimizer: its parameters have their gradients already; if it is not fused, it cannot
+            skip a step on the device, so the values are waited for
         :param losses: scalars by name, the loss first
-        :param norm: scalar
-        :raises NonFiniteError: at once, without a GPU
+        :param norm: norm of the gradient, a scalar
+        :raises NonFiniteError: immediately, without a GPU or if the optimiser is not fused
         """
         name, loss = next(iter(losses.items()))
         values = {**losses, f"gradient of {name}": norm}
@@ -111,16 +111,17 @@ def descend(
     max_norm: float,
     guard: FiniteGuard = AT_ONCE,
 ) -> torch.Tensor:
-    """One step of ``optimizer`` on a loss; the norm of the clipped gradients before clipping.
+    """One step of ``optimizer`` on a loss; returns the gradient norm of ``clipped``, unclipped.
 
-    A loss that nothing trainable leads to, as of frozen parts, leaves everything as it is.
+    A loss that depends on no trainable parameter, because all are frozen, changes nothing.
 
     :param losses: scalars by name; the first is the loss, the others are its terms
     :param optimizer: its parameters are changed
     :param clipped: parameters whose gradients are clipped together
     :param max_norm: bound of their norm; ``math.inf``: none
     :param guard: leaves the step out if loss or norm are NaN or infinite
-    :raises NonFiniteError: in that case, before a parameter is changed, if the guard waits for them
+    :raises NonFiniteError: in that case, before any parameter changes, if the guard waits for the
+        values
     """
     return descend_together(losses, {optimizer: (clipped, max_norm)}, guard)[0]
 

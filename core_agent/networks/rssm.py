@@ -128,7 +128,7 @@ class RSSM(nn.Module):
         return Rollout(deters, Gaussian(means, log_stds), stochs)
 
     def imagine(self, latent: Latent, actions: torch.Tensor, noise: torch.Tensor) -> Latent:
-        """Roll the prior forward without looking.
+        """Roll the prior forward without observations.
 
         :param latent: where to start, ``(B, ...)``
         :param actions: ``(T, B, A)``

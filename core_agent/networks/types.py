@@ -1,4 +1,4 @@
-"""The values that travel together, as named tuples.
+"""Named tuples of values that are passed around together.
 
 Throughout the package ``T`` is the number of time steps, ``B`` the number of sequences and
 sequences are time-major, ``(T, B, ...)``.

@@ -87,10 +87,10 @@ class WorldModel(nn.Module):
     :param center_images: let pixels range from -½ to ½ instead of 0 to 1
     :param initial_log_std: mean log standard deviation of prior and posterior at the start
     :param initial_contrastive_scale: τ at the start; the logits are scaled by ``softplus(τ)``
-    :param inverse_frames: 0: the inverse dynamics read the latents ``z_t`` and ``z_{t+1}``, as in
-        the paper; else ``z_t`` and the features of this many frames that follow. The recurrence
-        copies the action into ``z_{t+1}``; features show only what it moved, so the encoder has to
-        learn to see that (compare arXiv:2207.08229)
+    :param inverse_frames: 0: the inverse-dynamics head reads the latents ``z_t`` and ``z_{t+1}``,
+        as in the paper; otherwise it reads ``z_t`` and the features of this many following frames.
+        The recurrence copies the action into ``z_{t+1}``; features only show what the action moved,
+        so the encoder has to learn to see such motion (compare arXiv:2207.08229)
     :raises ValueError: for a bad argument
     """
 

@@ -1,10 +1,10 @@
 """The Distracting Control Suite as Gymnasium environments.
 
 Importing the package registers ``DCS-{domain}-{task}-{difficulty}-{static|dynamic}`` and
-``DCS-{domain}-{task}-clean`` for the six tasks of the paper, which are the 42 ``ENV_IDS``, and for
-all other tasks of the dm_control suite; ``DCS-custom`` takes the task as arguments.
-``gymnasium.make("distracting_envs:DCS-cheetah-run-easy-dynamic")`` needs no import, also in worker
-processes.
+``DCS-{domain}-{task}-clean`` for the six tasks of the paper (the 42 ``ENV_IDS``) and for all other
+tasks of the dm_control suite; ``DCS-custom`` takes the task as arguments.
+``gymnasium.make("distracting_envs:DCS-cheetah-run-easy-dynamic")`` needs no import, not even in
+worker processes.
 
 The import is light: MuJoCo and OpenGL load when the first environment is made.
 """

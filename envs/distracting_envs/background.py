@@ -135,8 +135,8 @@ class VideoBackground(control.Environment):
         self._choose(clip, state["first_frame"], state["frame_index"], state["direction"])
         if self._n_frames != state["n_frames"]:
             raise ValueError(
-                f"state must show clips as they are here, but {name!r} had {state['n_frames']} "
-                f"frames and has {self._n_frames}"
+                f"state must come from the same clips, but {name!r} had {state['n_frames']} frames "
+                f"then and has {self._n_frames} now"
             )
         self._next_is_prefetched = False
 

@@ -150,7 +150,7 @@ class _ResumingDownloader:
 
 
 def _unpack(archive: Path, root: Path) -> None:
-    """Add the missing clips, each in one step, or all in one where there is none; keep the rest."""
+    """Add the missing clips, renaming each into place, or all at once if there are none yet."""
     folders = tuple(f"DAVIS/{_FRAMES}/{name}/" for name in missing_clips(root))
     frames = root / _FRAMES
     root.mkdir(exist_ok=True)

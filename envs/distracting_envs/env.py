@@ -90,10 +90,10 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         ``gymnasium.make`` also takes "human", a window
     :param render_quality: "paper", or "fast" without shadows, multisampling, reflections and large
         textures, for software OpenGL
-    :param memory_cache_gb: decoded clips kept in this process, in 10^9 bytes; shared by its
-        environments
-    :param disk_cache_gb: decoded clips kept in ``DCS_CACHE`` or the user's cache folder, in 10^9
-        bytes; shared by all processes
+    :param memory_cache_gb: limit of the decoded clips in this process's memory, in 10^9 bytes;
+        shared by its environments
+    :param disk_cache_gb: limit of the decoded clips in ``DCS_CACHE`` or the user's cache folder, in
+        10^9 bytes; shared by all processes
     :raises ValueError: if an argument breaks its rule, or the clips are missing or damaged
     :raises RenderingUnavailableError: if OpenGL is missing
     """
@@ -203,8 +203,8 @@ class DistractingControlEnv(DmControlCompatibilityV0):
     def spec(self) -> EnvSpec | None:
         """Gymnasium's specification, with the agent steps of an episode as ``max_episode_steps``.
 
-        The registered one does not have them, since they depend on ``action_repeat``, and Gymnasium
-        would truncate episodes by it.
+        The registered specification leaves it out: it depends on ``action_repeat``, and Gymnasium
+        would truncate episodes at that number of steps.
         """
         return self._spec
 
@@ -238,7 +238,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Start an episode; return the first observation, and as ``info`` what :meth:`step` does.
+        """Start an episode; return the first observation and the same ``info`` as :meth:`step`.
 
         :param seed: seed of the task and of every distraction, in [0, 2**32); None keeps the random
             generators

@@ -86,7 +86,8 @@ def draw_video(
     :param video_path: see :class:`~distracting_envs.env.DistractingControlEnv`
     :param seed: seed of every environment and of the random actions
     :param n_frames: agent steps, each one frame
-    :param tile_width: width of one task's picture in pixels, even; three quarters of it high
+    :param tile_width: width of one task's picture in pixels, an even number; the height is
+        three quarters of it
     """
     path = Path(path)
     check_choice("difficulty", difficulty, tuple(DIFFICULTIES))

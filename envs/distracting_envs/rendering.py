@@ -72,13 +72,13 @@ def _has_display() -> bool:
 
 
 def check_window() -> None:
-    """Make sure that a window can be opened, which pygame does.
+    """Make sure that pygame can open a window.
 
     :raises gymnasium.error.DependencyNotInstalled: without pygame
     :raises RenderingUnavailableError: without a display
     """
     chosen = "SDL_VIDEODRIVER" in os.environ
-    driver = "offscreen"  # what pygame falls back to without a word, showing nothing
+    driver = "offscreen"  # pygame's silent fallback, which shows nothing
     if chosen or _has_display() or sys.platform != "linux":
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
         # An accelerated window makes its own OpenGL context current, unnoticed by dm_control.
@@ -94,8 +94,8 @@ def check_window() -> None:
             driver = pygame.display.get_driver()
     if driver == "offscreen" and not chosen:
         raise RenderingUnavailableError(
-            f"a window needs a display, and DISPLAY={os.environ.get('DISPLAY', '')!r} is none; "
-            'write a video of render_mode="rgb_array" instead, or start the program with xvfb-run'
+            f"a window needs a display, but DISPLAY={os.environ.get('DISPLAY', '')!r} gives none; "
+            'write a video with render_mode="rgb_array" instead, or run the program under xvfb-run'
         )
 
 

@@ -84,7 +84,8 @@ walker-run
 """
 
 OTHER_TASKS: tuple[str, ...] = tuple(_OTHER_TASKS.split())
-"""The tasks of the dm_control suite that the paper does not use. Importing it would load MuJoCo."""
+"""The tasks of the dm_control suite that the paper does not use. They are listed here because
+importing the suite would load MuJoCo."""
 
 DIFFICULTIES: Mapping[str, Difficulty] = MappingProxyType(
     {
@@ -104,7 +105,7 @@ def env_id(settings: EnvSettings) -> str:
 
 
 def _settings_of(tasks: Iterable[str]) -> dict[str, EnvSettings]:
-    """The settings of tasks by id: each clean and in six distracted ones."""
+    """The settings of tasks by id: each task clean and in six distracted settings."""
     table = {}
     for name in tasks:
         domain, task = name.split("-")

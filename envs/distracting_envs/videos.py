@@ -1,9 +1,9 @@
 """Sources of background clips: DAVIS, a user's folder, or the built-in clips.
 
 A folder has one clip per entry: a sub-folder of JPEG or PNG frames (as DAVIS's
-``JPEGImages/480p``) or a video file. All clips are checked when the
-environment is made, so that no later episode fails: a missing clip, an empty folder, a truncated
-picture, frames of different sizes.
+``JPEGImages/480p``) or a video file. All clips are checked when the environment is made, so that no
+later episode fails because of a missing clip, an empty folder, a truncated picture or frames of
+different sizes.
 
 DAVIS 2017 is by Pont-Tuset et al. (arXiv:1704.00675), published under the BSD licence, and not part
 of this package. ``core-agent videos download`` fetches it.
@@ -198,8 +198,8 @@ def _count_frames(identity: str, path: Path) -> int:
 def _count_missing(path: Path, n_frames: int) -> int:
     """Return how many frames a file declares beyond the ``n_frames`` that were decoded.
 
-    A decoder leaves out what it cannot decode. MP4 files count their frames; those of other
-    formats may have empty ones.
+    A decoder skips frames that it cannot decode. MP4 files declare how many frames they have; other
+    formats are not checked, as they may have empty frames.
     """
     with _opened(path) as container:
         stream = container.streams.video[0]
@@ -268,8 +268,8 @@ def open_clips(
 ) -> Sequence[Clip]:
     """Return the checked clips of a split, in the benchmark's order.
 
-    A folder with DAVIS's names is split as DAVIS is; one with ``train`` and ``val`` sub-folders by
-    them; of any other folder, every third clip by name is for validation.
+    A folder with DAVIS's names is split like DAVIS, and a folder with ``train`` and ``val``
+    sub-folders by these; of any other folder, every third clip by name is for validation.
 
     :param video_path: see :func:`resolve_video_path`
     :param split: "train" or "val"
@@ -322,7 +322,7 @@ def _split_paths(folder: Path, split: str) -> list[Path]:
 
 
 def _holds_clips(folder: Path) -> bool:
-    """Whether it is a folder of clips; DAVIS's clip "train" is one of pictures."""
+    """Whether ``folder`` holds clips; DAVIS's clip "train" holds pictures instead."""
     return folder.is_dir() and bool(_clip_paths(folder))
 
 
@@ -346,7 +346,7 @@ def _open_path(path: Path) -> Clip:
 
 @functools.cache
 def _say_builtin_once() -> None:
-    """Say that the built-in clips are shown: once for each cache folder, so once a machine."""
+    """Log that the built-in clips are shown, once per cache folder (usually per machine)."""
     if multiprocessing.parent_process() is not None:
         return
     with contextlib.suppress(OSError):  # a folder that cannot be written is no reason to be silent
@@ -357,6 +357,7 @@ def _say_builtin_once() -> None:
             return
     _LOG.warning(
         "Built-in procedural clips stand in for the DAVIS videos of the paper; "
-        "for the real ones run `core-agent videos download`, or give their folder "
-        "as video_path or DCS_VIDEOS. This is said once; `core-agent doctor` says which are shown"
+        "to use the real ones, run `core-agent videos download`, or pass their folder as "
+        "video_path or DCS_VIDEOS. This message appears once; `core-agent doctor` says which clips "
+        "are shown"
     )

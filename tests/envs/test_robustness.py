@@ -169,7 +169,7 @@ def test_human_rendering_shows_the_frames_in_a_window(backend):
 def test_a_window_without_a_display_or_without_pygame_is_refused_in_one_line():
     result = run_python("-c", WINDOW, DISPLAY="", WAYLAND_DISPLAY="")
     line = result.stderr.strip().splitlines()[-1]
-    assert "a window needs a display, and DISPLAY='' is none; write a video" in line
+    assert "a window needs a display, but DISPLAY='' gives none; write a video" in line
     hide = "import sys; sys.modules['pygame'] = None" + WINDOW
     result = run_python("-c", hide, DISPLAY=":99")
     line = result.stderr.strip().splitlines()[-1]
