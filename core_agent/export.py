@@ -15,7 +15,7 @@ it: the state holds the mean of the stochastic part, not a sample.
 =====================  ==================  =====================================================
 input                  shape               contents
 =====================  ==================  =====================================================
-``observation``, or    ``(n, ...)``        the agent's input: images channels first, uint8;
+``observation``, or    ``(n, ...)``        the agent's input, images channels first;
 the keys of a Dict                         normalised if ``VecNormalize`` did so in training
 the state              ``(n, ...)``        from the last step; zeros at first
 ``episode_start``      ``(n,)``            bool

@@ -148,14 +148,14 @@ class StatefulPolicy(BasePolicy):
         :param observation: ``(n, ...)``, images not cropped yet
         :param state: the state after the last step
         :param episode_start: ``(n,)`` bool: environments whose episode starts
-        :param deterministic: draw no random number
+        :param deterministic: draw no random number, except with ``sample_when_deterministic``
         """
 
     @abstractmethod
     def act(self, features: torch.Tensor, deterministic: bool) -> torch.Tensor:
         """Actions ``(n, A)`` in [-1, 1] at features ``(n, D)``.
 
-        :param deterministic: draw no random number, do not explore
+        :param deterministic: draw no random number: do not explore
         """
 
     def remember(
@@ -251,7 +251,7 @@ class StatefulPolicy(BasePolicy):
         :param observation: one observation, or ``n`` of them stacked; images channels first or last
         :param state: what the last call returned; ``None``: an episode starts
         :param episode_start: ``(n,)`` bool: environments whose episode starts
-        :param deterministic: draw no random number
+        :param deterministic: draw no random number, except with ``sample_when_deterministic``
         :return: actions within the bounds of the action space, and the state: arrays ``(n, ...)``
         :raises ValueError: for an ``(observation, info)`` tuple, or a state of another size
         """

@@ -29,7 +29,7 @@ def random_crop(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def overlay(images: torch.Tensor, largest: float, recolor: bool = False) -> torch.Tensor:
-    """Sequences ``(T, B, C, h, w)`` as floats, each mixed with another one of the batch, mirrored.
+    """Sequences ``(T, B, C, h, w)`` as floats, each mixed with a random one of the batch, mirrored.
 
     The weight of the other sequence is drawn uniformly from [0, ``largest``] for each sequence. The
     task stays the same while the background changes, so features that follow the background are

@@ -22,7 +22,7 @@ class SequenceBatch(NamedTuple):
     """
 
     observations: Observation
-    """``(T, B, ...)``; images as uint8 ``(T, B, C, H, W)``."""
+    """``(T, B, ...)``; images ``(T, B, C, H, W)``, uint8 or float32."""
     actions: torch.Tensor
     """``(T - 1, B, A)``, float32 in [-1, 1]."""
     rewards: torch.Tensor
@@ -42,7 +42,7 @@ class TransitionBatch(NamedTuple):
     """``B`` transitions, each with the stack of the last frames before and after it."""
 
     observations: Observation
-    """``(B, ...)``: see :func:`~core_agent.networks.encoders.stack_frames`; images as uint8."""
+    """``(B, ...)``: see :func:`~core_agent.networks.encoders.stack_frames`."""
     actions: torch.Tensor
     """``(B, A)``, float32 in [-1, 1]."""
     next_observations: Observation

@@ -237,7 +237,7 @@ _SHARED: dict[tuple[object, ...], ClipCache] = {}
 
 
 def shared_cache(memory_gb: float = 1.0, disk_gb: float = 10.0) -> ClipCache:
-    """Return the cache that all environments of this process share.
+    """Return the cache that all environments of this process with these limits share.
 
     A forked child gets its own, because the parent's prefetching thread does not exist in it.
     """

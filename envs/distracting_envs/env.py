@@ -356,6 +356,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         """Restore a state from :meth:`get_state`.
 
         :raises ValueError: if the state is of another task, other distractions or other clips
+        :raises gymnasium.error.ClosedEnvironmentError: after ``close``
         """
         if self._renderer is None:
             raise gymnasium.error.ClosedEnvironmentError("set_state() must not follow close()")

@@ -129,7 +129,8 @@ ALL_SETTINGS: Mapping[str, EnvSettings] = MappingProxyType(_settings_of([*TASKS,
 def parse_env_id(name: str) -> EnvSettings:
     """Return the settings of an id.
 
-    :param name: a registered id, with or without a leading ``distracting_envs:``
+    :param name: a registered id other than ``DCS-custom``, with or without a leading
+        ``distracting_envs:``
     :raises ValueError: if there is no such environment
     """
     bare = name.removeprefix("distracting_envs:") if isinstance(name, str) else None
