@@ -1,7 +1,7 @@
 """Evaluate the agent of a finished run, and write it as one that comes with the package.
 
     python benchmarks/trained_agent.py runs/ball
-    python benchmarks/trained_agent.py results/core/DCS-cheetah-run-easy-dynamic/seed-0
+    python benchmarks/trained_agent.py runs/cheetah --commit 94edc69
 
 Writes ``NAME.npz`` and the model card ``NAME.md``, the name being the environment's id. The agent
 and random actions play the same episodes on validation videos, the agent deterministically.

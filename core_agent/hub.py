@@ -198,7 +198,8 @@ def evaluate(
     videos = env.get_wrapper_attr("video_folder") if env.has_wrapper_attr("video_folder") else ""
     return Evaluation(
         env_id=env.spec.id if env.spec else type(env.unwrapped).__name__,
-        videos=Path(videos).name,
+        # DAVIS's frames lie in DAVIS/JPEGImages/480p.
+        videos="DAVIS" if videos.endswith("JPEGImages/480p") else Path(videos).name,
         seed=seed,
         returns=[episode.episode_return for episode in played],
         random_returns=[episode.episode_return for episode in at_random],

@@ -48,6 +48,16 @@ def pushed(hub, model):  # noqa: F811
     return hub.repos[REPO]
 
 
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("builtin", "builtin"), ("/a/DAVIS/JPEGImages/480p", "DAVIS"), ("/a/own", "own")],
+)
+def test_the_videos_of_an_evaluation_are_named(model, folder, name):
+    env = FakeEnv()
+    env.video_folder = folder
+    assert core_agent.hub.evaluate(model, env, 1, 0).videos == name
+
+
 def test_a_repository_holds_model_card_results_configuration_and_video(pushed):
     assert set(pushed) == {"README.md", "config.json", "model.zip", "replay.mp4", "results.json"}
     config, results = json.loads(pushed["config.json"]), json.loads(pushed["results.json"])
