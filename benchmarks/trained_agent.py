@@ -16,14 +16,14 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from measuring import cpu_name
 
 from core_agent import trained
 from core_agent.agents.presets import task_arguments
 from core_agent.agents.registry import load_agent
-from core_agent.environments.suite import first_seed
-from core_agent.runs.evaluation import play
+from core_agent.hub import evaluate
 from core_agent.runs.training import evaluation_environment
 from core_agent.trained import ModelCard, save_trained
 
@@ -34,19 +34,17 @@ def commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def evaluate(folder: Path, n_episodes: int, made_at: str) -> ModelCard:
+def describe(folder: Path, model: Any, n_episodes: int, made_at: str) -> ModelCard:
     """Play the episodes, and describe the agent.
 
-    :param folder: of a run
+    :param folder: of the run
+    :param model: its agent
     :param made_at: commit that the run was made at
     """
-    run, model = json.loads((folder / "run.json").read_text()), load_agent(folder)
-    played = {}
-    for name, agent in (("agent", model), ("random", None)):
-        with closing(evaluation_environment(model.origin, None, None, "val", {})) as env:
-            results = play(env, agent, n_episodes, seed=first_seed(0, split="val"))
-            repeat = env.get_wrapper_attr("action_repeat")
-        played[name] = [round(result.episode_return, 2) for result in results]
+    run = json.loads((folder / "run.json").read_text())
+    with closing(evaluation_environment(model.origin, None, None, "val", {})) as env:
+        played = evaluate(model, env, n_episodes, seed=0)
+        repeat = env.get_wrapper_attr("action_repeat")
     return ModelCard(
         env_id=run["env_id"],
         agent=run["agent"],
@@ -55,9 +53,9 @@ def evaluate(folder: Path, n_episodes: int, made_at: str) -> ModelCard:
         agent_steps=model.num_timesteps,
         simulator_steps=model.num_timesteps * repeat,
         updates=model._n_updates,
-        returns=played["agent"],
-        random_return=sum(played["random"]) / n_episodes,
-        videos=run["videos"],
+        returns=[round(value, 2) for value in played.returns],
+        random_return=sum(played.random_returns) / n_episodes,
+        videos=played.videos,
         processor=cpu_name(),
         commit=made_at,
         arguments={**task_arguments(run["env_id"], run["agent"]), **run["arguments"]},
@@ -72,8 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--commit", help="that the run was made at; default: what is checked out")
     options = parser.parse_args(arguments)
-    card = evaluate(options.folder, options.episodes, options.commit or commit())
-    save_trained(load_agent(options.folder), card, options.output)
+    model = load_agent(options.folder)
+    card = describe(options.folder, model, options.episodes, options.commit or commit())
+    save_trained(model, card, options.output)
     print(f"{card.mean:.1f} ± {card.standard_error:.1f}, random {card.random_return:.1f}")
     print(f"written: {options.output / card.env_id}.npz and .md")
     return 0
