@@ -98,6 +98,7 @@ SMALL_LOSSES: dict[str, Any] = dict(
     learning_rate=1e-3,
     contrastive_coef=0.3,
     inverse_coef=10.0,
+    crop_size=60,
     overlay=0.4,
     recolor_after=40_000,
     joint_update=True,
