@@ -17,6 +17,7 @@ import learning_curves
 import measuring
 import memory
 import numpy as np
+import offline_probe
 import pytest
 import throughput
 import torch
@@ -224,3 +225,21 @@ def test_gpu_compares_the_losses_and_measures_nothing_on_a_cpu(tmp_path, capsys,
     assert figures["tests"] == figures["training"] == gpu.NOT_MEASURED
     assert all(cell == gpu.NOT_MEASURED for row in figures["table"][1:] for cell in row[1:])
     assert gpu.NOT_MEASURED in capsys.readouterr().out
+
+
+def test_the_offline_probe_learns_from_the_episodes_that_it_recorded(tmp_path, capsys):
+    path = tmp_path / "episodes.npz"
+    few = ["--episodes", "4", "--held-out", "2", "--updates", "1", "2"]
+    offline_probe.main([*few, "--save", str(path)])
+    first = capsys.readouterr().out.splitlines()
+    assert first[0].endswith("position[0] | position[1] | position[2] | velocity[0] | velocity[1]")
+    assert [row.split(" | ")[0] for row in first[1:]] == ["1", "1", "2", "2"]
+    offline_probe.main([*few, "--load", str(path)])
+    figures = [[row.split(" | ")[3:] for row in text[1:]] for text in (first, _lines(capsys))]
+    assert figures[0] == figures[1]
+    offline_probe.main([*few, "--load", str(path), "--set", "crop_size=64"])
+    assert [row.split(" | ")[3:] for row in _lines(capsys)[1:]] != figures[0]
+
+
+def _lines(capsys) -> list[str]:
+    return capsys.readouterr().out.splitlines()
