@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arrays = collect(options.task, options.episodes, options.held_out)
         if options.save:
             options.save.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(options.save, **arrays)
+            np.savez(options.save, **arrays)  # type: ignore[arg-type]
     settings = parse_settings(options.set, "--set")
     learned = episodes_of(arrays, "learned")
     model = new_agent(options.task, options.preset, settings, learned)

@@ -87,6 +87,7 @@ SMALL_RECURRENT: dict[str, Any] = dict(
 # What helps under distraction within a CPU's budget: docs/experiments.md.
 SMALL_CORE: dict[str, Any] = dict(
     SMALL_RECURRENT,
+    cnn_strides=(2, 2, 1, 1),
     activation="relu",
     critic_layer_norm=True,
     center_images=True,
