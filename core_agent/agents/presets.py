@@ -101,7 +101,6 @@ SMALL_LOSSES: dict[str, Any] = dict(
     inverse_coef=10.0,
     crop_size=60,
     overlay=0.4,
-    recolor_after=40_000,
     joint_update=True,
     behavior_updates=3,
 )
