@@ -103,7 +103,6 @@ class CoRe(RecurrentSAC):
         tau: float = 0.005,
         gamma: float = 0.99,
         overlay: float = 0.0,
-        recolor_after: int = 0,
         train_freq: int | tuple[int, str] = (1, "episode"),
         gradient_steps: int | None = None,
         update_ratio: float = 0.5,

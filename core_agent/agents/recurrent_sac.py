@@ -49,11 +49,9 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
     :param sequence_length: frames in a sequence
     :param tau: rate of the target critics' moving average
     :param gamma: discount per agent step
-    :param overlay: largest weight with which another sequence of the batch is mixed into each
-        training sequence; helps against moving backgrounds, see
+    :param overlay: largest weight with which another sequence of the batch, in random colours, is
+        mixed into each training sequence; helps against moving backgrounds, see
         :func:`~core_agent.networks.augmentations.overlay`; 0, as in the paper: no mixing
-    :param recolor_after: agent steps after which the sequences that are mixed in get random
-        colours. This closes the gap to unseen backgrounds, but slows learning down at first
     :param train_freq: steps of each environment between updates; or ``(n, "episode")``: ``n``
         episodes of each environment
     :param gradient_steps: updates each time; -1: as many as agent steps were taken; ``None``:
@@ -99,7 +97,6 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
         **SAC_RULES,
         "sequence_length": whole(2),
         "overlay": FRACTION,
-        "recolor_after": whole(0),
         "critic_learning_rate": POSITIVE,
         "behavior_updates": whole(1),
         "train_model_with_critic": BOOLEAN,
@@ -120,7 +117,6 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
     policy: RecurrentPolicy
     sequence_length: int
     overlay: float
-    recolor_after: int
     critic_learning_rate: float
     actor_learning_rate: float
     ent_coef: float | str
@@ -142,7 +138,6 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
         tau: float = 0.005,
         gamma: float = 0.99,
         overlay: float = 0.0,
-        recolor_after: int = 0,
         train_freq: int | tuple[int, str] = (1, "episode"),
         gradient_steps: int | None = None,
         update_ratio: float = 0.5,
@@ -183,14 +178,6 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
         metrics, latents = self.update_critic(batch)
         return {**metrics, **self.update_behavior(batch, latents)}
 
-    @property
-    def _recolors(self) -> bool:
-        return self.overlay > 0 and self.num_timesteps >= self.recolor_after
-
-    @property
-    def update_kind(self) -> tuple[bool, ...]:
-        return (*super().update_kind, self._recolors)
-
     def augment(self, batch: SequenceBatch) -> SequenceBatch:
         """The batch with images cropped, at one place per sequence, and mixed by ``overlay``.
 
@@ -199,9 +186,7 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
 
         def change(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
             images = random_crop(images, size)
-            if self.overlay == 0:
-                return images
-            return overlay_images(images, self.overlay, self._recolors)
+            return overlay_images(images, self.overlay) if self.overlay else images
 
         change_images = self.policy.world_model.encoder.map_images
         return batch._replace(observations=change_images(change, batch.observations))

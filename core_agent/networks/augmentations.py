@@ -28,30 +28,27 @@ def random_crop(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return crops[..., image, top, left, :, :, :].movedim(-1, -3)
 
 
-def overlay(images: torch.Tensor, largest: float, recolor: bool = False) -> torch.Tensor:
-    """Sequences ``(T, B, C, h, w)`` as floats, each mixed with a random one of the batch, mirrored.
+def overlay(images: torch.Tensor, largest: float) -> torch.Tensor:
+    """Sequences ``(T, B, C, h, w)`` as floats, each mixed with a random one of the batch.
 
-    The weight of the other sequence is drawn uniformly from [0, ``largest``] for each sequence. The
-    task stays the same while the background changes, so features that follow the background are
-    less useful. SODA and SVEA mix in images of another data set instead (arXiv:2011.13389,
-    arXiv:2107.00644).
+    The other sequence is mirrored, its channels are put in a random order, and each is inverted
+    with probability ½: this gives backgrounds of all colours, including the robot's. Its weight is
+    drawn uniformly from [0, ``largest``]. All are drawn once for each sequence. The task stays the
+    same while the background changes, so features that follow the background are less useful. SODA
+    and SVEA mix in images of another data set instead (arXiv:2011.13389, arXiv:2107.00644).
 
     :param images: bytes, or floats from 0 to 1
     :param largest: bound of the weights, in [0, 1]
-    :param recolor: put the other sequence's channels in a random order and invert each with
-        probability ½, drawn once for each sequence: this gives backgrounds of all colours,
-        including the robot's
     """
     (n_sequences, channels), device = images.shape[1:3], images.device
     # Changed as bytes, which is cheaper than as floats.
     other = images[:, torch.rand(n_sequences, device=device).argsort()].flip(-1)
-    if recolor:
-        sequence = torch.arange(n_sequences, device=device).unsqueeze(1)
-        channel = torch.rand(n_sequences, channels, device=device).argsort(dim=1)
-        inverted = torch.rand(n_sequences, channels, 1, 1, device=device) < 0.5
-        other = other[:, sequence, channel]
-        white = 255 if images.dtype == torch.uint8 else 1
-        other = torch.where(inverted, white - other, other)
+    sequence = torch.arange(n_sequences, device=device).unsqueeze(1)
+    channel = torch.rand(n_sequences, channels, device=device).argsort(dim=1)
+    inverted = torch.rand(n_sequences, channels, 1, 1, device=device) < 0.5
+    other = other[:, sequence, channel]
+    white = 255 if images.dtype == torch.uint8 else 1
+    other = torch.where(inverted, white - other, other)
     weight = largest * torch.rand(1, n_sequences, 1, 1, 1, device=device)
     return images.float().lerp(other.float(), weight)
 

@@ -137,7 +137,6 @@ LEARNING: dict[str, Values] = {
     "max_rollout_steps": st.one_of(whole(1), NONE),
     "collect": word("sequential", "async"),
     "overlay": FRACTION,
-    "recolor_after": whole(0),
     "joint_update": BOOLEAN,
     "behavior_updates": whole(1),
     "contrastive_coef": number(0.0),

@@ -148,7 +148,6 @@ RECURRENT_ARGUMENTS: dict[str, Any] = dict(
     sequence_length=3,
     critic_learning_rate=2e-3,
     overlay=0.3,
-    recolor_after=20,
     behavior_updates=2,
     train_model_with_critic=False,
 )

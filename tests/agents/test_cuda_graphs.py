@@ -82,16 +82,6 @@ def test_updates_with_graphs_are_those_without_bit_for_bit(algorithm, fake_gpu):
     assert fake_gpu.n_captures == len(captured._graphed_updates._graphs) == n_kinds(captured)
 
 
-@pytest.mark.parametrize("algorithm", [CoRe, RecurrentSAC])
-def test_updates_with_recoloured_overlays_have_a_graph_of_their_own(algorithm, fake_gpu):
-    models = with_and_without_graphs(algorithm, IMAGE, overlay=0.5, recolor_after=25)
-    for n_steps in (24, 25):
-        for model in models:
-            model.num_timesteps = n_steps
-        assert_equal_updates(*models, WARM_UPS + 2)
-    assert list(models[0]._graphed_updates._graphs) == [(False,), (True,)]
-
-
 def set_parameters(model: Any) -> None:
     other = make_model(type(model), seed=7)
     other._update = other.update

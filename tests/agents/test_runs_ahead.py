@@ -55,7 +55,6 @@ class OneDevice(TorchDispatchMode):
 NETWORKS = {key: value for key, value in SMALL_CORE.items() if key not in SMALL_RECURRENT}
 SMALL = {
     **SMALL_LOSSES,
-    "recolor_after": 0,
     "policy_kwargs": {**TINY["policy_kwargs"], **NETWORKS},
 }
 
