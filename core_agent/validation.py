@@ -197,8 +197,13 @@ SIZES = sizes(1)
 BOOLEAN = instance("be True or False", bool, np.bool_)
 TEXT = Rule("be a string", lambda value: isinstance(value, str) and value != "")
 CROP_SIZE = Rule(
-    "be a whole number >= 1, two of them, or None",
-    lambda size: size is None or SIZE.holds(size) or (SIZES.holds(size) and len(size) == 2),
+    "be a whole number >= 1, two of them, a share of the image as a float in (0, 1], or None",
+    lambda size: (
+        size is None
+        or SIZE.holds(size)
+        or (SIZES.holds(size) and len(size) == 2)
+        or (isinstance(size, float) and 0 < size <= 1)
+    ),
 )
 SEED = Rule(
     f"be None or a whole number in [0, {MAX_SEED}]",

@@ -82,7 +82,7 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
         learning_rate: float | Schedule,
         update_ratio: float,
         collect: Collect,
-        crop_size: int | tuple[int, int] | None,
+        crop_size: float | tuple[int, int] | None,
         precision: Precision,
         max_rollout_steps: int = 1_000,
         seed: int | None = None,

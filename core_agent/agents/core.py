@@ -128,7 +128,7 @@ class CoRe(RecurrentSAC):
         max_log_ent_coef: float = 3.0,
         behavior_updates: int = 1,
         train_model_with_critic: bool = True,
-        crop_size: int | tuple[int, int] | None = None,
+        crop_size: float | tuple[int, int] | None = None,
         precision: Precision = "auto",
         action_noise: ActionNoise | None = None,
         replay_buffer_class: type[ReplayBuffer] | None = None,

@@ -167,7 +167,7 @@ class QTOptRAD(FrameStackAlgorithm):
         max_rollout_steps: int = 1_000,
         collect: Collect = "sequential",
         target_update_freq: int = 2,
-        crop_size: int | tuple[int, int] | None = None,
+        crop_size: float | tuple[int, int] | None = None,
         precision: Precision = "auto",
         action_noise: ActionNoise | None = None,
         replay_buffer_class: type[ReplayBuffer] | None = None,

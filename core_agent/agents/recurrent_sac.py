@@ -75,8 +75,8 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
         it; 1 in the paper
     :param train_model_with_critic: let the critic's loss train encoder and filter too
         (appendix C.2)
-    :param crop_size: side of the image crops, random in training, central in acting; ``None``:
-        84 % of the image (84 of the paper's 100)
+    :param crop_size: side of the image crops, random in training, central in acting; a float:
+        share of the image's sides; ``None``: 0.84 (84 of the paper's 100 pixels)
     :param precision: precision of hidden layers: ``"auto"`` (bfloat16 if the hardware can multiply
         it), ``"float32"`` or ``"bfloat16"``; recurrence and last layers always use float32
     :param action_noise: noise added to the actions in training
@@ -151,7 +151,7 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
         max_log_ent_coef: float = 3.0,
         behavior_updates: int = 1,
         train_model_with_critic: bool = True,
-        crop_size: int | tuple[int, int] | None = None,
+        crop_size: float | tuple[int, int] | None = None,
         precision: Precision = "auto",
         action_noise: ActionNoise | None = None,
         replay_buffer_class: type[ReplayBuffer] | None = None,

@@ -112,8 +112,8 @@ class SACRAD(FrameStackAlgorithm):
     :param target_entropy: policy entropy to aim for, in nats; ``"auto"``: minus the number of
         actions
     :param max_log_ent_coef: upper bound of the log temperature
-    :param crop_size: side of the image crops, random in training, central in acting; ``None``:
-        84 % of the image (84 of the paper's 100)
+    :param crop_size: side of the image crops, random in training, central in acting; a float:
+        share of the image's sides; ``None``: 0.84 (84 of the paper's 100 pixels)
     :param precision: precision of hidden layers: ``"auto"`` (bfloat16 if the hardware can multiply
         it), ``"float32"`` or ``"bfloat16"``; last layers always use float32
     :param action_noise: noise added to the actions in training
@@ -173,7 +173,7 @@ class SACRAD(FrameStackAlgorithm):
         ent_coef_learning_rate: float = 1e-4,
         target_entropy: float | str = "auto",
         max_log_ent_coef: float = 3.0,
-        crop_size: int | tuple[int, int] | None = None,
+        crop_size: float | tuple[int, int] | None = None,
         precision: Precision = "auto",
         action_noise: ActionNoise | None = None,
         replay_buffer_class: type[ReplayBuffer] | None = None,

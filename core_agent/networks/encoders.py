@@ -72,13 +72,13 @@ def is_image(space: spaces.Space) -> bool:
 
 
 def crop_sizes(
-    space: spaces.Space, crop_size: int | tuple[int, int] | None
+    space: spaces.Space, crop_size: float | tuple[int, int] | None
 ) -> dict[str, tuple[int, int]]:
     """Height and width of the crop of each image of an observation space.
 
     :param space: observation space, images channels first
-    :param crop_size: side or (height, width) for every image; ``None``: 84 % of the image, which
-        is the paper's 84 pixels for its 100
+    :param crop_size: side or (height, width) for every image; a float: share of the image's sides;
+        ``None``: 0.84, which is the paper's 84 pixels for its 100
     :raises ValueError: if the crop is larger than an image or smaller than one pixel
     """
     sizes = {}
@@ -87,10 +87,11 @@ def crop_sizes(
             continue
         assert sub_space.shape is not None
         height, width = sub_space.shape[1:]
-        if crop_size is None:
-            size = (round(0.84 * height), round(0.84 * width))
+        given = 0.84 if crop_size is None else crop_size
+        if isinstance(given, float):
+            size = (round(given * height), round(given * width))
         else:
-            size = crop_size if isinstance(crop_size, tuple) else (crop_size, crop_size)
+            size = given if isinstance(given, tuple) else (given, given)
         if not (1 <= size[0] <= height and 1 <= size[1] <= width):
             raise ValueError(
                 f"crop_size must lie between 1 and the image's size {height}x{width}, got "
@@ -184,7 +185,7 @@ class ObservationEncoder(nn.Module):
     def __init__(
         self,
         observation_space: spaces.Space,
-        crop_size: int | tuple[int, int] | None = None,
+        crop_size: float | tuple[int, int] | None = None,
         feature_dim: int = 50,
         vector_dims: Sequence[int] = (200, 200, 200),
         cnn_channels: Sequence[int] = (32, 32, 32, 32),

@@ -126,7 +126,7 @@ class WorldModel(nn.Module):
         vector_dims: Sequence[int] = (200, 200, 200),
         cnn_channels: Sequence[int] = (32, 32, 32, 32),
         cnn_strides: Sequence[int] = (2, 1, 1, 1),
-        crop_size: int | tuple[int, int] | None = None,
+        crop_size: float | tuple[int, int] | None = None,
         gating: bool = False,
         gate_elu: bool = False,
         center_images: bool = False,

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from core_agent import SACRAD, CoRe
 from core_agent.agents.latent import RecurrentPolicy
 from core_agent.networks.actor_critic import CLAMP, SquashedGaussian
+from core_agent.networks.encoders import crop_sizes
 from tests.fakes import IMAGE, TINY, TINY_POLICY, VECTOR, FakeEnv, policy_name, tiny
 
 IMAGE_FIRST = spaces.Box(0, 255, (3, 8, 8), np.uint8)
@@ -109,6 +110,15 @@ def test_episode_start_resets_one_environment_alone():
     mixed, _ = policy.predict(batch, state, np.array([True, False]), deterministic=True)
     assert np.allclose(mixed[0], restarted[0], atol=1e-6)
     assert np.allclose(mixed[1], carried[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("crop_size", "expected"),
+    [(None, (84, 67)), (60, (60, 60)), ((50, 40), (50, 40)), (0.94, (94, 75)), (1.0, (100, 80))],
+)
+def test_crops_have_a_given_size_or_share_of_the_image(crop_size, expected):
+    space = spaces.Dict({"image": spaces.Box(0, 255, (3, 100, 80), np.uint8), "vector": VECTOR})
+    assert crop_sizes(space, crop_size) == {"image": expected}
 
 
 def test_acting_filters_as_training_does():
