@@ -197,7 +197,6 @@ TASKS: dict[str, Mapping[str, dict[str, Any]]] = {
     "DCS-cheetah-run-": dict.fromkeys(WITH_ACTOR, CHEETAH),
     # Rare rewards: a joint step would hide the model's loss (docs/experiments.md).
     "DCS-ball_in_cup-": {"core": dict(joint_update=False)},
-    "DCS-reacher-": {"core": dict(joint_update=False)},
 }
 """Constructor arguments of some agents by the start of an environment's id."""
 
