@@ -17,67 +17,23 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.logger import Logger
 
 from core_agent import CoRe, preset
 from core_agent.environments.suite import first_seed
-from core_agent.runs.probe import PIXELS, LinearProbe, Recorded, join, state_names
+from core_agent.runs.probe import LinearProbe, Played, Recorded, join, play_episode, state_names
 from core_agent.runs.settings import parse_settings
 from core_agent.runs.training import evaluation_environment
 from core_agent.trained import load_trained
 
 NOISE = (None, 0.0, 0.4, 0.8)
-"""Standard deviation of the noise on the actions of every fourth episode; None: random actions."""
+"""Noise of every fourth episode, see :func:`core_agent.runs.probe.play_episode`."""
 N_FITTED = 24
-
-
-class Played(NamedTuple):
-    """One episode of ``T`` steps."""
-
-    frames: np.ndarray
-    """``(T + 1, 3, H, W)``, uint8."""
-    states: np.ndarray
-    """``(T + 1, S)``: of the simulator."""
-    actions: np.ndarray
-    """``(T, A)``."""
-    rewards: np.ndarray
-    """``(T,)``."""
-
-
-def play(agent: Any, env: gym.Env, n_episodes: int, seed: int) -> list[Played]:
-    """Episodes of the agent with the noise of :data:`NOISE`."""
-    generator = np.random.default_rng(seed)
-    space: Any = env.action_space
-    episodes = []
-    for episode in range(n_episodes):
-        noise = NOISE[episode % len(NOISE)]
-        observation, _ = env.reset(seed=seed if episode == 0 else None)
-        seen, actions, rewards, state, over = [observation], [], [], None, False
-        while not over:
-            if noise is None:
-                action = generator.uniform(space.low, space.high)
-            else:
-                start = np.array([state is None])
-                chosen, state = agent.predict(observation[PIXELS], state, start, True)
-                action = np.clip(generator.normal(chosen, noise), space.low, space.high)
-            actions.append(action.astype(np.float32))
-            observation, reward, terminated, truncated, _ = env.step(actions[-1])
-            seen.append(observation)
-            rewards.append(reward)
-            over = terminated or truncated
-        frames = np.stack([each[PIXELS].transpose(2, 0, 1) for each in seen])
-        states = [
-            np.concatenate([np.ravel(each[key]) for key in each if key != PIXELS]) for each in seen
-        ]
-        episodes.append(
-            Played(frames, np.stack(states), np.stack(actions), np.array(rewards, np.float32))
-        )
-    return episodes
 
 
 def collect(task: str, n_training: int, n_held_out: int) -> dict[str, np.ndarray]:
@@ -91,7 +47,12 @@ def collect(task: str, n_training: int, n_held_out: int) -> dict[str, np.ndarray
     ):
         options = (None, None, split, dict(vector_observations=True))
         with closing(evaluation_environment(agent.origin, *options)) as env:
-            episodes = play(agent, env, n_episodes, first_seed(index, split=split))
+            seed = first_seed(index, split=split)
+            generator = np.random.default_rng(seed)
+            episodes = [
+                play_episode(agent, env, generator, noise, None if episode else seed)
+                for episode, noise in enumerate(islice(cycle(NOISE), n_episodes))
+            ]
             arrays["names"] = np.array(state_names(env))
         for field, parts in zip(Played._fields, zip(*episodes)):
             arrays[f"{name}/{field}"] = np.stack(parts)
@@ -112,6 +73,7 @@ def new_agent(task: str, preset_name: str, options: dict[str, Any], learned: lis
     model.set_logger(Logger(None, []))
     buffer: Any = model.replay_buffer
     for frames, _, actions, rewards in learned:
+        frames = frames.transpose(0, 3, 1, 2)
         for step, (action, reward) in enumerate(zip(actions, rewards)):
             last = np.array([step == len(actions) - 1])
             infos = [{"TimeLimit.truncated": last[0]}]

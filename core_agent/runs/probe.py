@@ -20,8 +20,8 @@ from core_agent.validation import SIZE, as_seed, check, check_arguments
 PIXELS = "pixels"
 """Key of the image in the observations of ``vector_observations=True``."""
 EXPLORATION = 0.3
-"""Standard deviation of the noise on the agent's actions, so that states differ from one episode to
-the next."""
+"""Standard deviation of the noise on the agent's actions, in halves of their range, so that states
+differ from one episode to the next."""
 RIDGE = 1.0
 """Weight of the squared coefficients, for standardised latents; of the order of one frame."""
 
@@ -33,6 +33,19 @@ class Recorded(NamedTuple):
     """``(N, latent_dim)``, float32."""
     states: np.ndarray
     """``(N, S)``, float32: the task's own observation of the simulator."""
+
+
+class Played(NamedTuple):
+    """One episode of ``T`` steps."""
+
+    frames: np.ndarray
+    """``(T + 1, H, W, C)``, uint8."""
+    states: np.ndarray
+    """``(T + 1, S)``: the task's own observation of the simulator."""
+    actions: np.ndarray
+    """``(T, A)``."""
+    rewards: np.ndarray
+    """``(T,)``, float32."""
 
 
 def state_names(env: gym.Env) -> list[str]:
@@ -84,34 +97,59 @@ def record(
     seed = as_seed("seed", seed)
     generator = np.random.default_rng(seed)
     with own_randomness(seed):  # a policy may sample although it is deterministic
-        return [
-            _record_episode(model, env, generator, episode % 2 == 1, seed if episode == 0 else None)
+        played = (
+            play_episode(
+                model,
+                env,
+                generator,
+                None if episode % 2 else EXPLORATION,
+                seed if episode == 0 else None,
+            )
             for episode in range(n_episodes)
-        ]
+        )
+        encode = model.encode  # type: ignore[attr-defined]  # checked above
+        return [Recorded(encode(e.frames, e.actions), e.states) for e in played]
 
 
-def _record_episode(
-    model: Any, env: gym.Env, generator: np.random.Generator, random: bool, seed: int | None
-) -> Recorded:
+def play_episode(
+    model: Any,
+    env: gym.Env,
+    generator: np.random.Generator,
+    noise: float | None,
+    seed: int | None = None,
+) -> Played:
+    """Play one episode with the agent's deterministic actions plus Gaussian noise.
+
+    :param model: an agent trained on the image alone
+    :param env: a Distracting Control environment with ``vector_observations=True``
+    :param generator: of the noise and of random actions
+    :param noise: standard deviation, in halves of the range of each action; None: uniformly random
+        actions in place of the agent's
+    :param seed: seed of the reset
+    """
     space = env.action_space
     assert isinstance(space, gym.spaces.Box)
     observation, _ = env.reset(seed=seed)
-    frames, states, actions = [observation[PIXELS]], [_flat(observation)], []
+    frames, states = [observation[PIXELS]], [_flat(observation)]
+    actions, rewards = [], []
     state, over = None, False
     while not over:
-        if random:
+        if noise is None:
             action = generator.uniform(space.low, space.high)
         else:
             start = np.array([state is None])
             action, state = model.predict(observation[PIXELS], state, start, deterministic=True)
-            noise = EXPLORATION * 0.5 * (space.high - space.low)
-            action = np.clip(generator.normal(action, noise), space.low, space.high)
+            scale = noise * 0.5 * (space.high - space.low)
+            action = np.clip(generator.normal(action, scale), space.low, space.high)
         actions.append(action.astype(space.dtype))
-        observation, _, terminated, truncated, _ = env.step(actions[-1])
+        observation, reward, terminated, truncated, _ = env.step(actions[-1])
         over = terminated or truncated
         frames.append(observation[PIXELS])
         states.append(_flat(observation))
-    return Recorded(model.encode(np.stack(frames), np.stack(actions)), np.stack(states))
+        rewards.append(reward)
+    return Played(
+        np.stack(frames), np.stack(states), np.stack(actions), np.array(rewards, np.float32)
+    )
 
 
 def _flat(observation: Mapping[str, np.ndarray]) -> np.ndarray:
