@@ -12,7 +12,7 @@ presets are combined with ``+``; later ones override earlier ones.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -33,6 +33,17 @@ class Preset:
     arguments: Mapping[str, dict[str, Any]]
     """Constructor arguments by the agent's name; other agents cannot use the preset."""
     env_arguments: dict[str, Any] = field(default_factory=dict)
+    task_arguments: Mapping[str, Mapping[str, dict[str, Any]]] = field(default_factory=dict)
+    """Further constructor arguments by the start of an environment's id, then by agent."""
+
+    def on(self, env_id: str) -> Preset:
+        """The preset with the arguments of that environment among its own."""
+        arguments = dict(self.arguments)
+        for start, by_agent in self.task_arguments.items():
+            if bare_id(env_id).startswith(start):
+                for agent, for_task in by_agent.items():
+                    arguments[agent] = merge(arguments[agent], for_task)
+        return replace(self, arguments=arguments)
 
 
 def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,10 +132,30 @@ VECTOR: dict[str, Any] = dict(
     initial_log_std=-2.0,
 )
 SMALL_ENV: dict[str, Any] = dict(image_size=64, render_quality="fast")
+# Both papers lower the rate on the cheetah: arXiv:2004.14990 and arXiv:2004.04136, appendices.
+PAPER_TASKS: dict[str, dict[str, dict[str, Any]]] = {
+    "DCS-cheetah-run-": {
+        agent: dict(learning_rate=2e-4, actor_learning_rate=2e-4) for agent in WITH_ACTOR
+    },
+}
+# Why: docs/experiments.md.
+SMALL_TASKS: dict[str, dict[str, dict[str, Any]]] = {
+    # Rewards and actions do not need the torso's height and pitch; the contrastive loss does.
+    "DCS-cheetah-run-": {
+        **PAPER_TASKS["DCS-cheetah-run-"],
+        "core": dict(contrastive_coef=1.0, inverse_coef=3.0),
+    },
+    # Rare rewards: a joint step would hide the model's loss.
+    "DCS-ball_in_cup-": {"core": dict(joint_update=False)},
+}
 DEBUG: dict[str, Any] = dict(batch_size=2, learning_starts=20, buffer_size=1_000, update_ratio=0.05)
 
 SIZES: dict[str, Preset] = {
-    "paper": Preset("the text of the papers: the defaults", {name: {} for name in AGENT_NAMES}),
+    "paper": Preset(
+        "the text of the papers: the defaults",
+        {name: {} for name in AGENT_NAMES},
+        task_arguments=PAPER_TASKS,
+    ),
     "release": for_core(
         "the authors' experiments where they differ from the text: smooth-L1 for rewards, ReLU in "
         "actor and critics, sampled actions clamped before the log-density, the first frame "
@@ -145,6 +176,7 @@ SIZES: dict[str, Preset] = {
             **for_agents(WITHOUT_ACTOR, SMALL_CRITICS, batch_size=128),
         },
         SMALL_ENV,
+        SMALL_TASKS,
     ),
     "vector": Preset(
         "for observations without images: networks of Stable-Baselines3's SAC, 32 sequences of 8 "
@@ -191,33 +223,20 @@ ABLATIONS: dict[str, Preset] = {
 
 PRESETS: dict[str, Preset] = {**SIZES, **ABLATIONS}
 
-# Both papers lower the rate on the cheetah: arXiv:2004.14990 and arXiv:2004.04136, appendices.
-CHEETAH: dict[str, Any] = dict(learning_rate=2e-4, actor_learning_rate=2e-4)
-TASKS: dict[str, Mapping[str, dict[str, Any]]] = {
-    "DCS-cheetah-run-": dict.fromkeys(WITH_ACTOR, CHEETAH),
-    # Rare rewards: a joint step would hide the model's loss (docs/experiments.md).
-    "DCS-ball_in_cup-": {"core": dict(joint_update=False)},
-}
-"""Constructor arguments of some agents by the start of an environment's id."""
 
-
-def task_arguments(env_id: str, agent: str) -> dict[str, Any]:
-    """The arguments of an agent for an environment alone."""
-    task = bare_id(env_id)
-    known = (by_agent for start, by_agent in TASKS.items() if task.startswith(start))
-    return {name: value for by_agent in known for name, value in by_agent.get(agent, {}).items()}
-
-
-def get_preset(names: str) -> Preset:
+def get_preset(names: str, env_id: str | None = None) -> Preset:
     """The preset of that name; several are joined with ``+``, as in ``"small+core-gating"``.
 
+    :param env_id: id of the environment, whose arguments are then among the preset's
     :raises ValueError: for an unknown name
     """
     TEXT("preset", names)
+    optional(TEXT)("env_id", env_id)
     chosen = names.split("+")
     for name in chosen:
         choice(*PRESETS)("preset", name)
-    return reduce(combine, (PRESETS[name] for name in chosen))
+    presets = (PRESETS[name] for name in chosen)
+    return reduce(combine, (each.on(env_id) if env_id else each for each in presets))
 
 
 def preset(
@@ -227,15 +246,13 @@ def preset(
 
     :param names: see :func:`get_preset`
     :param agent: name of the agent, see :data:`core_agent.agents.registry.AGENTS`
-    :param env_id: id of the environment: a few tasks need other arguments, see ``TASKS``
+    :param env_id: id of the environment: some presets have other arguments for a few tasks
     :param overrides: further constructor arguments
     :raises ValueError: for an unknown name, a preset that is not for that agent, or
         ``policy_kwargs`` that are not a dict
     """
-    known = get_preset(names).arguments
+    known = get_preset(names, env_id).arguments
     choice(*AGENT_NAMES)("agent", agent)
-    optional(TEXT)("env_id", env_id)
     OPTIONS("policy_kwargs", overrides.get("policy_kwargs"))
     check(agent in known, "preset", f"be one for {agent!r}", names, f"it is for {tuple(known)}")
-    for_task = task_arguments(env_id, agent) if env_id is not None else {}
-    return merge({**known[agent], **for_task}, overrides)
+    return merge(known[agent], overrides)
