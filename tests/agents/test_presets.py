@@ -175,11 +175,12 @@ def test_small_makes_separate_steps_where_rewards_are_rare():
 
 
 def test_a_tasks_arguments_belong_to_a_preset_and_later_presets_win():
-    env_id = "DCS-cheetah-run-easy-dynamic"
-    assert preset("small", env_id=env_id)["inverse_coef"] == 3.0
-    assert preset("small+core-fwd", env_id=env_id)["inverse_coef"] == 0.0
-    assert preset("small", env_id="DCS-cartpole-swingup-clean") == preset("small")
+    env_id = "DCS-ball_in_cup-catch-easy-dynamic"
+    assert not preset("small", env_id=env_id)["joint_update"]
+    assert preset("small+vector", env_id=env_id)["joint_update"]
+    assert preset("paper", env_id=env_id) == {}
     assert preset("release", env_id=env_id) == preset("release")
+    assert preset("small", env_id="DCS-cartpole-swingup-clean") == preset("small")
 
 
 def test_an_action_repeat_gives_the_papers_length():
