@@ -21,7 +21,6 @@ from typing import Any
 from measuring import cpu_name
 
 from core_agent import trained
-from core_agent.agents.presets import task_arguments
 from core_agent.agents.registry import load_agent
 from core_agent.hub import evaluate
 from core_agent.runs.training import evaluation_environment
@@ -58,7 +57,7 @@ def describe(folder: Path, model: Any, n_episodes: int, made_at: str) -> ModelCa
         videos=played.videos,
         processor=cpu_name(),
         commit=made_at,
-        arguments={**task_arguments(run["env_id"], run["agent"]), **run["arguments"]},
+        arguments=run["arguments"],
     )
 
 

@@ -116,7 +116,7 @@ def load_trained(name: str) -> SequenceOffPolicyAlgorithm:
     card = read_card(name)
     with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as file:
         arrays = dict(file)
-    arguments = preset_arguments(card.preset, card.agent, **card.arguments)
+    arguments = preset_arguments(card.preset, card.agent, env_id=name, **card.arguments)
     env_arguments = environment_arguments(name, card.preset, "train", {})
     origin = {"preset": card.preset, "env_id": name, "env_arguments": env_arguments}
     with closing(evaluation_environment(origin, None, None, "val", {})) as env:
