@@ -118,7 +118,8 @@ def plot_runs(path: str | Path, label: str, panels: Mapping[str, Mapping[str, Cu
         grid = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
         for axes, (title, curves) in zip(grid, panels.items()):
             for name, (steps, values) in curves.items():
-                axes.plot(steps, values, lw=2, label=name)
+                marker = "o" if len(steps) == 1 else None  # a line needs two points
+                axes.plot(steps, values, lw=2, marker=marker, label=name)
             axes.set(title=title, xlabel="agent steps", ylabel=label)
             axes.legend(frameon=False, fontsize="small")
         for axes in grid[len(panels) :]:

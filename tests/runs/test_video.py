@@ -138,6 +138,16 @@ def test_each_run_is_a_curve_and_each_environment_a_panel(tmp_path):
         assert picture.width > 2 * picture.height, "panels next to each other"
 
 
+def test_a_curve_of_one_point_is_visible(tmp_path):
+    path = tmp_path / "curves.png"
+    plot_runs(path, "return", {"task": {"seed-0": ([100], [5.0])}})
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    height, width = pixels.shape[:2]
+    middle = pixels[height // 3 : 2 * height // 3, width // 3 : 2 * width // 3]
+    assert len(np.unique(middle.reshape(-1, 3), axis=0)) > 1
+
+
 def test_validation_logs_returns_and_a_video(tmp_path):
     model = CoRe("CnnPolicy", FakeEnv(), **TINY)
     model.set_logger(configure(str(tmp_path), ["tensorboard"]))
