@@ -26,13 +26,13 @@ from stable_baselines3.common.logger import Logger
 
 from core_agent import CoRe, preset
 from core_agent.environments.suite import first_seed
-from core_agent.runs.probe import LinearProbe, Played, Recorded, join, play_episode, state_names
+from core_agent.runs.probe import LinearProbe, Played, Recorded, join, play_episodes, state_names
 from core_agent.runs.settings import parse_settings
 from core_agent.runs.training import evaluation_environment
 from core_agent.trained import load_trained
 
 NOISE = (None, 0.0, 0.4, 0.8)
-"""Noise of every fourth episode, see :func:`core_agent.runs.probe.play_episode`."""
+"""Noise of every fourth episode, see :func:`core_agent.runs.probe.play_episodes`."""
 N_FITTED = 24
 
 
@@ -47,12 +47,8 @@ def collect(task: str, n_training: int, n_held_out: int) -> dict[str, np.ndarray
     ):
         options = (None, None, split, dict(vector_observations=True))
         with closing(evaluation_environment(agent.origin, *options)) as env:
-            seed = first_seed(index, split=split)
-            generator = np.random.default_rng(seed)
-            episodes = [
-                play_episode(agent, env, generator, noise, None if episode else seed)
-                for episode, noise in enumerate(islice(cycle(NOISE), n_episodes))
-            ]
+            noise = islice(cycle(NOISE), n_episodes)
+            episodes = list(play_episodes(agent, env, noise, first_seed(index, split=split)))
             arrays["names"] = np.array(state_names(env))
         for field, parts in zip(Played._fields, zip(*episodes)):
             arrays[f"{name}/{field}"] = np.stack(parts)

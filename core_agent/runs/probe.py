@@ -6,7 +6,8 @@ low its losses are. The probe shows this within some 2,000 updates, long before 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -95,38 +96,36 @@ def record(
     )
     SIZE("n_episodes", n_episodes)
     seed = as_seed("seed", seed)
-    generator = np.random.default_rng(seed)
+    noise = islice(cycle((EXPLORATION, None)), n_episodes)
     with own_randomness(seed):  # a policy may sample although it is deterministic
-        played = (
-            play_episode(
-                model,
-                env,
-                generator,
-                None if episode % 2 else EXPLORATION,
-                seed if episode == 0 else None,
-            )
-            for episode in range(n_episodes)
-        )
         encode = model.encode  # type: ignore[attr-defined]  # checked above
+        played = play_episodes(model, env, noise, seed)
         return [Recorded(encode(e.frames, e.actions), e.states) for e in played]
 
 
-def play_episode(
+def play_episodes(
+    model: Any, env: gym.Env, noise: Iterable[float | None], seed: int | None
+) -> Iterator[Played]:
+    """Play episodes with the agent's deterministic actions plus Gaussian noise.
+
+    :param model: an agent trained on the image alone
+    :param env: a Distracting Control environment with ``vector_observations=True``
+    :param noise: of each episode: standard deviation, in halves of the range of each action; None:
+        uniformly random actions in place of the agent's
+    :param seed: seed of the first reset, of random actions and noise
+    """
+    generator = np.random.default_rng(seed)
+    for episode, scale in enumerate(noise):
+        yield _play_episode(model, env, generator, scale, None if episode else seed)
+
+
+def _play_episode(
     model: Any,
     env: gym.Env,
     generator: np.random.Generator,
     noise: float | None,
-    seed: int | None = None,
+    seed: int | None,
 ) -> Played:
-    """Play one episode with the agent's deterministic actions plus Gaussian noise.
-
-    :param model: an agent trained on the image alone
-    :param env: a Distracting Control environment with ``vector_observations=True``
-    :param generator: of the noise and of random actions
-    :param noise: standard deviation, in halves of the range of each action; None: uniformly random
-        actions in place of the agent's
-    :param seed: seed of the reset
-    """
     space = env.action_space
     assert isinstance(space, gym.spaces.Box)
     observation, _ = env.reset(seed=seed)
