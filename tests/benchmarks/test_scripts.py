@@ -227,9 +227,10 @@ def test_gpu_compares_the_losses_and_measures_nothing_on_a_cpu(tmp_path, capsys,
     assert gpu.NOT_MEASURED in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("short_episodes")
 def test_the_offline_probe_learns_from_the_episodes_that_it_recorded(tmp_path, capsys):
     path = tmp_path / "episodes.npz"
-    few = ["--episodes", "4", "--held-out", "2", "--updates", "1", "2"]
+    few = ["--episodes", "4", "--held-out", "2", "--updates", "1", "2", "--preset", "debug"]
     offline_probe.main([*few, "--save", str(path)])
     first = capsys.readouterr().out.splitlines()
     assert first[0].endswith("position[0] | position[1] | position[2] | velocity[0] | velocity[1]")
