@@ -16,11 +16,9 @@ REPOSITORY  ?=
 export REPOSITORY
 
 BIN := $(VENV)/bin
+# Python compiles a module when it is first imported: few of the installed ones are.
 PIP := $(BIN)/python -m pip install -qq --no-input --no-compile --disable-pip-version-check \
 	-c $(VENV)/constraints.txt
-# Compiles in parallel; pip would compile one file after the other. Packages may have .py files
-# that are not valid Python, so errors are ignored.
-COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 APT := env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0
 GL_PACKAGES := libegl1 libgl1 libopengl0 libgl1-mesa-dri
 PACKAGES := python3 python3-venv $(GL_PACKAGES)
@@ -177,11 +175,9 @@ $(VENV)/constraints.txt: constraints.txt $(VENV)/.torch
 $(VENV)/.runtime: pyproject.toml $(VENV)/constraints.txt
 	@echo "Installing core-agent"
 	@$(PIP) -e .
-	@$(COMPILE)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/constraints.txt
 	@echo "Installing core-agent and the test tools"
 	@$(PIP) -e ".[$(TEST_EXTRAS)]"
-	@$(COMPILE)
 	@touch $(VENV)/.runtime $@
