@@ -78,7 +78,7 @@ setup: $(VENV)/.runtime ## virtual environment for the demo
 venv: $(VENV)/.dev ## virtual environment with the test tools too
 	@echo "$(VENV) is ready for tests"
 
-demo: gl-first $(VENV)/.runtime gl ## set up, then train an agent on a real task (about 15 minutes on 2 cores)
+demo: gl-first $(VENV)/.runtime gl ## set up, then train an agent on a real task (12 minutes on 2 cores after the installation)
 	@$(BIN)/core-agent demo $(DEMO_ARGS)
 
 test: gl-first $(VENV)/.dev gl ## set up, then run the tests

@@ -27,8 +27,8 @@ from core_agent.runs.plotting import plot_learning_curve
 from core_agent.runs.video import FRAMES_PER_SECOND, captioned, side_by_side, write_mp4
 from core_agent.trained import read_card, trained_names, watch
 
-ENV_ID = "DCS-cheetah-run-easy-dynamic"
-N_RANDOM_EPISODES = 5
+ENV_ID = "DCS-cartpole-swingup-easy-dynamic"
+N_RANDOM_EPISODES = 10
 N_VALIDATION_EPISODES = 20
 LAST_EPISODES = 10
 
@@ -54,8 +54,8 @@ class DemoSummary:
 def run_demo(
     folder: Path,
     seed: int = 0,
-    total_timesteps: int = 10_000,
-    time_limit: float = 750.0,
+    total_timesteps: int = 12_500,
+    time_limit: float = 570.0,
     env_id: str = ENV_ID,
     preset_name: str = "small",
     n_random: int = N_RANDOM_EPISODES,
@@ -98,7 +98,11 @@ def run_demo(
         limits = [TimeLimitCallback(time_limit), RichProgressCallback(console)]
         model.learn(total_timesteps, callback=[training, validation, *limits], log_interval=1)
         training_seconds = time.perf_counter() - training.started
-        if not validation.results:  # The limit of time ended the training.
+        if not validation.results:
+            console.print(
+                f"Training stopped after {model.num_timesteps:,} of {total_timesteps:,} steps: the "
+                f"limit is {time_limit / 60:g} minutes. `--time-limit` raises it."
+            )
             validation.validate()
             model.logger.dump(model.num_timesteps)
         model.save(folder / "model")

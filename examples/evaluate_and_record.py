@@ -1,6 +1,6 @@
 """Evaluate a saved agent on validation videos, and record an episode.
 
-python examples/evaluate_and_record.py runs/demo/model.zip DCS-cheetah-run-easy-dynamic
+python examples/evaluate_and_record.py runs/demo/model.zip DCS-cartpole-swingup-easy-dynamic
 """
 
 from __future__ import annotations

@@ -33,10 +33,10 @@ class Resume(str, Enum):
 def demo(
     folder: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/demo"),
     seed: Seed = 0,
-    steps: Annotated[int, typer.Option(min=1_000, help="Agent steps.")] = 10_000,
+    steps: Annotated[int, typer.Option(min=1_000, help="Agent steps.")] = 12_500,
     time_limit: Annotated[
         float, typer.Option(help="Minutes after which training stops, at an environment step.")
-    ] = 12.5,
+    ] = 9.5,
 ) -> None:
     """Learn a distracting task in about ten minutes on two cores, and show it."""
     from core_agent.demo import run_demo
