@@ -55,7 +55,7 @@ def run_demo(
     folder: Path,
     seed: int = 0,
     total_timesteps: int = 12_500,
-    time_limit: float = 570.0,
+    time_limit: float = 600.0,
     env_id: str = ENV_ID,
     preset_name: str = "small",
     n_random: int = N_RANDOM_EPISODES,
@@ -77,8 +77,8 @@ def run_demo(
     started = time.perf_counter()
     console = console or Console()
     folder.mkdir(parents=True, exist_ok=True)
-    for name in trained_names():
-        show_trained(name, folder, console)
+    if env_id in trained_names():
+        show_trained(env_id, folder, console)
     env_arguments = get_preset(preset_name).env_arguments
     with (
         closing(make_env(env_id, **env_arguments)) as env,
@@ -141,7 +141,7 @@ def show_trained(env_id: str, folder: Path, console: Console) -> None:
         f"What longer training gives: {env_id} after {card.simulator_steps:,} simulator steps, "
         f"{card.mean:.0f} ± {card.standard_error:.0f} on validation videos (random actions: "
         f"{card.random_return:.0f}). One episode, without distractions next to it: {video} "
-        f"(return {shown:.0f}).",
+        f"(return {shown:.0f}). `core-agent watch` lists the other trained agents.",
         soft_wrap=True,
     )
 

@@ -41,10 +41,7 @@ def run(*arguments: object) -> str:
 def demo(tmp_path_factory, short_episodes):
     folder = tmp_path_factory.mktemp("demo")
     sizes = dict(preset_name="debug", n_random=1, n_validation=1)
-    with pytest.MonkeyPatch.context() as patch:
-        # One of them is enough here.
-        patch.setattr("core_agent.demo.trained_names", lambda: (CARTPOLE,))
-        summary = run_demo(folder, 0, 75, env_id=CARTPOLE, console=Console(quiet=True), **sizes)
+    summary = run_demo(folder, 0, 75, env_id=CARTPOLE, console=Console(quiet=True), **sizes)
     return folder, summary
 
 

@@ -138,7 +138,6 @@ from core_agent import demo
 import distracting_envs.env
 distracting_envs.env.EPISODE_STEPS = 200
 cartpole = "DCS-cartpole-swingup-easy-dynamic"
-demo.trained_names = lambda: (cartpole,)
 demo.run_demo(Path("demo"), 0, 50, env_id=cartpole, preset_name="debug", n_random=1, n_validation=1)
 """
 DEMO_FILES = {"learning_curve.png", "model.zip", "summary.json", "trained_and_random.mp4"}

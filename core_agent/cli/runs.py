@@ -36,7 +36,7 @@ def demo(
     steps: Annotated[int, typer.Option(min=1_000, help="Agent steps.")] = 12_500,
     time_limit: Annotated[
         float, typer.Option(help="Minutes after which training stops, at an environment step.")
-    ] = 9.5,
+    ] = 10.0,
 ) -> None:
     """Learn a distracting task in about ten minutes on two cores, and show it."""
     from core_agent.demo import run_demo
