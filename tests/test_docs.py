@@ -313,6 +313,7 @@ def test_blocks_run_one_after_the_other(page, tmp_path, monkeypatch, request):
                 assert result.exit_code == 0, f"{arguments}: {result.output} {result.exception!r}"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="needs wandb")
 def test_weights_and_biases_gets_what_is_logged(tmp_path):
     (block,) = (block for block in read_blocks(ROOT / "docs" / "training.md") if block.alone)

@@ -111,6 +111,7 @@ def test_quickstart(tmp_path, monkeypatch):
     assert (tmp_path / "cheetah.zip").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("rl_zoo3") is None, reason="needs rl_zoo3: pip install -e '.[zoo]'"
 )

@@ -37,6 +37,7 @@ def test_every_variant_makes_updates(name):
     assert min(update.timed(run, 2, "cpu")) > 0
 
 
+@pytest.mark.slow
 def test_update_compares_with_the_yardstick(tmp_path, capsys):
     path = tmp_path / "update.json"
     options = ["--sizes", "debug", "--repetitions", "2", "--updates", "1", "--warmup", "0"]
@@ -52,7 +53,7 @@ def test_update_compares_with_the_yardstick(tmp_path, capsys):
     assert "speed / yardstick" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("collect", ["sequential", "async"])
+@pytest.mark.parametrize("collect", [pytest.param("sequential", marks=pytest.mark.slow), "async"])
 def test_throughput_counts_steps_and_updates(collect):
     options = argparse.Namespace(
         preset="debug",
@@ -86,6 +87,7 @@ def test_memory_counts_each_frame_once(tmp_path):
     assert figures["frames"] < figures["resident"] < figures["peak"]
 
 
+@pytest.mark.slow
 def test_vectors_compares_with_the_sac_of_stable_baselines3(tmp_path, capsys):
     path = tmp_path / "vectors.json"
     assert vectors.main(["--repetitions", "1", "--updates", "1", "--json", str(path)]) == 0
