@@ -254,6 +254,12 @@ def assert_no_leak(warm_up: int, count: int, mb_allowed: float) -> None:
     assert more_bytes < mb_allowed * 1e6
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_few_constructions_leak_no_memory_and_no_files():
+    # The heap of a process without a leak goes up and down by 60 MB.
+    assert_no_leak(warm_up=10, count=12, mb_allowed=100)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_two_hundred_constructions_leak_no_memory_and_no_files():
