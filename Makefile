@@ -146,6 +146,7 @@ clean: ## remove the files of builds and tests
 distclean: clean ## also remove the virtual environment
 	@rm -rf $(VENV)
 
+# The pip that comes with Python 3.11 takes three times as long to choose the versions.
 $(BIN)/python:
 	@if ! $(PYTHON) -c "import ensurepip, venv" 2> /dev/null; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
@@ -160,6 +161,7 @@ $(BIN)/python:
 	@$(PYTHON) -c "$$CHECK_PYTHON"
 	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check --upgrade pip
 
 # PyTorch is installed first and alone, so that the other requirements do not change its build.
 $(VENV)/.torch: | $(BIN)/python

@@ -17,6 +17,12 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than the cores: tests also wait for other processes and for the disk."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(scope="module")
 def short_episodes():
     """Distracting Control episodes of 200 simulator steps instead of 1000, in this process."""

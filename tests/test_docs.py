@@ -290,7 +290,13 @@ def _environments_closed():
             thing.close()
 
 
-@pytest.mark.usefixtures("_environments_closed", "short_episodes")
+@pytest.fixture
+def _four_steps_an_episode(monkeypatch):
+    """Distracting Control episodes of 40 simulator steps; the blocks' instructions repeat 10."""
+    monkeypatch.setattr("distracting_envs.env.EPISODE_STEPS", 40)
+
+
+@pytest.mark.usefixtures("_environments_closed", "_four_steps_an_episode")
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_run_one_after_the_other(page, tmp_path, monkeypatch, request):
     if "core_agent.hub" in page.read_text():

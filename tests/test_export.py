@@ -99,6 +99,7 @@ def test_onnxruntime_reproduces_predict(space, algorithm, exported):
     )
 
 
+@pytest.mark.slow
 def test_the_papers_networks_on_its_images_too(tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)

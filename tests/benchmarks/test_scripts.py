@@ -53,8 +53,14 @@ def test_update_compares_with_the_yardstick(tmp_path, capsys):
     assert "speed / yardstick" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("collect", [pytest.param("sequential", marks=pytest.mark.slow), "async"])
-def test_throughput_counts_steps_and_updates(collect):
+@pytest.mark.parametrize(
+    ("collect", "episode_steps"),
+    [("sequential", 200), pytest.param("async", 1000, marks=pytest.mark.slow)],
+)
+def test_throughput_counts_steps_and_updates(collect, episode_steps, monkeypatch):
+    # A worker's episodes are complete ones.
+    monkeypatch.setattr("distracting_envs.env.EPISODE_STEPS", episode_steps)
+    monkeypatch.setattr(throughput, "EPISODE_SIMULATOR_STEPS", episode_steps)
     options = argparse.Namespace(
         preset="debug",
         steps=100,
@@ -64,8 +70,8 @@ def test_throughput_counts_steps_and_updates(collect):
         n_envs=1,
     )
     row = throughput.measure("cartpole-swingup", options)
-    assert row["simulator_steps_per_second"] * row["seconds"] == pytest.approx(1000)
-    assert row["simulator_steps"] == 8 * row["agent_steps"] == 1000
+    assert row["simulator_steps_per_second"] * row["seconds"] == pytest.approx(episode_steps)
+    assert row["simulator_steps"] == 8 * row["agent_steps"] == episode_steps
     assert row["updates"] == int(0.05 * row["agent_steps"])
     assert 0.1 < row["peak_rss_gb"] < 50
     throughput.print_table([row])

@@ -194,6 +194,7 @@ def ctrl_c():
     signal.signal(signal.SIGINT, handler)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_stops_every_run_with_a_checkpoint_and_none_starts_over(cluster, tmp_path):
     runs = [

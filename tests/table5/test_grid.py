@@ -40,13 +40,19 @@ from tests.fakes import TINY, FakeEnv
 
 runner = CliRunner()
 ENV_ID = "DCS-reacher-easy-easy-dynamic"
-QUICK = dict(action_repeat=100)
-"""Ten agent steps in an episode."""
+QUICK = dict(action_repeat=10)
 
 
-def make_job(seed: int = 0, simulator_steps: int = 4_000, **arguments) -> Job:
+@pytest.fixture(autouse=True, scope="module")
+def _ten_agent_steps_an_episode():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distracting_envs.env.EPISODE_STEPS", 100)
+        yield
+
+
+def make_job(seed: int = 0, simulator_steps: int = 400, **arguments) -> Job:
     run = Run(ENV_ID, "core", "debug", seed, {"update_ratio": 0.1, **arguments}, QUICK)
-    return Job(run, simulator_steps, evaluate_every=2_000, n_episodes=2, checkpoint_every=10)
+    return Job(run, simulator_steps, evaluate_every=200, n_episodes=2, checkpoint_every=10)
 
 
 def test_the_whole_table_has_36_settings_and_5_seeds_and_shards_are_its_parts():
@@ -100,11 +106,11 @@ def test_a_run_leaves_its_complete_record(finished):
     assert folder == finished / "core" / ENV_ID / "seed-0"
     status = read_status(folder)
     assert (status["state"], status["attempts"], status["error"]) == ("finished", 1, None)
-    assert status["agent_steps"] == 40 and status["simulator_steps"] == 4_000
+    assert status["agent_steps"] == 40 and status["simulator_steps"] == 400
     assert status["updates"] == 2, "one for each episode of ten steps after 20 random ones"
     assert status["precisions"] == [auto_precision(torch.device("cpu")).precision]
     evaluations = read_lines(folder / "evaluations.jsonl")
-    assert [entry["simulator_steps"] for entry in evaluations] == [2_000, 4_000]
+    assert [entry["simulator_steps"] for entry in evaluations] == [200, 400]
     assert all(len(entry["returns"]) == 2 for entry in evaluations)
     episodes = read_lines(folder / "episodes.jsonl")
     assert [entry["agent_steps"] for entry in episodes] == [10, 20, 30, 40]
@@ -120,12 +126,12 @@ def test_a_finished_run_is_left_alone_and_can_be_made_longer(finished, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(benchmark, "train_run", None)
         assert run_job(make_job(), finished) == "finished"
-    assert run_job(make_job(seed=9, simulator_steps=2_000), finished) == "finished"
+    assert run_job(make_job(seed=9, simulator_steps=200), finished) == "finished"
     assert run_job(make_job(seed=9), finished) == "finished"
     folder = make_job(seed=9).folder(finished)
-    assert read_status(folder)["simulator_steps"] == 4_000
+    assert read_status(folder)["simulator_steps"] == 400
     evaluations = read_lines(folder / "evaluations.jsonl")
-    assert [entry["simulator_steps"] for entry in evaluations] == [2_000, 4_000]
+    assert [entry["simulator_steps"] for entry in evaluations] == [200, 400]
 
 
 def test_a_run_that_was_stopped_continues_its_record(tmp_path, finished, monkeypatch):
@@ -271,7 +277,8 @@ def test_a_run_at_the_papers_sizes_says_what_it_takes_on_a_cpu(monkeypatch):
 
 
 @pytest.mark.parametrize("collect", ["sequential", "async"])
-def test_an_estimate_adds_up(collect):
+def test_an_estimate_adds_up(collect, monkeypatch):
+    monkeypatch.setattr("core_agent.table5.estimate.EPISODE_STEPS", 100)
     estimate = estimate_run(make_job(collect=collect))
     assert estimate.step > 0 and estimate.update > 0
     # 40 steps, and 2 evaluations of 2 episodes of 10 steps each; 0.1 updates a step.
@@ -294,7 +301,7 @@ def test_updates_per_step_follow_the_schedule(arguments, expected):
 
 def test_the_command_runs_a_shard_and_reports(tmp_path):
     command = ["benchmark", str(tmp_path), "--suite", "smoke", "--preset", "debug"]
-    command += ["--simulator-steps", "1000", "--episodes", "1", "--agent", "core", "--seed", "3"]
+    command += ["--simulator-steps", "400", "--episodes", "1", "--agent", "core", "--seed", "3"]
     command += ["--task", "cartpole-swingup"]
     result = runner.invoke(cli.app, [*command, "--shard", "1/1"])
     assert result.exit_code == 0, result.output
