@@ -16,7 +16,9 @@ REPOSITORY  ?=
 export REPOSITORY
 
 BIN := $(VENV)/bin
-# Python compiles a module when it is first imported: few of the installed ones are.
+# Python compiles a module when it is first imported: few of the installed ones are. It has to keep the
+# result, or each process compiles the modules again: 770 of PyTorch alone.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install -qq --no-input --no-compile --disable-pip-version-check \
 	-c $(VENV)/constraints.txt
 APT := env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0
