@@ -86,7 +86,7 @@ demo: gl-first $(VENV)/.runtime gl ## set up, then train an agent on a real task
 test: gl-first $(VENV)/.dev gl ## set up, then run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-all: gl-first $(VENV)/.dev gl ## also the tests that take minutes
+test-all: gl-first $(VENV)/.dev gl ## also the tests marked slow
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
 
 torture: gl-first $(VENV)/.dev gl ## kill runs, break disks, corrupt files, attack, misuse, and count failures (an hour or two)
