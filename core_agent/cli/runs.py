@@ -130,8 +130,9 @@ def benchmark(
     address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster.")] = None,
     cpus: Annotated[float, typer.Option(min=0, help="Processors per run.")] = 1.0,
     gpus: Annotated[
-        float, typer.Option(min=0, help="GPUs per run; 0.25 puts four runs on each.")
-    ] = 0.0,
+        float | None,
+        typer.Option(min=0, help="GPUs per run; 0.25: four runs on each; default: 1 if any."),
+    ] = None,
     shard: Annotated[
         str | None, typer.Option(help="i/n: run part i of n here, one by one, without Ray.")
     ] = None,
@@ -183,7 +184,7 @@ def benchmark(
 
 
 def run_on_cluster(
-    jobs: list[Any], folder: Path, address: str | None, cpus: float, gpus: float
+    jobs: list[Any], folder: Path, address: str | None, cpus: float, gpus: float | None
 ) -> None:
     """Do the jobs by Ray, with a table that follows them."""
     from rich.live import Live

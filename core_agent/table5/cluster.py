@@ -16,7 +16,7 @@ from core_agent.table5.grid import (
     run_job,
     update_status,
 )
-from core_agent.validation import at_least, check, check_arguments
+from core_agent.validation import at_least, check, check_arguments, optional
 
 PASSED_ON = ("MUJOCO_GL", "DCS_VIDEOS", "PYTHONPATH")
 """Environment variables of this process that are passed on to runs on other machines."""
@@ -50,15 +50,23 @@ def start_ray(address: str | None = None) -> dict[str, float]:
     return ray.cluster_resources()
 
 
-def count_at_once(resources: Mapping[str, float], cpus: float = 1.0, gpus: float = 0.0) -> int:
+def gpus_of_a_run(resources: Mapping[str, float]) -> float:
+    """GPUs for a run where none are given: without a reservation, all would use the first GPU."""
+    return min(1.0, resources.get("GPU", 0.0))
+
+
+def count_at_once(
+    resources: Mapping[str, float], cpus: float = 1.0, gpus: float | None = None
+) -> int:
     """How many runs a cluster has room for at once.
 
     :param resources: see :func:`start_ray`
     :param cpus: processors for a run
-    :param gpus: GPUs for a run; 0.25 puts four runs on each
+    :param gpus: GPUs for a run; 0.25 puts four runs on each; default: 1 if there are any
     :raises ValueError: if it can never make room for one
     """
-    check_arguments({"cpus": at_least(0), "gpus": at_least(0)}, locals())
+    check_arguments({"cpus": at_least(0), "gpus": optional(at_least(0))}, locals())
+    gpus = gpus_of_a_run(resources) if gpus is None else gpus
     counts = [MOST_AT_ONCE]
     for name, wanted, key in (("cpus", cpus, "CPU"), ("gpus", gpus, "GPU")):
         there = resources.get(key, 0.0)
@@ -73,7 +81,7 @@ def run_on_ray(
     root: Path,
     address: str | None = None,
     cpus: float = 1.0,
-    gpus: float = 0.0,
+    gpus: float | None = None,
     watch: Callable[[], None] = lambda: None,
     seconds_between: float = 2.0,
 ) -> dict[Path, str]:
@@ -87,13 +95,15 @@ def run_on_ray(
     :param root: folder that holds all runs, see :meth:`~core_agent.table5.grid.Job.folder`
     :param address: address of a running cluster; ``None``: only this machine
     :param cpus: processors for a run
-    :param gpus: GPUs for a run; 0.25 puts four runs on each
+    :param gpus: GPUs for a run; 0.25 puts four runs on each; default: 1 if there are any
     :param watch: function that is called about every ``seconds_between`` seconds
     :return: the state of each run when this function ended, by the folder of the run
     :raises ValueError: if Ray is not installed or can never make room for one run
     """
-    check_arguments({"cpus": at_least(0), "gpus": at_least(0)}, locals())
-    count_at_once(start_ray(address), cpus, gpus)
+    check_arguments({"cpus": at_least(0), "gpus": optional(at_least(0))}, locals())
+    resources = start_ray(address)
+    count_at_once(resources, cpus, gpus)
+    gpus = gpus_of_a_run(resources) if gpus is None else gpus
     import ray
 
     retries = {"max_retries": N_RETRIES, "retry_exceptions": [RunInterruptedError]}

@@ -244,3 +244,5 @@ def test_a_cluster_has_room_for_as_many_runs_as_its_scarcest_resource():
     assert count_at_once({"CPU": 4.0, "GPU": 1.0}, 4.0, 0.25) == 1
     assert count_at_once({"CPU": 16.0, "GPU": 2.0}, 1.0, 0.25) == 8
     assert count_at_once({"CPU": 5.0}, 2.0) == 2
+    assert count_at_once({"CPU": 16.0, "GPU": 2.0}) == 2, "a GPU each where there are any"
+    assert count_at_once({"CPU": 16.0, "GPU": 2.0}, gpus=0) == 16
