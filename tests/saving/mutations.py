@@ -285,8 +285,9 @@ def fuzz(folder: Path, n_mutants: int, seed: int) -> Fuzzed:
     failures, first = [], 0
     while first < n_mutants:
         arguments = [str(folder), str(first), str(n_mutants), str(seed)]
+        # -B: a module that is first imported while a mutant is loaded would write its bytecode.
         result = subprocess.run(
-            [sys.executable, "-m", "tests.saving.mutations", *arguments],
+            [sys.executable, "-B", "-m", "tests.saving.mutations", *arguments],
             cwd=Path(__file__).parents[2],
             capture_output=True,
             text=True,
