@@ -82,7 +82,12 @@ def test_the_step_function_reproduces_predict(space, algorithm):
 
 @pytest.mark.parametrize(
     ("space", "algorithm"),
-    [(VECTOR, RecurrentSAC), (BOTH, CoRe), (BOTH, SACRAD), (IMAGE, QTOptRAD)],
+    [
+        (BOTH, CoRe),
+        (BOTH, SACRAD),
+        pytest.param(VECTOR, RecurrentSAC, marks=pytest.mark.slow),
+        pytest.param(IMAGE, QTOptRAD, marks=pytest.mark.slow),
+    ],
 )
 def test_onnxruntime_reproduces_predict(space, algorithm, exported):
     model, path = exported(space, algorithm)

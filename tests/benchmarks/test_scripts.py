@@ -77,6 +77,7 @@ def test_throughput_counts_steps_and_updates(collect, episode_steps, monkeypatch
     throughput.print_table([row])
 
 
+@pytest.mark.slow
 def test_memory_counts_each_frame_once(tmp_path):
     path = tmp_path / "memory.json"
     options = ["--preset", "debug", "--steps", "1000", "--updates", "1", "--json", str(path)]
@@ -141,6 +142,7 @@ def test_learning_curves_are_written_and_drawn(tmp_path, capsys):
     assert "random actions on dots" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_learning_curves_tell_what_bfloat16_changes(tmp_path, capsys):
     path = tmp_path / "curves.json"
     options = ["--agents", "core", "--preset", "debug", "--steps", "100", "--episodes", "1"]
