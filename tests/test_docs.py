@@ -290,15 +290,11 @@ def _environments_closed():
             thing.close()
 
 
-@pytest.fixture
-def _four_steps_an_episode(monkeypatch):
-    """Distracting Control episodes of 40 simulator steps; the blocks' instructions repeat 10."""
-    monkeypatch.setattr("distracting_envs.env.EPISODE_STEPS", 40)
-
-
-@pytest.mark.usefixtures("_environments_closed", "_four_steps_an_episode")
+@pytest.mark.usefixtures("_environments_closed")
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_run_one_after_the_other(page, tmp_path, monkeypatch, request):
+    # Four agent steps with the instructions' action_repeat=10.
+    monkeypatch.setattr("distracting_envs.env.EPISODE_STEPS", 40)
     if "core_agent.hub" in page.read_text():
         request.getfixturevalue("hub")
     work, aside = tmp_path / "work", tmp_path / "aside"

@@ -50,9 +50,9 @@ def start_ray(address: str | None = None) -> dict[str, float]:
     return ray.cluster_resources()
 
 
-def gpus_of_a_run(resources: Mapping[str, float]) -> float:
-    """GPUs for a run where none are given: without a reservation, all would use the first GPU."""
-    return min(1.0, resources.get("GPU", 0.0))
+def gpus_of_a_run(resources: Mapping[str, float], gpus: float | None) -> float:
+    """``gpus``, or by default one if there are any: without a reservation all use the first."""
+    return min(1.0, resources.get("GPU", 0.0)) if gpus is None else gpus
 
 
 def count_at_once(
@@ -66,7 +66,7 @@ def count_at_once(
     :raises ValueError: if it can never make room for one
     """
     check_arguments({"cpus": at_least(0), "gpus": optional(at_least(0))}, locals())
-    gpus = gpus_of_a_run(resources) if gpus is None else gpus
+    gpus = gpus_of_a_run(resources, gpus)
     counts = [MOST_AT_ONCE]
     for name, wanted, key in (("cpus", cpus, "CPU"), ("gpus", gpus, "GPU")):
         there = resources.get(key, 0.0)
@@ -103,7 +103,7 @@ def run_on_ray(
     check_arguments({"cpus": at_least(0), "gpus": optional(at_least(0))}, locals())
     resources = start_ray(address)
     count_at_once(resources, cpus, gpus)
-    gpus = gpus_of_a_run(resources) if gpus is None else gpus
+    gpus = gpus_of_a_run(resources, gpus)
     import ray
 
     retries = {"max_retries": N_RETRIES, "retry_exceptions": [RunInterruptedError]}
