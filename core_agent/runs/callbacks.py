@@ -50,7 +50,8 @@ class RichProgressCallback(BaseCallback):
     """Progress with the mean return of the last episodes, the loss and the time left.
 
     On a terminal it shows a bar; elsewhere, such as in a log file, it prints a line every 30
-    seconds. Both also advance during updates, which take minutes at the paper's sizes.
+    seconds. Both also advance during updates, which take minutes at the paper's sizes. The steps of
+    a continued run include those made before.
 
     :param console: console to draw on; by default standard error
     :param loss_key: key of the logged value to show next to the return
@@ -75,7 +76,7 @@ class RichProgressCallback(BaseCallback):
         self._bar: Progress | None = None
 
     def _on_training_start(self) -> None:
-        self._first_step, self._started = self.model.num_timesteps, self.clock()
+        self._started = self.clock()
         self._total = self.locals["total_timesteps"]
         self._loss: float | None = None
         self._learning_since: tuple[float, float] | None = None
@@ -83,7 +84,7 @@ class RichProgressCallback(BaseCallback):
             text = (TextColumn("{task.description}"), BarColumn(bar_width=None))
             more = (MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
             self._bar = Progress(*text, *more, console=self.console)
-            self._bar.add_task("learning", total=self._total - self._first_step, text="")
+            self._bar.add_task("learning", total=self._total, text="")
             self._bar.start()
         self._ended = threading.Event()
         seconds = SECONDS_BETWEEN_FRAMES if self._bar else SECONDS_BETWEEN_LINES
@@ -127,12 +128,12 @@ class RichProgressCallback(BaseCallback):
         loss = "–" if self._loss is None else f"{self._loss:.2f}"
         elapsed = timedelta(seconds=round(self.clock() - self._started))
         text = f"return {mean_return}, loss {loss}, {elapsed} elapsed, {self._time_left()} left"
-        done = self._steps_done() - self._first_step
+        done = round(self._steps_done())
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=round(done), text=text)
+            self._bar.update(self._bar.task_ids[0], completed=done, text=text)
             return
         updates = getattr(self.model, "_n_updates", 0)
-        steps = f"{round(done):,} of {self._total - self._first_step:,} steps"
+        steps = f"{done:,} of {self._total:,} steps"
         self.console.print(f"{steps}, {updates:,} updates, {text}", highlight=False, soft_wrap=True)
 
     def _on_training_end(self) -> None:
