@@ -57,7 +57,10 @@ class OnnxAgent:
             raise ValueError(f"path must be a path, got {path!r}")
         runtime = need("onnxruntime")
         if not os.path.isfile(path):
-            raise ValueError(f"path must be an exported agent, got {str(path)!r}")
+            raise ValueError(
+                f"path must be an existing file written by export_onnx, got {str(path)!r}; "
+                "write it with core_agent.export.export_onnx(model, path)"
+            )
         self.session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         inputs = self.session.get_inputs()
         n_state = len(self.session.get_outputs()) - 1

@@ -175,7 +175,7 @@ class GraphedUpdates:
         if all(map(is_close, replayed, tensors, before)):
             self._graphs[kind] = replay
         else:
-            self._give_up("a replay of one does not give what the update itself gives")
+            self._give_up("the replay of one differs from the eager update")
         return metrics
 
     def _give_up(self, reason: str) -> None:

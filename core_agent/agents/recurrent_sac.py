@@ -75,7 +75,7 @@ class RecurrentSAC(SequenceOffPolicyAlgorithm):
         it; 1 in the paper
     :param train_model_with_critic: let the critic's loss train encoder and filter too
         (appendix C.2)
-    :param crop_size: side of the image crops, random in training, central in acting; a float:
+    :param crop_size: side of the image crops, random in training, central when acting; a float:
         share of the image's sides; ``None``: 0.84 (84 of the paper's 100 pixels)
     :param precision: precision of hidden layers: ``"auto"`` (bfloat16 if the hardware can multiply
         it), ``"float32"`` or ``"bfloat16"``; recurrence and last layers always use float32

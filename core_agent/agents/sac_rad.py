@@ -112,7 +112,7 @@ class SACRAD(FrameStackAlgorithm):
     :param target_entropy: policy entropy to aim for, in nats; ``"auto"``: minus the number of
         actions
     :param max_log_ent_coef: upper bound of the log temperature
-    :param crop_size: side of the image crops, random in training, central in acting; a float:
+    :param crop_size: side of the image crops, random in training, central when acting; a float:
         share of the image's sides; ``None``: 0.84 (84 of the paper's 100 pixels)
     :param precision: precision of hidden layers: ``"auto"`` (bfloat16 if the hardware can multiply
         it), ``"float32"`` or ``"bfloat16"``; last layers always use float32

@@ -31,7 +31,9 @@ def evaluate(
     split: Split = "val",
     preset: LearnedWith = None,
     env_settings: EnvSettings = None,
-    stochastic: Annotated[bool, typer.Option(help="Sample actions.")] = False,
+    stochastic: Annotated[
+        bool, typer.Option(help="Sample actions; by default they are deterministic.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Play complete episodes with a saved model and print the mean return."""
@@ -116,7 +118,7 @@ def watch(
 def probe(
     path: ModelPath,
     env_id: LearnedIn = None,
-    episodes: Annotated[int, typer.Option(min=2, help="Episodes that the map is fitted to.")] = 24,
+    episodes: Annotated[int, typer.Option(min=2, help="Episodes to fit the linear map to.")] = 24,
     preset: LearnedWith = None,
     seed: Seed = 0,
 ) -> None:

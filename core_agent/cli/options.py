@@ -19,11 +19,11 @@ LearnedIn = Annotated[
     str | None, typer.Argument(help="Environment id; default: the one that the model learned in.")
 ]
 Episodes = Annotated[int, typer.Option(min=1, help="Number of episodes.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything.")]
+Seed = Annotated[int, typer.Option(help="Seed of all random generators.")]
 Split = Annotated[str, typer.Option(help="Videos of a DCS environment: train or val.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A constructor argument as key=value (YAML); may be repeated."),
+    typer.Option("--set", help="An agent argument as key=value (YAML); may be repeated."),
 ]
 PRESET_HELP = (
     "paper, release, small (CPUs), vector (no images), debug (seconds), or an ablation such as "
@@ -31,11 +31,15 @@ PRESET_HELP = (
 )
 Presets = Annotated[str, typer.Option(help=PRESET_HELP)]
 LearnedWith = Annotated[
-    str | None, typer.Option("--preset", help="By default the one that the model learned with.")
+    str | None,
+    typer.Option(
+        "--preset",
+        help="Preset whose environment arguments are used; default: that of the training.",
+    ),
 ]
 EnvSettings = Annotated[
     list[str] | None,
-    typer.Option("--env-set", help="An argument of the environment as key=value (YAML)."),
+    typer.Option("--env-set", help="An environment argument as key=value (YAML); may be repeated."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 

@@ -44,7 +44,9 @@ def gallery(
     video: Annotated[Path, typer.Option(help="File to write, .gif or .mp4.")] = Path(
         "distractions.gif"
     ),
-    difficulty: Annotated[str, typer.Option(help="Of the video: easy, medium or hard.")] = "medium",
+    difficulty: Annotated[
+        str, typer.Option(help="easy, medium or hard; for the video.")
+    ] = "medium",
     video_path: Annotated[
         Path | None, typer.Option(help="Folder of clips; by default DAVIS or the built-in ones.")
     ] = None,

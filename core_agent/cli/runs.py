@@ -35,7 +35,7 @@ def demo(
     seed: Seed = 0,
     steps: Annotated[int, typer.Option(min=1_000, help="Agent steps.")] = 12_500,
     time_limit: Annotated[
-        float, typer.Option(help="Minutes after which training stops, at an environment step.")
+        float, typer.Option(help="Minutes after which training stops, at the next step.")
     ] = 10.0,
 ) -> None:
     """Learn a distracting task in about ten minutes on two cores, and show it."""
@@ -112,11 +112,22 @@ def train(
 def benchmark(
     folder: Annotated[Path, typer.Argument(help="Where the runs are; shared by all machines.")],
     suite: Annotated[str, typer.Option(help="easy, medium, hard, all or smoke.")] = "smoke",
-    agent: Annotated[list[str] | None, typer.Option(help="Replaces the suite's agents.")] = None,
-    task: Annotated[list[str] | None, typer.Option(help="Such as cheetah-run.")] = None,
-    difficulty: Annotated[list[str] | None, typer.Option(help="easy, medium, hard.")] = None,
-    distraction: Annotated[list[str] | None, typer.Option(help="static, dynamic.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Default: 0 to 4; smoke: 0, 1.")] = None,
+    agent: Annotated[
+        list[str] | None, typer.Option(help="Replaces the suite's agents; may be repeated.")
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="Replaces the suite's tasks, such as cheetah-run; may be repeated."),
+    ] = None,
+    difficulty: Annotated[
+        list[str] | None, typer.Option(help="easy, medium or hard; may be repeated.")
+    ] = None,
+    distraction: Annotated[
+        list[str] | None, typer.Option(help="static or dynamic; may be repeated.")
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="May be repeated; default: 0 to 4; smoke: 0 and 1.")
+    ] = None,
     preset: Annotated[str | None, typer.Option(help=PRESET_HELP)] = None,
     simulator_steps: Annotated[
         int | None, typer.Option(help="Length of a run; default: 500,000; smoke: 8,000.")

@@ -74,14 +74,15 @@ class _Worker:
         """Start the process again, with a new seed; return the answer that is still due."""
         message, last = self.message, self.last_observation
         self.process.join(CLOSING_SECONDS)
-        died = f"died with exit code {self.process.exitcode} (-n: by signal n)"
+        died = f"died with exit code {self.process.exitcode} (-n means killed by signal n)"
         failure = f"gave no answer within {self.timeout:g} s" if self.process.is_alive() else died
         self.process.kill()
         if self.n_restarts == self.env.max_restarts:
             self.env.close()
             raise WorkerFailedError(
-                f"environment {self.index} {failure}, and was restarted {self.n_restarts} time(s) "
-                "already; find the fault with a DummyVecEnv, or raise max_restarts or timeout"
+                f"environment {self.index} {failure}, and has already been restarted "
+                f"{self.n_restarts} time(s); find the fault with a DummyVecEnv, or raise "
+                "max_restarts or timeout"
             )
         self.n_restarts += 1
         logging.getLogger("core_agent").warning(

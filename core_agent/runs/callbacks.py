@@ -245,10 +245,10 @@ class ValidationCallback(BaseCallback):
 
 @contextmanager
 def first_signal(act: Callable[[int], Any]) -> Iterator[None]:
-    """Inside, the first SIGINT or SIGTERM calls ``act`` with its number; later ones act as before.
+    """Within this context, the first SIGINT or SIGTERM calls ``act`` with its number.
 
-    Only the main thread can handle signals; elsewhere this does nothing. A signal that is already
-    ignored, for example because of ``nohup``, stays ignored.
+    Later signals act as before. Only the main thread can handle signals; elsewhere this does
+    nothing. A signal that is already ignored, for example because of ``nohup``, stays ignored.
     """
     handlers: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():

@@ -117,7 +117,9 @@ def evaluation_environment(
 
 @contextmanager
 def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
-    """Inside, no other process trains in ``folder``. A process that dies releases the folder.
+    """Within this context, no other process trains in ``folder``.
+
+    A process that dies releases the folder.
 
     :param patience: seconds to wait for another process to release the folder
     :raises ValueError: if another process still trains there

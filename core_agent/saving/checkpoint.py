@@ -84,14 +84,14 @@ def set_random_states(model: Any, states: Tree) -> None:
 
 
 def _written(write: Callable[[IO[bytes]], None]) -> bytes:
-    """The bytes that a function writes into a file: their sum is taken before a disk has them."""
+    """The bytes that a function writes into a file, for a checksum before they are on disk."""
     file = io.BytesIO()
     write(file)
     return file.getvalue()
 
 
 def _sync(path: Path) -> None:
-    """Have a file, or the names in a folder, reach the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

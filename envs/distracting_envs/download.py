@@ -37,7 +37,7 @@ def download_davis(
     sha256: str = DAVIS_SHA256,
     progress: bool = True,
 ) -> Path:
-    """Download and unpack what is missing of DAVIS, and return its root.
+    """Download and unpack the missing parts of DAVIS, and return its root.
 
     An interrupted download is resumed. DAVIS is published under the BSD licence;
     see https://davischallenge.org.
@@ -58,7 +58,10 @@ def download_davis(
     _unpack(archive, root)
     absent = missing_clips(root)
     if absent:
-        raise DownloadError(f"the archive {url} must hold all of DAVIS, but lacks {absent[:3]}")
+        raise DownloadError(
+            f"the archive {url} must hold all of DAVIS, but lacks {absent[:3]}; pass the "
+            "folder of a complete copy as video_path"
+        )
     archive.unlink()
     return root
 

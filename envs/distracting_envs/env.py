@@ -247,7 +247,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         """
         if self._renderer is None:
             raise gymnasium.error.ClosedEnvironmentError(
-                "reset() must not follow close(); make a new environment"
+                "reset() cannot be called after close(); make a new environment"
             )
         if seed is not None:
             check_whole("seed", seed, low=0, high=2**32 - 1)
@@ -359,7 +359,9 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         :raises gymnasium.error.ClosedEnvironmentError: after ``close``
         """
         if self._renderer is None:
-            raise gymnasium.error.ClosedEnvironmentError("set_state() must not follow close()")
+            raise gymnasium.error.ClosedEnvironmentError(
+                "set_state() cannot be called after close(); make a new environment"
+            )
         own = part(state, "env")
         if own.get("name") != self._name:
             raise ValueError(
