@@ -26,6 +26,7 @@ from core_agent.runs.evaluation import play, summarize
 from core_agent.runs.plotting import plot_learning_curve
 from core_agent.runs.video import FRAMES_PER_SECOND, captioned, side_by_side, write_mp4
 from core_agent.trained import read_card, trained_names, watch
+from core_agent.validation import check
 
 ENV_ID = "DCS-cartpole-swingup-easy-dynamic"
 N_RANDOM_EPISODES = 10
@@ -65,7 +66,7 @@ def run_demo(
     """Train, validate, and leave model, curve, video, figures and TensorBoard log in ``folder``.
 
     :param folder: made if missing
-    :param seed: of everything
+    :param seed: seed of all random generators
     :param total_timesteps: agent steps
     :param time_limit: seconds of training after which the demo stops early
     :param env_id: a Distracting Control id
@@ -73,6 +74,7 @@ def run_demo(
     :param n_random: episodes of random actions to compare with, on each set of videos
     :param n_validation: episodes of the trained agent on validation videos
     :param console: where to print
+    :raises ValueError: if ``time_limit`` ends training before the first episode does
     """
     started = time.perf_counter()
     console = console or Console()
@@ -98,6 +100,8 @@ def run_demo(
         limits = [TimeLimitCallback(time_limit), RichProgressCallback(console)]
         model.learn(total_timesteps, callback=[training, validation, *limits], log_interval=1)
         training_seconds = time.perf_counter() - training.started
+        rule, way_out = "leave time for an episode of training", "raise it"
+        check(bool(training.episodes), "time_limit", rule, time_limit, way_out)
         if not validation.results:
             console.print(
                 f"Training stopped after {model.num_timesteps:,} of {total_timesteps:,} steps: the "
@@ -106,7 +110,7 @@ def run_demo(
             validation.validate()
             model.logger.dump(model.num_timesteps)
         model.save(folder / "model")
-    steps, _, returns = zip(*training.episodes)
+    steps, returns = ([episode[column] for episode in training.episodes] for column in (0, 2))
     title, results = f"CoRe on {env_id}", validation.results
     curve = folder / "learning_curve.png"
     plot_learning_curve(curve, title, steps, returns, at_random.mean, results)

@@ -36,7 +36,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from core_agent.agents.base import SequenceOffPolicyAlgorithm
 from core_agent.agents.registry import AGENTS, load_agent
 from core_agent.environments.make import as_plain, describe
-from core_agent.environments.suite import first_seed
+from core_agent.environments.suite import clips_name, first_seed
 from core_agent.runs.evaluation import play, standard_error
 from core_agent.runs.training import evaluation_environment
 from core_agent.runs.video import FRAMES_PER_SECOND, write_mp4
@@ -198,8 +198,7 @@ def evaluate(
     videos = env.get_wrapper_attr("video_folder") if env.has_wrapper_attr("video_folder") else ""
     return Evaluation(
         env_id=env.spec.id if env.spec else type(env.unwrapped).__name__,
-        # DAVIS's frames lie in DAVIS/JPEGImages/480p.
-        videos="DAVIS" if videos.endswith("JPEGImages/480p") else Path(videos).name,
+        videos=clips_name(videos),
         seed=seed,
         returns=[episode.episode_return for episode in played],
         random_returns=[episode.episode_return for episode in at_random],

@@ -59,6 +59,11 @@ def test_the_demo_leaves_all_that_it_promises(demo):
     assert summary.updates == 3 * int(0.05 * 25)
 
 
+def test_a_demo_without_time_for_an_episode_says_so(tmp_path):
+    with pytest.raises(ValueError, match="time_limit must leave time for an episode"):
+        run_demo(tmp_path, 0, 75, 1e-6, CLEAN, "debug", n_random=1, console=Console(quiet=True))
+
+
 def test_evaluate_plays_a_saved_model_where_it_learned_or_elsewhere(demo):
     folder, summary = demo
     printed = run("evaluate", folder / "model", "--episodes", 1)

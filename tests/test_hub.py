@@ -50,7 +50,12 @@ def pushed(hub, model):  # noqa: F811
 
 @pytest.mark.parametrize(
     ("folder", "name"),
-    [("builtin", "builtin"), ("/a/DAVIS/JPEGImages/480p", "DAVIS"), ("/a/own", "own")],
+    [
+        ("builtin", "builtin"),
+        ("/a/DAVIS/JPEGImages/480p", "DAVIS"),
+        ("/a/own", "own"),
+        ("/a/own/JPEGImages/480p", "own"),
+    ],
 )
 def test_the_videos_of_an_evaluation_are_named(model, folder, name):
     env = FakeEnv()

@@ -231,8 +231,16 @@ class CoRe(RecurrentSAC):
             "be False with train_model_with_critic=False",
             self.joint_update,
         )
-        super()._make_optimizers()
         policy = self.policy
+        check(
+            policy.world_model.inverse_frames < self.sequence_length
+            or not self.model_loss_options.inverse_coef,
+            "inverse_frames",
+            f"be below sequence_length, {self.sequence_length}",
+            policy.world_model.inverse_frames,
+            "or set inverse_coef=0",
+        )
+        super()._make_optimizers()
         scale = policy.world_model.contrastive_scale
         others = [p for p in policy.world_model.parameters() if p is not scale]
         policy.optimizer = self._adam(

@@ -97,9 +97,9 @@ class LearningLoop(SavableAlgorithm):
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, name, progress_bar
         )
-        callback.on_training_start(locals(), globals())
         error: BaseException | None = None
         try:
+            callback.on_training_start(locals(), globals())
             with memory_advice(**{name: getattr(self, name) for name in self.memory_settings}):
                 self._alternate(total_timesteps, callback, log_interval)
             callback.on_training_end()

@@ -184,7 +184,7 @@ SIZES: dict[str, Preset] = {
     "debug": Preset(
         "runs through everything in seconds and learns nothing",
         {
-            **for_agents(RECURRENT, SMALL_RECURRENT, **DEBUG, sequence_length=4),
+            **for_agents(RECURRENT, SMALL_RECURRENT, **DEBUG, sequence_length=6),
             **for_agents(WITH_ACTOR, SMALL_ACTOR, **DEBUG, train_freq=(20, "step")),
             **for_agents(WITHOUT_ACTOR, SMALL_CRITICS, **DEBUG, train_freq=(20, "step")),
         },

@@ -88,8 +88,9 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         """Load a model, without executing anything in the file.
 
         Unlike in SB3, a model that has learned acts with its policy from the first step of
-        :meth:`learn`; updates still wait for ``learning_starts`` steps. Give ``learning_starts``
-        here to take that many random actions first. The arguments are those of SB3's ``load`` and:
+        :meth:`learn`; updates wait for ``learning_starts`` steps, unless
+        ``reset_num_timesteps=False`` continues the count. Give ``learning_starts`` here to take
+        that many random actions first. The arguments are those of SB3's ``load`` and:
 
         :param trusted: unpickle whatever the file holds, as SB3 does
         :raises UnsafeFileError: if the file asks for names that loading does not allow, or is not a

@@ -5,7 +5,7 @@ The import registers the suite's ids, and loads neither MuJoCo nor OpenGL.
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from distracting_envs import env_seed
 from distracting_envs import parse_env_id as parse_env_id
@@ -37,6 +37,14 @@ def first_seed(seed: int, worker: int = 0, split: str = "train") -> int:
     :param split: "train" or "val"
     """
     return env_seed(seed % MAX_SEED, worker, split)
+
+
+def clips_name(folder: str) -> str:
+    """Name of the background's clips: "DAVIS", "builtin", or that of another folder."""
+    path = PurePath(folder)
+    if "DAVIS" in path.parts:
+        return "DAVIS"
+    return path.parent.parent.name if path.parts[-2:] == ("JPEGImages", "480p") else path.name
 
 
 def find_videos() -> Path | None:

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import torch
 from torch import nn
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from core_agent.validation import NonFiniteError
 
@@ -55,7 +55,7 @@ class FiniteGuard:
         :param optimizer: its parameters have their gradients already; if it is not fused, it cannot
             skip a step on the device, so the values are waited for
         :param losses: scalars by name, the loss first
-        :param norm: norm of the gradient, a scalar
+        :param norm: norm of the gradient of all parameters that change, a scalar
         :raises NonFiniteError: immediately, without a GPU or if the optimiser is not fused
         """
         name, loss = next(iter(losses.items()))
@@ -143,11 +143,14 @@ def descend_together(
     if loss.requires_grad:
         loss.backward()
     norms = [clip_grad_norm_(*clipping) for clipping in steps.values()]
-    # Where there is no gradient to clip, PyTorch's zero is on the CPU.
-    zero = torch.zeros_like(loss.detach())
-    norms = [norm if norm.device == loss.device else zero for norm in norms]
+    groups = [group for optimizer in steps for group in optimizer.param_groups]
+    # Optimisers also change parameters whose gradients are not clipped.
+    changed = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    # Where there is no gradient, PyTorch's zero is on the CPU.
+    zero, norms = torch.zeros_like(loss.detach()), [*norms, get_total_norm(changed)]
+    *norms, norm = (each if each.device == loss.device else zero for each in norms)
     for optimizer in steps:
-        guard.step(optimizer, losses, torch.stack(norms).sum())
+        guard.step(optimizer, losses, norm)
     return norms
 
 

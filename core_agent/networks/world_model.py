@@ -90,7 +90,8 @@ class WorldModel(nn.Module):
     :param inverse_frames: 0: the inverse-dynamics head reads the latents ``z_t`` and ``z_{t+1}``,
         as in the paper; otherwise it reads ``z_t`` and the features of this many following frames.
         The recurrence copies the action into ``z_{t+1}``; features only show what the action moved,
-        so the encoder has to learn to see such motion (compare arXiv:2207.08229)
+        so the encoder has to learn to see such motion (compare arXiv:2207.08229). Sequences have to
+        be longer
     :raises ValueError: for a bad argument
     """
 

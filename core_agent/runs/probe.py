@@ -54,7 +54,7 @@ def state_names(env: gym.Env) -> list[str]:
 
     :param env: a Distracting Control environment with ``vector_observations=True``
     """
-    sub_spaces = env.observation_space.spaces.items()  # type: ignore[attr-defined]
+    sub_spaces = sorted(env.observation_space.spaces.items())  # type: ignore[attr-defined]
     sizes = {key: int(np.prod(space.shape)) for key, space in sub_spaces if key != PIXELS}
     return [
         key if size == 1 else f"{key}[{index}]"
@@ -152,8 +152,9 @@ def _play_episode(
 
 
 def _flat(observation: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The simulator's state ``(S,)`` in an observation."""
-    return np.concatenate([np.ravel(value) for key, value in observation.items() if key != PIXELS])
+    """The simulator's state ``(S,)`` in an observation, in the order of :func:`state_names`."""
+    keys = sorted(set(observation) - {PIXELS})
+    return np.concatenate([np.ravel(observation[key]) for key in keys])
 
 
 def join(episodes: Sequence[Recorded]) -> Recorded:

@@ -212,6 +212,7 @@ class CheckpointFolder:
                 for each in incomplete:
                     text = f"{each.path} is passed over: episodes of it are damaged or missing"
                     warnings.warn(text, stacklevel=2)
+                    self._passed_over.add(each.path)
                 return checkpoint
             incomplete.append(checkpoint)
         return incomplete[0] if incomplete else None

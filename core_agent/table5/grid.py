@@ -20,6 +20,7 @@ import platform
 import re
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -219,6 +220,8 @@ class Recorder(BaseCallback):
         self._started = time.perf_counter()
         self._first = self.model.num_timesteps, self.model._n_updates
         self._n_updates = self.model._n_updates
+        self._losses: dict[str, float] = defaultdict(float)
+        self._n_summed, self._episode_ended = 0, False
         self._val_env = training_environment(self.job.run, "val")
         self.model.when_learning_ends(lambda _: self._val_env.close())  # type: ignore[attr-defined]
         evaluated = read_lines(self.folder / "evaluations.jsonl")
@@ -243,17 +246,26 @@ class Recorder(BaseCallback):
         for info in self.locals["infos"]:
             if "episode" in info:
                 self._append("episodes", {"return": float(info["episode"]["r"])})
+                self._episode_ended = True
         due = next_multiple(self.job.evaluate_every, self._evaluated_at)
         if due <= self._simulator_steps < self.job.simulator_steps:
             self._evaluate()
         return True
 
     def _on_rollout_start(self) -> None:
-        if self.model._n_updates > self._n_updates:
-            self._n_updates = self.model._n_updates
-            values = self.logger.name_to_value.items()
-            losses = {key: float(v) for key, v in values if key.startswith("train/")}
-            self._append("losses", {"updates": self._n_updates, **losses})
+        # Feed-forward agents make an update, and so begin a rollout, at each step.
+        n_new = self.model._n_updates - self._n_updates
+        if n_new:
+            self._n_updates += n_new
+            self._n_summed += n_new
+            for key, value in self.logger.name_to_value.items():
+                if key.startswith("train/"):
+                    self._losses[key] += n_new * float(value)
+        if self._n_summed and self._episode_ended:
+            means = {key: total / self._n_summed for key, total in self._losses.items()}
+            self._append("losses", {"updates": self._n_updates, **means})
+            self._losses.clear()
+            self._n_summed, self._episode_ended = 0, False
             self._write_status()
 
     def _on_training_end(self) -> None:

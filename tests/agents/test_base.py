@@ -47,6 +47,26 @@ class Recorder(BaseCallback):
         self.events.append("training_end")
 
 
+class Failing(BaseCallback):
+    """Fails when training starts, after it has asked to be told of the end."""
+
+    def _on_training_start(self) -> None:
+        self.told: list[BaseException | None] = []
+        self.model.when_learning_ends(self.told.append)
+        raise RuntimeError("no start")
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def test_what_a_callback_asked_for_is_done_even_if_another_cannot_start():
+    model, failing = CoRe("CnnPolicy", FakeEnv(), **TINY), Failing()
+    with pytest.raises(RuntimeError, match="no start") as error:
+        model.learn(10, failing)
+    model.learn(10)
+    assert failing.told == [error.value]
+
+
 def parameters(model) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.policy.parameters()])
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from core_agent import SACRAD, CoRe, QTOptRAD
+from core_agent import SACRAD, CoRe, QTOptRAD, RecurrentSAC
 from core_agent.networks.optimization import FiniteGuard, descend
 from core_agent.validation import NonFiniteError
 from tests.agents.updating import FEW, assert_equal, content, make_model, update
@@ -104,6 +104,20 @@ def test_failures_are_told_before_anything_is_done_at_a_safe_point():
     with pytest.raises(NonFiniteError, match="model_loss"):
         model._reach_safe_point()
     assert done == []
+
+
+@pytest.mark.parametrize("algorithm", [RecurrentSAC, SACRAD])
+def test_a_gradient_that_is_not_clipped_is_looked_at_too(algorithm):
+    model = make_model(algorithm, IMAGE)
+    model.train(1, 3)
+    critic = {id(parameter) for parameter in model.policy.critic.parameters()}
+    trained = model.policy.critic_optimizer.param_groups
+    others = [p for group in trained for p in group["params"] if id(p) not in critic]
+    others[0].register_hook(lambda gradient: gradient * torch.nan)
+    before = content(model)
+    with pytest.raises(NonFiniteError, match=r"^gradient of critic_loss must be finite"):
+        model.train(1, 3)
+    assert_equal(content(model), before)
 
 
 def test_an_optimizer_that_cannot_leave_a_step_out_is_asked_to_wait():

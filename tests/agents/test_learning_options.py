@@ -130,6 +130,15 @@ def test_a_joint_update_needs_the_critics_gradient():
         make_core(joint_update=True, train_model_with_critic=False)
 
 
+def test_the_inverse_head_needs_longer_sequences_than_frames():
+    options = dict(sequence_length=4, policy_kwargs=dict(inverse_frames=4))
+    with pytest.raises(
+        ValueError, match=r"^inverse_frames must be below sequence_length, 4, got 4"
+    ):
+        make_core(**options)
+    assert make_core(**options, inverse_coef=0.0).policy.world_model.inverse_frames == 4
+
+
 @pytest.mark.parametrize("joint_update", [False, True])
 def test_behavior_is_updated_several_times_for_each_batch(joint_update):
     model, batch = make_core(joint_update=joint_update, behavior_updates=3), random_batch()

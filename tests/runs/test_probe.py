@@ -1,10 +1,14 @@
+from contextlib import closing
+
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
 from core_agent import SACRAD, CoRe
+from core_agent.environments.make import make_env
 from core_agent.runs.probe import LinearProbe, Recorded, probe, record, state_names
+from core_agent.runs.probe import _flat as flat_state
 from tests.fakes import IMAGE, TINY, TINY_ACTOR_STACKS, FakeEnv
 
 STATES = spaces.Dict(
@@ -51,6 +55,16 @@ def test_every_frame_has_a_latent_and_a_state(model):
     assert [episode.latents.shape for episode in episodes] == [(6, 10)] * 2
     assert [episode.states.shape for episode in episodes] == [(6, 3)] * 2
     assert state_names(env) == ["position[0]", "position[1]", "velocity"]
+
+
+def test_names_and_states_are_in_the_same_order():
+    # dm_control's observation has orientations, height, velocity; Gymnasium's space is sorted.
+    with closing(make_env("DCS-walker-walk-clean", vector_observations=True)) as env:
+        observation, _ = env.reset(seed=0)
+        by_name = dict(zip(state_names(env), flat_state(observation)))
+    assert by_name["height"] == observation["height"]
+    orientations = [by_name[f"orientations[{index}]"] for index in range(14)]
+    assert orientations == observation["orientations"].tolist()
 
 
 def test_recorded_latents_are_those_that_the_agent_acts_on(model):

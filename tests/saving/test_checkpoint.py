@@ -372,8 +372,9 @@ def test_damage_to_a_shared_episode_costs_its_steps_alone(folder):
         assert RecurrentSAC.resume(folder, images()).replay_buffer.size() == 18
 
 
-def test_a_damaged_checkpoint_is_not_counted_among_those_kept(folder):
-    flip(newest(folder))
+@pytest.mark.parametrize("damaged", [newest, partial(episode_files, index=-1)])
+def test_a_damaged_checkpoint_is_not_counted_among_those_kept(folder, damaged):
+    flip(damaged(folder))
     with pytest.warns(UserWarning, match="passed over"):
         model = RecurrentSAC.resume(folder, images())
     model.learn(3, reset_num_timesteps=False)

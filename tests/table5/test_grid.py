@@ -122,6 +122,14 @@ def test_a_run_leaves_its_complete_record(finished):
     assert (run["agent"], run["videos"]) == ("core", "builtin")
 
 
+def test_losses_are_means_between_episodes_however_short_the_rollouts_are(tmp_path):
+    job = make_job(train_freq=(1, "step"), learning_starts=12, update_ratio=1.0)
+    assert run_job(job, tmp_path) == "finished"
+    losses = read_lines(job.folder(tmp_path) / "losses.jsonl")
+    assert [entry["agent_steps"] for entry in losses] == [13, 20, 30]
+    assert all(np.isfinite(entry["train/critic_loss"]) for entry in losses)
+
+
 def test_a_finished_run_is_left_alone_and_can_be_made_longer(finished, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(benchmark, "train_run", None)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import PurePath
 
+from core_agent.environments.suite import clips_name
 from core_agent.table5.grid import STATES
 from core_agent.table5.paper import N_PAPER_SEEDS
 from core_agent.table5.report.results import Row
@@ -116,12 +116,8 @@ def background(run: RecordedRun) -> str:
         return "not recorded (the built-in clips, unless DAVIS was installed on the machine)"
     if path in ("", "builtin"):
         return "the built-in clips" if path else "none"
-    folder = PurePath(path)
-    if "DAVIS" in folder.parts:
-        return "DAVIS"
-    if folder.parts[-2:] == ("JPEGImages", "480p"):
-        folder = folder.parent.parent
-    return f"the folder {folder.name}"
+    name = clips_name(path)
+    return name if name == "DAVIS" else f"the folder {name}"
 
 
 def span(numbers: Iterable[int]) -> str:
