@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -17,8 +15,6 @@ import torch
 Precision = Literal["auto", "float32", "bfloat16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
-# Below this a measurement could be noise: runs with the same seed should choose alike.
-_WORTHWHILE_SPEEDUP = 1.2
 # Constants of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
@@ -33,10 +29,7 @@ class AutoPrecision(NamedTuple):
 
 @lru_cache
 def auto_precision(device: torch.device) -> AutoPrecision:
-    """bfloat16 where the hardware multiplies it, float32 elsewhere.
-
-    On processors other than x86, whose flags PyTorch does not report, both are timed once.
-    """
+    """bfloat16 where PyTorch reports that the hardware multiplies it, float32 elsewhere."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         fast = (major, minor) >= (8, 0)
@@ -47,33 +40,9 @@ def auto_precision(device: torch.device) -> AutoPrecision:
         fast, reason = True, "the processor has AMX"
     elif torch.cpu._is_avx512_bf16_supported():
         fast, reason = True, "the processor has AVX512_BF16"
-    elif platform.machine().lower() in ("x86_64", "amd64"):
-        fast, reason = False, "the processor has neither AMX nor AVX512_BF16"
     else:
-        speedup = measure_bfloat16_speedup()
-        fast = speedup >= _WORTHWHILE_SPEEDUP
-        reason = f"measured: bfloat16 is {speedup:.1f} times as fast as float32"
+        fast, reason = False, "the processor has neither AMX nor AVX512_BF16"
     return AutoPrecision("bfloat16" if fast else "float32", reason)
-
-
-def measure_bfloat16_speedup() -> float:
-    """Speed of bfloat16 relative to float32 on this CPU, in a convolution and a matrix product.
-
-    Their shapes are typical of the agents; their sizes are such that slow processors need a second.
-    """
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        images = torch.ones(16, 32, 12, 12, dtype=dtype).to(memory_format=torch.channels_last)
-        kernel = torch.ones(32, 32, 3, 3, dtype=dtype)
-        rows, matrix = torch.ones(128, 256, dtype=dtype), torch.ones(256, 256, dtype=dtype)
-        times = []
-        for _ in range(4):  # the first one is slower: it prepares the kernels
-            started = time.process_time()
-            torch.conv2d(images, kernel)
-            rows @ matrix
-            times.append(time.process_time() - started)
-        seconds[dtype] = min(times)
-    return seconds[torch.float32] / seconds[torch.bfloat16]
 
 
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
