@@ -37,7 +37,7 @@ from core_agent.agents.base import SequenceOffPolicyAlgorithm
 from core_agent.agents.registry import AGENTS, load_agent
 from core_agent.environments.make import as_plain, describe
 from core_agent.environments.suite import clips_name, first_seed
-from core_agent.runs.evaluation import play, standard_error
+from core_agent.runs.evaluation import check_own_observations, play, standard_error
 from core_agent.runs.training import evaluation_environment
 from core_agent.runs.video import FRAMES_PER_SECOND, write_mp4
 from core_agent.saving.checkpoint import library_versions
@@ -47,7 +47,6 @@ from core_agent.validation import (
     TEXT,
     Check,
     Rule,
-    check,
     check_arguments,
     instance,
     optional,
@@ -137,14 +136,8 @@ def push_to_hub(
     :raises ModuleNotFoundError: without huggingface_hub
     """
     check_arguments(RULES, locals())
-    normalizer = model.get_vec_normalize_env()
-    check(
-        normalizer is None or not normalizer.norm_obs,
-        "model",
-        "see its environment's own observations",
-        "VecNormalize",
-        "its statistics are not part of a model file: train with norm_obs=False to share a model",
-    )
+    way_out = "its statistics are not part of a model file: train with norm_obs=False to share it"
+    check_own_observations(model, way_out)
     api = _hub().HfApi(token=token)
     with ExitStack() as stack:
         if not isinstance(env, gym.Env):

@@ -83,6 +83,8 @@ def test_evaluate_prints_json_alone(demo):
     assert (found["env_id"], found["split"], len(found["returns"])) == (summary.env_id, "val", 2)
     assert found["mean"] == pytest.approx(sum(found["returns"]) / 2)
     assert found["standard_error"] >= 0 and found["random_mean"] >= 0
+    options = ("--episodes", 1, *options[2:])
+    assert json.loads(run("evaluate", folder, *options))["standard_error"] is None
 
 
 def test_the_version_is_the_packages():
@@ -119,6 +121,8 @@ def test_record_refuses_other_formats_before_it_plays():
 def test_probe_reads_the_simulators_state(demo):
     printed = run("probe", demo[0], "--episodes", 2)
     assert "position[0]" in printed and "validation videos" in printed
+    result = runner.invoke(cli.app, ["probe", str(demo[0]), "Pendulum-v1"])
+    assert "env_id must be of the Distracting Control Suite" in str(result.exception)
 
 
 def test_watch_shows_the_agent_of_a_run_next_to_its_clean_twin(demo, tmp_path):
@@ -216,6 +220,10 @@ def test_settings_are_read_as_yaml_and_nest():
             ["evaluate", "missing.zip", "Pendulum-v1"],
             "path must be a saved model or the folder of a run",
         ),
+        (["train", CLEAN, "--set", "seed=4"], "arguments must not set policy, env, seed or"),
+        (["train", "Pendulum-v1", "--preset", "debug", "--folder", __file__], "File exists"),
+        (["record", "missing.zip", "--output", f"{__file__}/a.mp4"], "File exists"),
+        (["benchmark", __file__, "--status"], "folder must be a folder, got"),
     ],
 )
 def test_a_mistake_of_the_users_is_one_line(arguments, message, monkeypatch, capsys):

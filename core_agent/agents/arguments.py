@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv
 
 from core_agent import validation as rules
-from core_agent.agents.policies import StatefulPolicy
+from core_agent.agents.policies import StatefulPolicy, policy_for
 from core_agent.agents.sb3_names import NO_HER, translate
 from core_agent.networks.hardware import PRECISIONS
 from core_agent.replay.buffer import SequenceReplayBuffer
@@ -49,6 +49,27 @@ def check_policy(policy: Any, policy_kwargs: Any, aliases: Mapping[str, type[Bas
         policy_kwargs = translate(policy_kwargs, policy_class)
         policy_class.check_arguments(policy_kwargs)
     return policy_kwargs
+
+
+def choose_policy(policy: str | type[BasePolicy], env: Any) -> str | type[BasePolicy]:
+    """``policy``, or the name of the one that fits the observations in place of ``"auto"``.
+
+    :param env: the environment, if there is one
+    :raises ValueError: for a policy for images without images, or ``"auto"`` without ``env``
+    """
+    rules.check(policy != "auto" or env is not None, "env", "be given with policy='auto'", env)
+    if env is None or not isinstance(policy, str):
+        return policy
+    fitting, space = policy_for(env.observation_space), env.observation_space
+    rules.check(
+        policy != "CnnPolicy" or fitting != "MlpPolicy",
+        "policy",
+        f"be 'MlpPolicy' or 'auto' for {space}",
+        policy,
+        "an image is a Box of uint8 from 0 to 255 with three axes; "
+        "gymnasium.wrappers.ReshapeObservation adds one",
+    )
+    return fitting if policy == "auto" else policy
 
 
 def _is_callback(value: Any) -> bool:

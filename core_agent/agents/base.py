@@ -23,12 +23,13 @@ from core_agent.agents.arguments import (
     Collect,
     as_train_freq,
     check_policy,
+    choose_policy,
 )
 from core_agent.agents.collection import COLLECTORS, Progress
 from core_agent.agents.cuda_graphs import GraphedUpdates
 from core_agent.agents.loop import LearningLoop
 from core_agent.agents.metrics import Metrics, UpdateLog
-from core_agent.agents.policies import StatefulPolicy, policy_for
+from core_agent.agents.policies import StatefulPolicy
 from core_agent.agents.sb3_names import GIVEN_BY_THE_AGENT, naming_unknown_arguments
 from core_agent.agents.transitions import refuse_normalized_images
 from core_agent.environments.make import environment_for, seed_environments
@@ -101,10 +102,8 @@ class SequenceOffPolicyAlgorithm(LearningLoop):
         policy_kwargs = check_policy(policy, policy_kwargs, self.policy_aliases)
         if isinstance(env, str):
             env = environment_for(env, collect)
-        if policy == "auto":
-            check(env is not None, "env", "be given with policy='auto'", env)
-            assert env is not None and not isinstance(env, str)
-            policy = policy_for(env.observation_space)
+        assert not isinstance(env, str)
+        policy = choose_policy(policy, env)
         own = {name: arguments.pop(name) for name in [*arguments] if name not in SB3_ARGUMENTS}
         super().__init__(
             policy=policy,

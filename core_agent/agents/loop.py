@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from core_agent.agents.arguments import RULES
 from core_agent.agents.collection import Progress, vectorized_noise
-from core_agent.agents.metrics import UpdateLog
+from core_agent.agents.metrics import UpdateLog, errors_as_warnings
 from core_agent.agents.presets import RECURRENT
 from core_agent.agents.savable import SavableAlgorithm
 from core_agent.agents.transitions import store_transition
@@ -283,7 +283,8 @@ class LearningLoop(SavableAlgorithm):
         """Write the log, with simulator steps and updates per second next to SB3's keys."""
         self.logger.record("time/simulator_steps", self.num_timesteps * self.action_repeat)
         self.logger.record("time/updates_per_second", self._updates_per_second)
-        super().dump_logs()
+        with errors_as_warnings():
+            super().dump_logs()
 
     def collect_rollouts(
         self,

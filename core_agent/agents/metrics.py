@@ -1,15 +1,26 @@
-"""Means of the metrics of many updates, for the log."""
+"""The log: means of the metrics of many updates."""
 
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
 Metrics = Mapping[str, torch.Tensor]
 """Scalars of one update by name, left on the device."""
+
+
+@contextmanager
+def errors_as_warnings() -> Iterator[None]:
+    """A log that cannot be written, for example to a full disk, does not end training."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(f"the log was not written ({error}); training continues", stacklevel=3)
 
 
 class MetricMeans:

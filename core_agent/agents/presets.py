@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
+from core_agent.agents.sb3_names import NET_ARCH
 from core_agent.environments.suite import bare_id
 from core_agent.validation import OPTIONS, TEXT, check, choice, optional
 
@@ -48,10 +49,10 @@ class Preset:
 
 def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of both; the second overrides the first, in ``policy_kwargs`` entry by entry."""
-    policy_kwargs = {
-        **(first.get("policy_kwargs") or {}),
-        **(second.get("policy_kwargs") or {}),
-    }
+    given = second.get("policy_kwargs") or {}
+    overridden = NET_ARCH.values() if "net_arch" in given else ()
+    kept = {k: v for k, v in (first.get("policy_kwargs") or {}).items() if k not in overridden}
+    policy_kwargs = {**kept, **given}
     merged = {**first, **second}
     return {**merged, "policy_kwargs": policy_kwargs} if policy_kwargs else merged
 

@@ -121,12 +121,13 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         """Fill the replay buffer with what :meth:`save_replay_buffer` wrote.
 
         :param path: file to read: a name or an open file
-        :param truncate_last_traj: not used; part of SB3's interface
+        :param truncate_last_traj: end the episodes that were running when the buffer was saved;
+            ``False`` lets the next steps continue them
         :raises UnsafeFileError: if the file is not a replay buffer with the model's spaces; the
             contents of the buffer are left unchanged
         """
         check_arguments(RULES, locals())
-        load_replay(path, self.replay_buffer)
+        load_replay(path, self.replay_buffer, truncate_last_traj)
 
     def checkpoint(self, folder: str | pathlib.Path) -> pathlib.Path:
         """Write everything that the rest of the run depends on, for :meth:`resume`.

@@ -74,6 +74,10 @@ def naming_unknown_arguments(constructor: Callable[..., None]) -> Callable[..., 
     return checked
 
 
+NET_ARCH = {"pi": "actor_dims", "qf": "critic_dims"}
+"""The layer sizes that the entries of ``net_arch`` stand for."""
+
+
 def translate(policy_kwargs: Any, policy_class: type) -> Any:
     """``policy_kwargs`` with ``net_arch`` replaced by the layer sizes that a policy takes.
 
@@ -83,8 +87,7 @@ def translate(policy_kwargs: Any, policy_class: type) -> Any:
     """
     if not isinstance(policy_kwargs, dict) or "net_arch" not in policy_kwargs:
         return policy_kwargs
-    names = {"pi": "actor_dims", "qf": "critic_dims"}
-    sizes = {key: name for key, name in names.items() if name in argument_names(policy_class)}
+    sizes = {key: name for key, name in NET_ARCH.items() if name in argument_names(policy_class)}
     others = {name: value for name, value in policy_kwargs.items() if name != "net_arch"}
     given = policy_kwargs["net_arch"]
     by_key: dict[str, Any] = given if isinstance(given, dict) else dict.fromkeys(sizes, given)

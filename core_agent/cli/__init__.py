@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from gymnasium.error import DependencyNotInstalled
@@ -58,5 +59,15 @@ def main() -> None:
     try:
         app()
     except USERS_MISTAKES as error:
-        errors.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        end(error)
+    except OSError as error:
+        # A file that cannot be read or written; other errors, such as of a pipe, are ours.
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        end(error)
+
+
+def end(error: Exception) -> NoReturn:
+    """Print an error as one line and end."""
+    errors.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    sys.exit(2)

@@ -21,6 +21,7 @@ from core_agent.cli.options import (
     output,
     print_json,
 )
+from core_agent.validation import check
 
 
 def evaluate(
@@ -50,15 +51,17 @@ def evaluate(
         random_return = summarize(play(env, None, episodes, seed=first)).mean
         name = env.spec.id if env.spec else env_id
     statistics = summarize(results)
+    error = statistics.standard_error if episodes > 1 else None
     if as_json:
         returns = [result.episode_return for result in results]
         facts = {"env_id": name, "split": split, "seed": seed, "deterministic": not stochastic}
-        figures = {"mean": statistics.mean, "standard_error": statistics.standard_error}
+        figures = {"mean": statistics.mean, "standard_error": error}
         print_json({**facts, **figures, "random_mean": random_return, "returns": returns})
         return
     columns = ("mean return", "standard error", "random actions")
     table = Table(*columns, title=f"{name}, {split} videos, {episodes} episodes")
-    table.add_row(*(f"{value:.1f}" for value in (*statistics[:2], random_return)))
+    row = (statistics.mean, error, random_return)
+    table.add_row(*("–" if value is None else f"{value:.1f}" for value in row))
     output.print(table)
 
 
@@ -124,10 +127,14 @@ def probe(
 ) -> None:
     """Print how much of the simulator's state a linear map reads from the latent state (R²)."""
     from core_agent.agents.registry import load_agent
+    from core_agent.environments.suite import is_in_suite
     from core_agent.runs.probe import probe as fit
     from core_agent.runs.training import evaluation_environment
 
     model = load_agent(path)
+    played = env_id or model.origin.get("env_id", "")
+    rule = "be of the Distracting Control Suite, whose simulator's state is known"
+    check(is_in_suite(played), "env_id", rule, played)
     vectors = dict(vector_observations=True)
     with (
         closing(

@@ -19,7 +19,7 @@ LearnedIn = Annotated[
     str | None, typer.Argument(help="Environment id; default: the one that the model learned in.")
 ]
 Episodes = Annotated[int, typer.Option(min=1, help="Number of episodes.")]
-Seed = Annotated[int, typer.Option(help="Seed of all random generators.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all random generators.")]
 Split = Annotated[str, typer.Option(help="Videos of a DCS environment: train or val.")]
 Settings = Annotated[
     list[str] | None,

@@ -167,6 +167,7 @@ def benchmark(
         return tuple(values) if values else None
 
     check(status or not as_json, "--json", "come with --status", as_json)
+    check(folder.is_dir() or not folder.exists(), "folder", "be a folder", str(folder))
     jobs = get_suite(
         suite,
         agents=chosen(agent),
@@ -215,9 +216,11 @@ def run_on_cluster(
 
 def run_here(jobs: list[Any], folder: Path) -> None:
     """Do the jobs one after the other."""
-    from core_agent.table5.grid import RunInterruptedError, run_job
+    from core_agent.table5.grid import RunInterruptedError, read_job_status, run_job
     from core_agent.table5.progress import draw_table
 
+    for job in jobs:
+        read_job_status(job, folder)
     ended = {}
     for number, job in enumerate(jobs, start=1):
         path = job.folder(folder)

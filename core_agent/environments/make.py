@@ -14,14 +14,15 @@ import json
 import os
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
-from core_agent.environments.suite import first_seed
+from core_agent.environments.suite import first_seed, is_in_suite
 from core_agent.environments.workers import SupervisedSubprocVecEnv
 from core_agent.saving.resumable import Resumable
 from core_agent.validation import (
@@ -34,6 +35,12 @@ from core_agent.validation import (
     check_keywords,
 )
 
+NEUTRAL_WRAPPERS = (
+    *("Autoreset", "HumanRendering", "Monitor", "OrderEnforcing", "PassiveEnvChecker"),
+    *("RecordEpisodeStatistics", "RecordVideo", "RenderCollection", "Resumable", "TimeLimit"),
+    *("VecCheckNan", "VecMonitor", "VecTransposeImage", "VecVideoRecorder"),
+)
+"""Wrappers that change neither observations nor actions."""
 RULES = {"env_id": TEXT, "n_envs": SIZE, "env_kwargs": OPTIONS, "vec_env_kwargs": OPTIONS}
 
 
@@ -87,23 +94,41 @@ def _make(spec: EnvSpec, kwargs: Mapping[str, Any]) -> gym.Env:
 
 
 def describe(env: VecEnv | None) -> dict[str, Any]:
-    """``env_id`` and ``env_arguments`` of environments as plain data; nothing where unknown."""
-    inner: Any = None if env is None else env.unwrapped
-    if hasattr(inner, "origin"):  # set by make_vec_env
-        return inner.origin
-    spec = inner.envs[0].spec if isinstance(inner, DummyVecEnv) else None
-    if spec is None:
+    """``env_id``, ``env_arguments`` and ``wrappers`` of environments; nothing where unknown.
+
+    ``wrappers`` has the names of those that change what an agent observes or does.
+    """
+    if env is None:
         return {}
-    registered = gym.registry[spec.id].kwargs if spec.id in gym.registry else {}
-    given = {key: value for key, value in spec.kwargs.items() if registered.get(key) != value}
-    given.pop("render_mode", None)
-    return {"env_id": spec.id, "env_arguments": as_plain(given)}
+    wrappers, inner = [], env
+    while isinstance(inner, VecEnvWrapper):
+        only_scales_rewards = isinstance(inner, VecNormalize) and not inner.norm_obs
+        if not only_scales_rewards:
+            wrappers.append(type(inner).__name__)
+        inner = inner.venv
+    origin: Any = getattr(inner, "origin", None)  # set by make_vec_env
+    if origin is None:
+        spec = inner.envs[0].spec if isinstance(inner, DummyVecEnv) else None
+        if spec is None:
+            return {}
+        registered = gym.registry.get(spec.id)
+        known = {} if registered is None else registered.kwargs
+        given = {key: value for key, value in spec.kwargs.items() if known.get(key) != value}
+        given.pop("render_mode", None)
+        limit = None if registered is None else registered.max_episode_steps
+        if spec.max_episode_steps != limit and not is_in_suite(spec.id):
+            given["max_episode_steps"] = spec.max_episode_steps
+        origin = {"env_id": spec.id, "env_arguments": as_plain(given)}
+        wrappers += [wrapper.name for wrapper in spec.additional_wrappers]
+    return {**origin, "wrappers": [name for name in wrappers if name not in NEUTRAL_WRAPPERS]}
 
 
 def as_plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those arguments that JSON can hold, paths as strings."""
+    """Those arguments that JSON can hold, paths as strings; a folder of videos as absolute path."""
     plain = {}
     for name, value in arguments.items():
+        if name == "video_path" and value not in (None, "builtin"):
+            value = Path(value).expanduser().absolute()
         with contextlib.suppress(TypeError, ValueError):
             text = json.dumps(str(value) if isinstance(value, os.PathLike) else value)
             plain[name] = json.loads(text)
@@ -115,9 +140,16 @@ def make_described(origin: Any, **changes: Any) -> gym.Env:
 
     :param origin: description in a saved model; no package named there is imported
     :param changes: arguments that override those of the description
-    :raises ValueError: if no registered environment is described
+    :raises ValueError: if no registered environment is described, or one with wrappers
     """
     found = origin if isinstance(origin, dict) else {}
+    check(
+        not found.get("wrappers"),
+        "env",
+        "be given for a model that learned in a wrapped environment",
+        found.get("wrappers"),
+        "pass the environment with its wrappers, in Python, or the id of one without",
+    )
     env_id: Any = found.get("env_id")
     arguments = found.get("env_arguments", {})
     check(

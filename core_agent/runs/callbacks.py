@@ -20,8 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from stable_baselines3.common.callbacks import BaseCallback
 
 from core_agent.agents.base import SequenceOffPolicyAlgorithm
+from core_agent.agents.metrics import errors_as_warnings
 from core_agent.environments.suite import first_seed
-from core_agent.runs.evaluation import ENV, EpisodeResult, play, summarize
+from core_agent.runs.evaluation import ENV, EpisodeResult, check_own_observations, play, summarize
 from core_agent.runs.video import log_video
 from core_agent.saving.resumable import get_env_state
 from core_agent.validation import (
@@ -211,6 +212,9 @@ class ValidationCallback(BaseCallback):
         """Episodes of the last validation; the first has its frames if ``video`` is set."""
 
     def _on_training_start(self) -> None:
+        check_own_observations(
+            self.model, "SB3's EvalCallback can evaluate in an environment with VecNormalize"
+        )
         self._total = self.locals["total_timesteps"]
         self._next = next_multiple(self.every, self.model.num_timesteps)
 
@@ -224,7 +228,8 @@ class ValidationCallback(BaseCallback):
         unfinished = getattr(self.model, "_is_unfinished", False)
         if self.num_timesteps >= self._total and not unfinished:
             self.validate()
-            self.logger.dump(self.num_timesteps)
+            with errors_as_warnings():
+                self.logger.dump(self.num_timesteps)
 
     def validate(self) -> list[EpisodeResult]:
         """Play and log now; return the episodes, the first with its frames if ``video`` is set."""
@@ -307,10 +312,10 @@ class ExactCheckpointCallback(BaseCallback):
         self.received: int | None = None
         """The signal that ended the run."""
         self.written: list[tuple[int, int]] = []
-        """Agent steps and updates at each checkpoint."""
+        """Agent steps and updates at each checkpoint of the last :meth:`learn`."""
 
     def _on_training_start(self) -> None:
-        self.received = None
+        self.received, self.written = None, []
         self._next = next_multiple(self.every, self.model.num_timesteps)
         self.model.when_learning_ends(self._on_learning_end)
         self._listening = ExitStack()

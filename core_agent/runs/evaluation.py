@@ -78,6 +78,17 @@ def own_randomness(seed: int | None) -> Iterator[None]:
             torch.cuda.set_rng_state_all(gpu)
 
 
+def check_own_observations(model: BaseAlgorithm, way_out: str) -> None:
+    """Refuse a model that learns from normalised observations, which only its training makes.
+
+    :param way_out: what to do instead, for the error
+    :raises ValueError: if the model's environment has a ``VecNormalize`` over observations
+    """
+    normalizer = model.get_vec_normalize_env()
+    rule = "see its environment's own observations"
+    check(normalizer is None or not normalizer.norm_obs, "model", rule, "VecNormalize", way_out)
+
+
 def play(
     env: gym.Env,
     model: BaseAlgorithm | None = None,

@@ -69,11 +69,17 @@ def read_curves(folders: Sequence[Path], tag: str) -> dict[str, dict[str, Curve]
     for run, files in logs.items():
         record = run / RUN_FILE
         env_id = json.loads(record.read_text()).get("env_id", "") if record.is_file() else ""
+        if record.is_file():
+            # A run that was started again in the folder of another logs to a folder of its own.
+            newest = max(
+                files, key=lambda file: (file.name.split(".")[3:4], file.stat().st_mtime_ns)
+            )
+            files = [file for file in files if file.parent == newest.parent]
         curve = read_validations(*files) if tag == VALIDATION else read_scalars(files, tag, tags)
         if curve[0]:
             parts = [part for part in run.absolute().relative_to(shared).parts if part != env_id]
             panels.setdefault(env_id, {})["/".join(parts) or run.name] = curve
-    check(bool(panels), "tag", f"be one of {sorted(tags)}", tag)
+    check(bool(panels), "tag", f"be one of {sorted(tags)}", tag, "some are logged after an episode")
     return dict(sorted(panels.items()))
 
 

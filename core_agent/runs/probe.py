@@ -85,6 +85,12 @@ def record(
         type(model).__name__,
         "the probe is for CoRe and RecurrentSAC",
     )
+    check(
+        not isinstance(model.observation_space, gym.spaces.Dict),
+        "model",
+        "have learned from the image alone",
+        model.observation_space,
+    )
     ENV("env", env)
     is_dict = isinstance(env.observation_space, gym.spaces.Dict)
     check(

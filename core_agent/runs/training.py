@@ -43,6 +43,8 @@ from core_agent.validation import check
 
 RUN_FILE = "run.json"
 CHECKPOINTS = "checkpoints"
+OF_ONE_ENVIRONMENT = ("domain", "task", "difficulty", "dynamic", "scale", "distractions")
+"""Arguments that only apply to the environment for which they were given."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class Run:
     """Arguments of the environment, in addition to the preset's, which they override."""
     n_envs: int = 1
     """Number of environments; each in its own process if several, or if ``collect="async"``."""
+
+    def __post_init__(self) -> None:
+        taken = sorted({"policy", "env", "seed", "tensorboard_log"} & set(self.arguments))
+        rule = "not set policy, env, seed or tensorboard_log, which the run sets"
+        check(not taken, "arguments", rule, taken, "the run's seed is --seed")
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,8 @@ def evaluation_environment(
 ) -> gym.Env:
     """The environment to evaluate a model in: the one that it learned in, with the given changes.
 
+    Another environment of the Distracting Control Suite has the arguments of that one.
+
     :param origin: the model's attribute ``origin``
     :param env_id: id of another environment; ``None``: the one that the model learned in
     :param preset: another preset; ``None``: the one that the model learned with
@@ -106,13 +115,17 @@ def evaluation_environment(
     :raises ValueError: if the model does not say where it learned, and ``env_id`` is ``None``; for
         an unknown id
     """
-    known = origin.get("env_id") if isinstance(origin, dict) else None
-    env_id = None if env_id is None else find_spec(env_id).id
-    if env_id in (None, known):
-        changes = environment_arguments(str(known), preset, split, arguments)
-        return make_described(origin, **changes)
-    recorded = origin.get("preset") if isinstance(origin, dict) else None
-    return make_environment(str(env_id), preset or recorded or "paper", split, arguments)
+    origin = origin if isinstance(origin, dict) else {}
+    known = str(origin.get("env_id"))
+    if env_id is not None:
+        env_id, kept = find_spec(env_id).id, origin.get("env_arguments", {})
+        if env_id != known:
+            of_suite = is_in_suite(env_id) and is_in_suite(known)
+            dropped = OF_ONE_ENVIRONMENT if of_suite else tuple(kept)
+            kept = {name: value for name, value in kept.items() if name not in dropped}
+        origin = {"env_id": env_id, "env_arguments": kept}
+    changes = environment_arguments(env_id or known, preset, split, arguments)
+    return make_described(origin, **changes)
 
 
 @contextmanager
@@ -254,7 +267,7 @@ def train_run(
         if model.num_timesteps >= total and not model._is_unfinished:
             # The previous process may have died after its last checkpoint, before it saved this.
             if trained_for(folder / "model.zip") < (model.num_timesteps, model._n_updates):
-                model.save(folder / "model")
+                save_model(model, folder)
             return Outcome(model.num_timesteps, resumed_at, None)
         if resumed_at is None:
             write_run(folder / RUN_FILE, run, env)
@@ -281,9 +294,19 @@ def train_run(
                 reset_num_timesteps=resumed_at is None,
             )
         finally:
-            model.save(folder / "model")
+            save_model(model, folder)
         received = None if exact.received is None else signal.Signals(exact.received)
         return Outcome(model.num_timesteps, resumed_at, received)
+
+
+def save_model(model: SequenceOffPolicyAlgorithm, folder: Path) -> None:
+    """Write ``model.zip`` in one step: if the disk is full, the file before is kept."""
+    temporary = folder / ".model.zip"
+    try:
+        model.save(temporary)
+        temporary.replace(folder / "model.zip")
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def training_environments(run: Run) -> VecEnv:

@@ -36,12 +36,14 @@ def write_mp4(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> Non
 
 
 def check_video(name: str, path: str | Path) -> None:
-    """Refuse a video file of an unknown format.
+    """Refuse a video file of an unknown format, and make its folder.
 
     :param name: of the argument, for the error
     :raises ValueError: unless ``path`` ends in .mp4 or .gif
+    :raises OSError: if the folder cannot be made
     """
     check(Path(path).suffix.lower() in WRITERS, name, f"end in one of {tuple(WRITERS)}", str(path))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
 
 
 def write_video(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> None:
@@ -51,7 +53,6 @@ def write_video(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> N
     :raises ValueError: if there is no frame, or for another format
     """
     check_video("path", path)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     WRITERS[Path(path).suffix.lower()](path, frames, fps)
 
 

@@ -116,13 +116,16 @@ def save_replay(path: FilePath, buffer: ReplayBuffer | None) -> None:
         file.close()
 
 
-def load_replay(path: FilePath, buffer: ReplayBuffer | None) -> None:
+def load_replay(path: FilePath, buffer: ReplayBuffer | None, ends_episodes: bool) -> None:
     """Put what :func:`save_replay` wrote into a buffer.
 
     :param path: file, by name or open
+    :param ends_episodes: end the episodes that were running; otherwise they continue
     :raises UnsafeFileError: if it holds anything else; the buffer is left as it is
     """
     assert isinstance(buffer, SequenceReplayBuffer)
     with opened(path, "npz") as file, reading(path, "a saved replay buffer"):
         tree = read_archive(file)
         fill_buffer(buffer, tree, [as_episode(each, buffer) for each in tree["episodes"]])
+    if ends_episodes:
+        buffer.end_episodes()

@@ -21,7 +21,7 @@ from core_agent.agents.loop import PAPER_SIMULATOR_STEPS
 from core_agent.agents.presets import preset
 from core_agent.agents.registry import get_agent
 from core_agent.runs.training import Run, training_environment
-from core_agent.table5.grid import EPISODE_STEPS, Job, read_status
+from core_agent.table5.grid import EPISODE_STEPS, Job, read_job_status
 
 N_TIMED_STEPS = 40
 SHORT_RUN = 2_000
@@ -95,7 +95,12 @@ def draw_estimate(jobs: Sequence[Job], root: Path, price: float = 0.0, at_once: 
     :param price: price of an hour of one run; 0 leaves the cost out
     :param at_once: number of runs at once; each is assumed to be as fast as a single run here
     """
-    left = [job for job in jobs if read_status(job.folder(root))["state"] != "finished"]
+    left = []
+    for job in jobs:
+        status = read_job_status(job, root)
+        if status["state"] != "finished":
+            done = status.get("simulator_steps") or 0
+            left.append((job, max(job.simulator_steps - done, 0)))
     at_once = min(at_once, max(len(left), 1))
     pace = "one at a time" if at_once == 1 else f"{at_once} at once"
     table = Table(title=f"{len(left)} of {len(jobs)} runs to do, {pace}; measured on this machine")
@@ -104,24 +109,31 @@ def draw_estimate(jobs: Sequence[Job], root: Path, price: float = 0.0, at_once: 
     for column in (*columns, "hours", "cost"):
         table.add_column(column, justify="right")
     total, longest = 0.0, []
-    for agent, group in groupby(sorted(left, key=lambda j: j.run.agent), lambda j: j.run.agent):
+
+    def name(entry: tuple[Job, int]) -> str:
+        return entry[0].run.agent
+
+    for agent, group in groupby(sorted(left, key=name), name):
         runs = list(group)
+        steps = [n_steps for _, n_steps in runs]
         # Steps differ in cost, and tasks in steps: one run of each task is tried.
-        tried = {job.run.env_id.rsplit("-", 2)[0]: job for job in runs}.values()
+        tried = {job.run.env_id.rsplit("-", 2)[0]: job for job, _ in runs}.values()
         estimates = [estimate_run(job) for job in tried]
         estimate = Estimate(*np.mean(estimates, axis=0).tolist())
         hours = estimate.run / 3600
-        total += hours * len(runs)
-        longest.append(hours)
+        # Of a run that was begun, the rest.
+        shares = [n_steps / job.simulator_steps for job, n_steps in runs]
+        total += hours * sum(shares)
+        longest.append(hours * max(shares))
         table.add_row(
             agent,
             str(len(runs)),
-            f"{sum(job.simulator_steps for job in runs):,}",
+            f"{sum(steps):,}",
             f"{1e3 * estimate.step:.0f}",
             f"{1e3 * estimate.update:.0f}",
             f"{hours:.2f}",
-            f"{hours * len(runs):.1f}",
-            f"{hours * len(runs) * price:.2f}" if price else "–",
+            f"{hours * sum(shares):.1f}",
+            f"{hours * sum(shares) * price:.2f}" if price else "–",
         )
     table.add_section()
     cost = f"{total * price:.2f}" if price else "–"

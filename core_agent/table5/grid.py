@@ -39,6 +39,7 @@ from core_agent.runs.evaluation import play
 from core_agent.runs.training import (
     RUN_FILE,
     Run,
+    check_same_run,
     is_locked,
     read_lines,
     train_run,
@@ -305,6 +306,20 @@ class Recorder(BaseCallback):
         )
 
 
+def read_job_status(job: Job, root: Path) -> dict[str, Any]:
+    """:func:`read_status` of a job's run; ``"interrupted"`` if a finished run is to be longer now.
+
+    :raises ValueError: if the folder has another run
+    """
+    folder = job.folder(root)
+    if (folder / RUN_FILE).exists():
+        check_same_run(folder / RUN_FILE, job.run)
+    status = read_status(folder)
+    if status["state"] == "finished" and status["simulator_steps"] < job.simulator_steps:
+        status["state"] = "interrupted"
+    return status
+
+
 def run_job(job: Job, root: Path, progress: bool = False) -> str:
     """Do what is left of a run; a finished run is only continued if it is to be longer now.
 
@@ -313,11 +328,11 @@ def run_job(job: Job, root: Path, progress: bool = False) -> str:
     :param progress: show a progress bar
     :return: ``"finished"`` or ``"failed"``
     :raises RunInterruptedError: if a signal stopped the run; call again to continue it
+    :raises ValueError: if the folder has another run, which is left as it is
     """
-    folder = job.folder(root)
-    status = read_status(folder)
-    if status["state"] == "finished" and status["simulator_steps"] >= job.simulator_steps:
+    if read_job_status(job, root)["state"] == "finished":
         return "finished"
+    folder = job.folder(root)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / RUN_FILE).exists():
         # A run that fails before it starts still has to say what it is.

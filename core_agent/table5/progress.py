@@ -12,18 +12,20 @@ import numpy as np
 from rich.table import Table
 
 from core_agent.runs.training import read_lines
-from core_agent.table5.grid import STATES, Job, read_status
+from core_agent.table5.grid import STATES, Job, read_job_status
 
 
 def list_runs(jobs: Sequence[Job], root: Path) -> list[dict[str, Any]]:
     """One entry for each run, as plain data.
 
     ``progress`` is in [0, 1]; ``return`` is the mean of the last evaluation, ``None`` before it.
+
+    :raises ValueError: if a folder has another run than its job
     """
     runs = []
     for job in jobs:
         folder = job.folder(root)
-        status = read_status(folder)
+        status = read_job_status(job, root)
         evaluations = read_lines(folder / "evaluations.jsonl")
         simulator_steps = status.get("simulator_steps") or 0
         runs.append(

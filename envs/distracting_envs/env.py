@@ -246,9 +246,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         :raises gymnasium.error.ClosedEnvironmentError: if the environment is closed
         """
         if self._renderer is None:
-            raise gymnasium.error.ClosedEnvironmentError(
-                "reset() cannot be called after close(); make a new environment"
-            )
+            raise gymnasium.error.ClosedEnvironmentError("make a new environment after close()")
         if seed is not None:
             check_whole("seed", seed, low=0, high=2**32 - 1)
             for distractor in self._distractors.values():
@@ -359,9 +357,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         :raises gymnasium.error.ClosedEnvironmentError: after ``close``
         """
         if self._renderer is None:
-            raise gymnasium.error.ClosedEnvironmentError(
-                "set_state() cannot be called after close(); make a new environment"
-            )
+            raise gymnasium.error.ClosedEnvironmentError("make a new environment after close()")
         own = part(state, "env")
         if own.get("name") != self._name:
             raise ValueError(

@@ -251,7 +251,7 @@ def resolve_video_path(video_path: str | os.PathLike[str] | None) -> Path | None
         return downloaded if downloaded.is_dir() else None
     if chosen == BUILTIN:
         return None
-    folder = Path(chosen).expanduser()
+    folder = Path(chosen).expanduser().absolute()
     if not folder.is_dir():
         raise VideoError(
             f"{named} must be an existing folder of clips, the root of DAVIS, or {BUILTIN!r}; "

@@ -675,6 +675,17 @@ def test_set_env_continues_in_another_environment():
         model.set_env(FakeEnv(IMAGE))
 
 
+@pytest.mark.parametrize("truncates", [True, False])
+def test_episodes_of_a_loaded_buffer_end_there_unless_they_are_to_continue(tmp_path, truncates):
+    model = make_model(env=FakeEnv(VECTOR, length=50), train_freq=(4, "step")).learn(12)
+    model.save_replay_buffer(tmp_path / "buffer")
+    model.learn(4, reset_num_timesteps=False)
+    model.load_replay_buffer(tmp_path / "buffer", truncates)
+    model.learn(8, reset_num_timesteps=False)
+    lengths = [episode.n_steps for episode in model.replay_buffer.episodes]
+    assert lengths == ([12, 8] if truncates else [20])
+
+
 def test_a_buffer_of_other_environments_is_taken_over(tmp_path):
     make_model(env=make_vec_env(lambda: FakeEnv(VECTOR), 3)).learn(15).save_replay_buffer(
         tmp_path / "buffer"

@@ -69,6 +69,12 @@ def test_images_of_floats_with_channels_last_are_refused_by_their_order(algorith
             algorithm(policy_name(space), FakeEnv(space), **tiny(algorithm))
 
 
+@pytest.mark.parametrize("space", [VECTOR, spaces.Box(0, 255, (8, 8), np.uint8)])
+def test_a_policy_for_images_refuses_other_observations(space):
+    with pytest.raises(ValueError, match="policy must be 'MlpPolicy' or 'auto' for Box"):
+        CoRe("CnnPolicy", FakeEnv(space), **TINY)
+
+
 def test_the_state_ends_with_the_action_that_was_returned():
     policy = make_policy()
     actions, state = policy.predict(images(3))

@@ -183,6 +183,15 @@ def test_a_tasks_arguments_belong_to_a_preset_and_later_presets_win():
     assert preset("small", env_id="DCS-cartpole-swingup-clean") == preset("small")
 
 
+def test_net_arch_replaces_the_sizes_of_a_preset():
+    arguments = preset("small", policy_kwargs=dict(net_arch=[32, 16]))
+    assert not {"actor_dims", "critic_dims"} & arguments["policy_kwargs"].keys()
+    assert arguments["policy_kwargs"]["deter_dim"] == 128
+    arguments = preset("debug", policy_kwargs=dict(net_arch=[32, 16]))
+    model = CoRe("MlpPolicy", FakeEnv(VECTOR), **arguments)
+    assert model.policy_kwargs["actor_dims"] == model.policy_kwargs["critic_dims"] == (32, 16)
+
+
 def test_an_action_repeat_gives_the_papers_length():
     class Repeating(FakeEnv):
         action_repeat = 50_000

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import random
+from contextlib import closing
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from core_agent import CoRe, RecurrentSAC
+from core_agent.environments.make import as_plain, describe
 from core_agent.runs.callbacks import ValidationCallback
 from core_agent.runs.evaluation import play
 from core_agent.runs.training import Run, evaluation_environment, train_run
@@ -76,6 +81,86 @@ def test_a_model_is_evaluated_with_the_arguments_that_it_learned_with(env_id):
     origin = {"env_id": ID, "env_arguments": {"length": 3}}
     env = evaluation_environment(origin, env_id, None, "val", {})
     assert env.unwrapped.length == 3
+
+
+def test_another_environment_of_the_suite_has_the_same_arguments():
+    arguments = {"action_repeat": 10, "image_size": 32, "scale": 0.1, "split": "train"}
+    origin = {"env_id": "DCS-cartpole-swingup-easy-dynamic", "env_arguments": arguments}
+    env = evaluation_environment(origin, "DCS-cartpole-swingup-clean", None, "val", {})
+    with closing(env):
+        assert env.get_wrapper_attr("action_repeat") == 10
+        assert env.observation_space.shape == (32, 32, 3)
+
+
+def wrapped(**kwargs):
+    env = gym.make("Pendulum-v1", **kwargs)
+    return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
+
+
+@pytest.mark.parametrize(
+    ("env", "names"),
+    [
+        (wrapped(), ["RescaleAction"]),
+        (VecNormalize(DummyVecEnv([lambda: Monitor(gym.make("Pendulum-v1"))])), ["VecNormalize"]),
+    ],
+)
+def test_a_wrapped_environment_is_not_made_again_without_its_wrappers(env, names):
+    model = RecurrentSAC("MlpPolicy", env, **TINY)
+    origin = {**model.origin, **describe(model.env)}
+    assert origin["wrappers"] == names
+    with pytest.raises(
+        ValueError, match=rf"learned in a wrapped environment, got \['{names[0]}'\]"
+    ):
+        evaluation_environment(origin, None, None, "val", {})
+    evaluation_environment(origin, "Pendulum-v1", None, "val", {}).close()
+
+
+def test_wrappers_that_change_nothing_and_a_time_limit_are_no_hindrance():
+    env = gym.wrappers.RecordEpisodeStatistics(gym.make("Pendulum-v1", max_episode_steps=50))
+    rewards = VecNormalize(DummyVecEnv([lambda: Monitor(env)]), norm_obs=False)
+    origin = describe(rewards)
+    assert origin["wrappers"] == []
+    with closing(evaluation_environment(origin, None, None, "val", {})) as made:
+        assert made.spec.max_episode_steps == 50
+
+
+def test_a_folder_of_videos_is_found_from_other_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert as_plain({"video_path": "clips"}) == {"video_path": str(tmp_path / "clips")}
+    assert as_plain({"video_path": "builtin"}) == {"video_path": "builtin"}
+
+
+def test_validation_refuses_what_only_training_normalizes():
+    model = RecurrentSAC("MlpPolicy", VecNormalize(DummyVecEnv([lambda: FakeEnv(VECTOR)])), **TINY)
+    with pytest.raises(ValueError, match="model must see its environment's own observations"):
+        model.learn(6, ValidationCallback(FakeEnv(VECTOR), 6, video=False))
+
+
+def test_a_log_that_cannot_be_written_does_not_end_training(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    model = RecurrentSAC("MlpPolicy", FakeEnv(VECTOR), **TINY, tensorboard_log=str(tmp_path))
+    monkeypatch.setattr("stable_baselines3.common.logger.TensorBoardOutputFormat.write", full)
+    with pytest.warns(UserWarning, match="the log was not written .*No space left"):
+        model.learn(12, ValidationCallback(FakeEnv(VECTOR), 6, video=False), log_interval=1)
+    assert model.num_timesteps == 12
+
+
+def test_a_model_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    run = Run(ID, preset="debug", arguments=ARGUMENTS)
+    train_run(run, tmp_path, 12, progress=False)
+    before = (tmp_path / "model.zip").read_bytes()
+
+    def full(model, path):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(CoRe, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        train_run(run, tmp_path, 18, resume=True, progress=False)
+    assert (tmp_path / "model.zip").read_bytes() == before
+    assert not list(tmp_path.glob(".model*"))
 
 
 class BlindEnv(SavableEnv):

@@ -240,6 +240,14 @@ def test_what_is_no_number_stops_the_run_and_the_last_good_state_is_kept(
     assert model.num_timesteps >= 32, "the model itself continues as well"
 
 
+def test_a_callback_writes_the_last_checkpoint_of_each_run(tmp_path):
+    callback = ExactCheckpointCallback(tmp_path / "0", 0)
+    for seed in range(2):
+        callback.folder = tmp_path / str(seed)
+        RecurrentSAC("auto", SavableEnv(), **{**TINY, "seed": seed}).learn(12, callback=callback)
+    assert RecurrentSAC.resume(tmp_path / "1", SavableEnv()).num_timesteps == 12
+
+
 def test_an_environment_that_raises_costs_nothing_but_its_episode(tmp_path):
     class Broken(SavableEnv):
         def step(self, action):

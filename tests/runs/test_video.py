@@ -107,7 +107,7 @@ def test_learning_curve_is_a_picture(tmp_path):
 
 
 def write_log(folder, points):
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     logger = configure(str(folder), ["tensorboard"])
     for step, value in points:
         logger.record("rollout/ep_rew_mean", value)
@@ -120,8 +120,10 @@ def test_each_run_is_a_curve_and_each_environment_a_panel(tmp_path):
         run = tmp_path / agent / env_id / "seed-0"
         write_log(run / "tensorboard" / "first", [(10, 1.0), (20, 2.0)])
         (run / "run.json").write_text(f'{{"env_id": "{env_id}"}}')
-    # The first run was resumed at step 10.
-    write_log(tmp_path / "core/A-v0/seed-0/tensorboard/second", [(20, 5.0), (30, 6.0)])
+    log = tmp_path / "core/A-v0/seed-0/tensorboard"
+    # The first run was started again, and then resumed at step 10.
+    write_log(log / "second", [(10, 3.0), (20, 4.0)])
+    write_log(log / "second", [(20, 5.0), (30, 6.0)])
     write_log(tmp_path / "PPO_1", [(1, 1.0)])  # of other programs
     panels = read_curves([tmp_path], "rollout/ep_rew_mean")
     assert {env_id: sorted(curves) for env_id, curves in panels.items()} == {
@@ -129,7 +131,7 @@ def test_each_run_is_a_curve_and_each_environment_a_panel(tmp_path):
         "A-v0": ["core/seed-0", "curl/seed-0"],
         "B-v0": ["core/seed-0"],
     }
-    assert panels["A-v0"]["core/seed-0"] == ([10, 20, 30], [1.0, 5.0, 6.0])
+    assert panels["A-v0"]["core/seed-0"] == ([10, 20, 30], [3.0, 5.0, 6.0])
     validations = '{"agent_steps": 5, "returns": [1, 3]}\n{"agent_steps": 9, "returns": [4]}\n'
     (tmp_path / "core/A-v0/seed-0/evaluations.jsonl").write_text(validations)
     assert read_curves([tmp_path], "validation") == {"A-v0": {"seed-0": ([5, 9], [2.0, 4.0])}}

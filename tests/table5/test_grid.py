@@ -142,6 +142,16 @@ def test_a_finished_run_is_left_alone_and_can_be_made_longer(finished, monkeypat
     assert [entry["simulator_steps"] for entry in evaluations] == [200, 400]
 
 
+def test_another_run_in_the_folder_is_refused_and_left_alone(finished):
+    job = make_job(update_ratio=0.2)
+    before = read_status(job.folder(finished))
+    message = r"arguments must be \{'update_ratio': 0.1\}, as when the run in .* started"
+    for act in (run_job, lambda *args: list_runs([args[0]], args[1])):
+        with pytest.raises(ValueError, match=message):
+            act(job, finished)
+    assert read_status(job.folder(finished)) == before
+
+
 def test_a_run_that_was_stopped_continues_its_record(tmp_path, finished, monkeypatch):
     """As if it had not been, but for the wall-clock."""
 
@@ -258,6 +268,11 @@ def test_an_estimate_counts_what_is_left(finished, monkeypatch):
     assert "3 of 4 runs to do, 2 at once" in text
     row = next(line for line in text.splitlines() if "all, 2 at once" in line)
     assert "3.0" in row, "6 hours, shared by two"
+    console.print(draw_estimate([make_job(simulator_steps=1_600)], finished))
+    text = console.export_text()
+    assert "1 of 1 runs to do" in text and "1,200" in text
+    row = next(line for line in text.splitlines() if line.startswith("│ all"))
+    assert "1.5" in row, "three quarters of two hours are left"
 
 
 def test_a_run_at_the_papers_sizes_says_what_it_takes_on_a_cpu(monkeypatch):

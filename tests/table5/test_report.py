@@ -265,8 +265,12 @@ def test_runs_without_an_evaluation_or_that_cannot_be_read_make_a_page_that_says
     write_run(tmp_path / "runs" / "a", status=None)
     shown = report_on(tmp_path / "runs")
     assert "No evaluation yet" in shown.text and shown.figures == {}
+    write_run(tmp_path / "runs" / "b", status=None)
     (tmp_path / "runs" / "a" / "run.json").write_text("{")
     assert "JSONDecodeError" in report_on(tmp_path / "runs").text
+    (tmp_path / "runs" / "b" / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"at least one run that can be read, .*JSONDecodeError"):
+        report_on(tmp_path / "runs")
 
 
 @pytest.mark.parametrize(

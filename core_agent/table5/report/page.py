@@ -19,6 +19,7 @@ from core_agent.table5.report import figures, results
 from core_agent.table5.report.notes import facts, listing, notes
 from core_agent.table5.report.runs import RecordedRun, Study, make_study, read_runs
 from core_agent.table5.statistics import MINIMUM_SEEDS, MeanError
+from core_agent.validation import check
 
 VIDEO_BYTES = 24 * 1024**2
 """Largest size of all videos of a page, before base64 encoding, which adds a third."""
@@ -26,18 +27,20 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def write_report(paths: Sequence[Path], output: Path) -> int:
-    """Write the page and return the number of runs found.
+    """Write the page and return the number of runs on it.
 
     :param paths: folders with runs at any depth
     :param output: the page to write
-    :raises ValueError: if there is no run
+    :raises ValueError: if there is no run that can be read
     :raises ModuleNotFoundError: without jinja2 and plotly, saying how to install them
     """
-    runs, unreadable = read_runs(paths)
-    page = render(make_study(runs), unreadable)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page, encoding="utf-8")
-    return len(runs) + len(unreadable)
+    runs, unreadable = read_runs(paths)
+    if not runs:
+        folder, reason = unreadable[0]
+        check(False, "runs", "hold at least one run that can be read", str(folder), reason)
+    output.write_text(render(make_study(runs), unreadable), encoding="utf-8")
+    return len(runs)
 
 
 def render(study: Study, unreadable: Sequence[tuple[Path, str]]) -> str:
