@@ -74,7 +74,7 @@ def run_demo(
     :param n_random: episodes of random actions to compare with, on each set of videos
     :param n_validation: episodes of the trained agent on validation videos
     :param console: where to print
-    :raises ValueError: if ``time_limit`` ends training before the first episode does
+    :raises ValueError: if training ends before its first episode does
     """
     started = time.perf_counter()
     console = console or Console()
@@ -97,11 +97,11 @@ def run_demo(
         model.origin["preset"] = preset_name
         training, every = EpisodeReturns(), total_timesteps + 1
         validation = ValidationCallback(validation_env, every, n_validation, seed=seed)
-        limits = [TimeLimitCallback(time_limit), RichProgressCallback(console)]
-        model.learn(total_timesteps, callback=[training, validation, *limits], log_interval=1)
+        stops = [TimeLimitCallback(time_limit), RichProgressCallback(console)]
+        model.learn(total_timesteps, callback=[training, validation, *stops], log_interval=1)
         training_seconds = time.perf_counter() - training.started
-        rule, way_out = "leave time for an episode of training", "raise it"
-        check(bool(training.episodes), "time_limit", rule, time_limit, way_out)
+        names, limits = "total_timesteps and time_limit", (total_timesteps, time_limit)
+        check(bool(training.episodes), names, "allow an episode of training", limits, "raise them")
         if not validation.results:
             console.print(
                 f"Training stopped after {model.num_timesteps:,} of {total_timesteps:,} steps: the "

@@ -220,9 +220,11 @@ def describe_model(model: SequenceOffPolicyAlgorithm) -> dict[str, Any]:
     """How a model was made, as plain data."""
     elsewhere = {"env", "policy", "tensorboard_log", "verbose", "device"}
     names = inspect.signature(type(model)).parameters.keys() - elsewhere
+    arguments = model.origin.get("env_arguments", {})
+    shown = {key: value for key, value in arguments.items() if key != "video_path"}
     return {
         "agent": type(model).__name__,
-        **model.origin,
+        **{**model.origin, "env_arguments": shown},
         "agent_steps": model.num_timesteps,
         "updates": model._n_updates,
         "arguments": as_plain({k: v for k, v in sorted(vars(model).items()) if k in names}),

@@ -60,7 +60,7 @@ def test_the_demo_leaves_all_that_it_promises(demo):
 
 
 def test_a_demo_without_time_for_an_episode_says_so(tmp_path):
-    with pytest.raises(ValueError, match="time_limit must leave time for an episode"):
+    with pytest.raises(ValueError, match="time_limit must allow an episode"):
         run_demo(tmp_path, 0, 75, 1e-6, CLEAN, "debug", n_random=1, console=Console(quiet=True))
 
 

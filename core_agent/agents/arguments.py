@@ -66,8 +66,7 @@ def choose_policy(policy: str | type[BasePolicy], env: Any) -> str | type[BasePo
         "policy",
         f"be 'MlpPolicy' or 'auto' for {space}",
         policy,
-        "an image is a Box of uint8 from 0 to 255 with three axes; "
-        "gymnasium.wrappers.ReshapeObservation adds one",
+        "images have three axes; gymnasium.wrappers.ReshapeObservation adds one",
     )
     return fitting if policy == "auto" else policy
 

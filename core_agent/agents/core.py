@@ -142,6 +142,10 @@ class CoRe(RecurrentSAC):
         _init_setup_model: bool = True,
     ) -> None:
         SequenceOffPolicyAlgorithm.__init__(self, **handed_down(locals()))
+        if _init_setup_model and inverse_coef:
+            n_frames = self.policy.world_model.inverse_frames
+            rule = f"be below sequence_length, {sequence_length}"
+            check(n_frames < sequence_length, "inverse_frames", rule, n_frames)
 
     # ---- the update ----
 
@@ -231,16 +235,8 @@ class CoRe(RecurrentSAC):
             "be False with train_model_with_critic=False",
             self.joint_update,
         )
-        policy = self.policy
-        check(
-            policy.world_model.inverse_frames < self.sequence_length
-            or not self.model_loss_options.inverse_coef,
-            "inverse_frames",
-            f"be below sequence_length, {self.sequence_length}",
-            policy.world_model.inverse_frames,
-            "or set inverse_coef=0",
-        )
         super()._make_optimizers()
+        policy = self.policy
         scale = policy.world_model.contrastive_scale
         others = [p for p in policy.world_model.parameters() if p is not scale]
         policy.optimizer = self._adam(

@@ -37,10 +37,11 @@ from core_agent.validation import (
 
 NEUTRAL_WRAPPERS = (
     *("Autoreset", "HumanRendering", "Monitor", "OrderEnforcing", "PassiveEnvChecker"),
+    *("ClipReward", "NormalizeReward", "TransformReward"),
     *("RecordEpisodeStatistics", "RecordVideo", "RenderCollection", "Resumable", "TimeLimit"),
     *("VecCheckNan", "VecMonitor", "VecTransposeImage", "VecVideoRecorder"),
 )
-"""Wrappers that change neither observations nor actions."""
+"""Wrappers that change neither observations nor actions; rewards are those of the environment."""
 RULES = {"env_id": TEXT, "n_envs": SIZE, "env_kwargs": OPTIONS, "vec_env_kwargs": OPTIONS}
 
 
@@ -111,24 +112,30 @@ def describe(env: VecEnv | None) -> dict[str, Any]:
         spec = inner.envs[0].spec if isinstance(inner, DummyVecEnv) else None
         if spec is None:
             return {}
-        registered = gym.registry.get(spec.id)
-        known = {} if registered is None else registered.kwargs
-        given = {key: value for key, value in spec.kwargs.items() if known.get(key) != value}
+        known = gym.registry.get(spec.id, EnvSpec(spec.id))
+        given = {key: value for key, value in spec.kwargs.items() if known.kwargs.get(key) != value}
         given.pop("render_mode", None)
-        limit = None if registered is None else registered.max_episode_steps
-        if spec.max_episode_steps != limit and not is_in_suite(spec.id):
-            given["max_episode_steps"] = spec.max_episode_steps
-        origin = {"env_id": spec.id, "env_arguments": as_plain(given)}
-        wrappers += [wrapper.name for wrapper in spec.additional_wrappers]
+        if spec.max_episode_steps != known.max_episode_steps and not is_in_suite(spec.id):
+            given["max_episode_steps"] = spec.max_episode_steps or -1
+        origin = make_origin(spec.id, given)
+        added = spec.additional_wrappers[len(known.additional_wrappers) :]
+        wrappers += [wrapper.name for wrapper in added]
     return {**origin, "wrappers": [name for name in wrappers if name not in NEUTRAL_WRAPPERS]}
 
 
+def make_origin(env_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """An environment as plain data; a folder of videos is found from other folders as well."""
+    plain = as_plain(arguments)
+    videos = plain.get("video_path")
+    if is_in_suite(env_id) and videos not in (None, "", "builtin"):
+        plain["video_path"] = str(Path(videos).expanduser().absolute())
+    return {"env_id": env_id, "env_arguments": plain}
+
+
 def as_plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those arguments that JSON can hold, paths as strings; a folder of videos as absolute path."""
+    """Those arguments that JSON can hold, paths as strings."""
     plain = {}
     for name, value in arguments.items():
-        if name == "video_path" and value not in (None, "builtin"):
-            value = Path(value).expanduser().absolute()
         with contextlib.suppress(TypeError, ValueError):
             text = json.dumps(str(value) if isinstance(value, os.PathLike) else value)
             plain[name] = json.loads(text)
@@ -148,7 +155,7 @@ def make_described(origin: Any, **changes: Any) -> gym.Env:
         "env",
         "be given for a model that learned in a wrapped environment",
         found.get("wrappers"),
-        "pass the environment with its wrappers, in Python, or the id of one without",
+        "pass it with these wrappers, in Python",
     )
     env_id: Any = found.get("env_id")
     arguments = found.get("env_arguments", {})
@@ -207,7 +214,7 @@ def make_vec_env(
         env = DummyVecEnv([make])
     else:
         env = SupervisedSubprocVecEnv([make] * n_envs, **(vec_env_kwargs or {}))
-    env.origin = {"env_id": spec.id, "env_arguments": as_plain(env_kwargs or {})}
+    env.origin = make_origin(spec.id, env_kwargs or {})
     if seed is not None:
         split = (env_kwargs or {}).get("split")
         seed_environments(env, seed, "val" if split == "val" else "train")

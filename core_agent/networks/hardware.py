@@ -41,7 +41,7 @@ def auto_precision(device: torch.device) -> AutoPrecision:
     elif torch.cpu._is_avx512_bf16_supported():
         fast, reason = True, "the processor has AVX512_BF16"
     else:
-        fast, reason = False, "the processor has neither AMX nor AVX512_BF16"
+        fast, reason = False, "PyTorch reports neither AMX nor AVX512_BF16"
     return AutoPrecision("bfloat16" if fast else "float32", reason)
 
 

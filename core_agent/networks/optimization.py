@@ -142,13 +142,17 @@ def descend_together(
         optimizer.zero_grad()
     if loss.requires_grad:
         loss.backward()
-    norms = [clip_grad_norm_(*clipping) for clipping in steps.values()]
+    clipped = [(list(parameters), bound) for parameters, bound in steps.values()]
+    norms = [clip_grad_norm_(*clipping) for clipping in clipped]
+    # The optimisers may change more parameters than those that are clipped.
+    counted = {id(parameter) for parameters, _ in clipped for parameter in parameters}
     groups = [group for optimizer in steps for group in optimizer.param_groups]
-    # Optimisers also change parameters whose gradients are not clipped.
-    changed = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    changed = [p for group in groups for p in group["params"] if id(p) not in counted]
+    others = [parameter.grad for parameter in changed if parameter.grad is not None]
     # Where there is no gradient, PyTorch's zero is on the CPU.
-    zero, norms = torch.zeros_like(loss.detach()), [*norms, get_total_norm(changed)]
-    *norms, norm = (each if each.device == loss.device else zero for each in norms)
+    zero = torch.zeros_like(loss.detach())
+    norms = [each if each.device == loss.device else zero for each in norms]
+    norm = torch.stack([*norms, get_total_norm(others)] if others else norms).sum()
     for optimizer in steps:
         guard.step(optimizer, losses, norm)
     return norms

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import signal
 import time
 import warnings
@@ -43,7 +44,10 @@ from core_agent.validation import check
 
 RUN_FILE = "run.json"
 CHECKPOINTS = "checkpoints"
-OF_ONE_ENVIRONMENT = ("domain", "task", "difficulty", "dynamic", "scale", "distractions")
+OF_ONE_ENVIRONMENT = (
+    *("domain", "task", "difficulty", "dynamic"),
+    *("scale", "distractions", "n_clips", "video_path"),
+)
 """Arguments that only apply to the environment for which they were given."""
 
 
@@ -66,7 +70,7 @@ class Run:
     def __post_init__(self) -> None:
         taken = sorted({"policy", "env", "seed", "tensorboard_log"} & set(self.arguments))
         rule = "not set policy, env, seed or tensorboard_log, which the run sets"
-        check(not taken, "arguments", rule, taken, "the run's seed is --seed")
+        check(not taken, "arguments", rule, taken, "a run has a seed of its own (--seed)")
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def evaluation_environment(
 
     :param origin: the model's attribute ``origin``
     :param env_id: id of another environment; ``None``: the one that the model learned in
-    :param preset: another preset; ``None``: the one that the model learned with
+    :param preset: preset whose arguments override the recorded ones; ``None``: none
     :param split: split of the background videos
     :param arguments: arguments of the environment, which override all others
     :raises ValueError: if the model does not say where it learned, and ``env_id`` is ``None``; for
@@ -118,7 +122,8 @@ def evaluation_environment(
     origin = origin if isinstance(origin, dict) else {}
     known = str(origin.get("env_id"))
     if env_id is not None:
-        env_id, kept = find_spec(env_id).id, origin.get("env_arguments", {})
+        env_id, kept = find_spec(env_id).id, origin.get("env_arguments")
+        kept = kept if isinstance(kept, dict) else {}
         if env_id != known:
             of_suite = is_in_suite(env_id) and is_in_suite(known)
             dropped = OF_ONE_ENVIRONMENT if of_suite else tuple(kept)
@@ -178,10 +183,17 @@ def _try_to_lock(file: TextIO, kind: int = fcntl.LOCK_EX) -> bool:
     return True
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in one step, so that no reader sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
 def write_run(path: Path, run: Run, env: VecEnv) -> None:
     """Write ``run.json``, with the folder of background videos, which depends on the machine."""
     videos = env.get_attr("video_folder")[0] if env.has_attr("video_folder") else None
-    path.write_text(json.dumps({**asdict(run), "videos": videos}, indent=1))
+    write_whole(path, json.dumps({**asdict(run), "videos": videos}, indent=1))
 
 
 def check_same_run(path: Path, run: Run) -> None:
@@ -191,12 +203,12 @@ def check_same_run(path: Path, run: Run) -> None:
     :raises ValueError: naming what differs
     """
     check(path.is_file(), "folder", "hold run.json next to its checkpoints", str(path.parent))
-    started = json.loads(path.read_text())
+    started = {**asdict(Run(run.env_id)), **json.loads(path.read_text())}
     for name, value in json.loads(json.dumps(asdict(run))).items():
         check(
-            started.get(name) == value,
+            started[name] == value,
             name,
-            f"be {started.get(name)!r}, as when the run in {str(path.parent)!r} started",
+            f"be {started[name]!r}, as when the run in {str(path.parent)!r} started",
             value,
             "give another folder to start another run",
         )

@@ -35,7 +35,7 @@ def write_mp4(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> Non
         container.mux(stream.encode())
 
 
-def check_video(name: str, path: str | Path) -> None:
+def prepare_video(name: str, path: str | Path) -> None:
     """Refuse a video file of an unknown format, and make its folder.
 
     :param name: of the argument, for the error
@@ -52,7 +52,7 @@ def write_video(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> N
     :param path: its folder is made if missing
     :raises ValueError: if there is no frame, or for another format
     """
-    check_video("path", path)
+    prepare_video("path", path)
     WRITERS[Path(path).suffix.lower()](path, frames, fps)
 
 

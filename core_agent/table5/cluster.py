@@ -12,6 +12,7 @@ from core_agent.runs.callbacks import first_signal
 from core_agent.table5.grid import (
     Job,
     RunInterruptedError,
+    read_job_status,
     read_status,
     run_job,
     update_status,
@@ -98,8 +99,11 @@ def run_on_ray(
     :param gpus: GPUs for a run; 0.25 puts four runs on each; default: 1 if there are any
     :param watch: function that is called about every ``seconds_between`` seconds
     :return: the state of each run when this function ended, by the folder of the run
-    :raises ValueError: if Ray is not installed or can never make room for one run
+    :raises ValueError: if Ray is not installed or can never make room for one run, or if the folder
+        of a run has another one
     """
+    for job in jobs:
+        read_job_status(job, root)
     check_arguments({"cpus": at_least(0), "gpus": optional(at_least(0))}, locals())
     resources = start_ray(address)
     count_at_once(resources, cpus, gpus)

@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import platform
 import re
 import time
 import traceback
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,11 +30,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from core_agent.agents.loop import PAPER_SIMULATOR_STEPS
 from core_agent.agents.presets import preset
 from core_agent.agents.registry import get_agent
-from core_agent.environments.suite import first_seed
+from core_agent.environments.suite import bare_id, first_seed
 from core_agent.networks.hardware import used_precision
 from core_agent.runs.callbacks import next_multiple
 from core_agent.runs.evaluation import play
 from core_agent.runs.training import (
+    CHECKPOINTS,
     RUN_FILE,
     Run,
     check_same_run,
@@ -44,6 +43,7 @@ from core_agent.runs.training import (
     read_lines,
     train_run,
     training_environment,
+    write_whole,
 )
 from core_agent.runs.video import FRAMES_PER_SECOND, write_mp4
 from core_agent.saving.checkpoint import library_versions
@@ -173,13 +173,6 @@ def take_shard(jobs: Sequence[Job], shard: str) -> list[Job]:
 STATES = ("finished", "running", "interrupted", "failed", "not started")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file in one step, so that no reader sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
 def read_status(folder: Path) -> dict[str, Any]:
     """The content of ``status.json``; ``{"state": "not started"}`` without one.
 
@@ -221,8 +214,9 @@ class Recorder(BaseCallback):
         self._started = time.perf_counter()
         self._first = self.model.num_timesteps, self.model._n_updates
         self._n_updates = self.model._n_updates
-        self._losses: dict[str, float] = defaultdict(float)
-        self._n_summed, self._episode_ended = 0, False
+        self._losses: dict[str, tuple[float, int]] = {}
+        # A run may be resumed between an episode and its updates.
+        self._episode_ended = bool(self.model._progress.updates_due)  # type: ignore[attr-defined]
         self._val_env = training_environment(self.job.run, "val")
         self.model.when_learning_ends(lambda _: self._val_env.close())  # type: ignore[attr-defined]
         evaluated = read_lines(self.folder / "evaluations.jsonl")
@@ -258,15 +252,14 @@ class Recorder(BaseCallback):
         n_new = self.model._n_updates - self._n_updates
         if n_new:
             self._n_updates += n_new
-            self._n_summed += n_new
             for key, value in self.logger.name_to_value.items():
-                if key.startswith("train/"):
-                    self._losses[key] += n_new * float(value)
-        if self._n_summed and self._episode_ended:
-            means = {key: total / self._n_summed for key, total in self._losses.items()}
+                if key.startswith("train/") and key != "train/n_updates":
+                    total, n_updates = self._losses.get(key, (0.0, 0))
+                    self._losses[key] = total + n_new * float(value), n_updates + n_new
+        if self._losses and self._episode_ended:
+            means = {key: total / n_updates for key, (total, n_updates) in self._losses.items()}
             self._append("losses", {"updates": self._n_updates, **means})
-            self._losses.clear()
-            self._n_summed, self._episode_ended = 0, False
+            self._losses, self._episode_ended = {}, False
             self._write_status()
 
     def _on_training_end(self) -> None:
@@ -309,13 +302,13 @@ class Recorder(BaseCallback):
 def read_job_status(job: Job, root: Path) -> dict[str, Any]:
     """:func:`read_status` of a job's run; ``"interrupted"`` if a finished run is to be longer now.
 
-    :raises ValueError: if the folder has another run
+    :raises ValueError: if the folder has another run, which has begun
     """
     folder = job.folder(root)
-    if (folder / RUN_FILE).exists():
-        check_same_run(folder / RUN_FILE, job.run)
     status = read_status(folder)
-    if status["state"] == "finished" and status["simulator_steps"] < job.simulator_steps:
+    if status["state"] == "finished" or any((folder / CHECKPOINTS).glob("checkpoint-*")):
+        check_same_run(folder / RUN_FILE, replace(job.run, env_id=bare_id(job.run.env_id)))
+    if status["state"] == "finished" and status.get("simulator_steps", 0) < job.simulator_steps:
         status["state"] = "interrupted"
     return status
 
@@ -334,7 +327,7 @@ def run_job(job: Job, root: Path, progress: bool = False) -> str:
         return "finished"
     folder = job.folder(root)
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / RUN_FILE).exists():
+    if not any((folder / CHECKPOINTS).glob("checkpoint-*")):
         # A run that fails before it starts still has to say what it is.
         write_whole(folder / RUN_FILE, json.dumps(asdict(job.run), indent=1))
     try:

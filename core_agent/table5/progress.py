@@ -18,14 +18,16 @@ from core_agent.table5.grid import STATES, Job, read_job_status
 def list_runs(jobs: Sequence[Job], root: Path) -> list[dict[str, Any]]:
     """One entry for each run, as plain data.
 
-    ``progress`` is in [0, 1]; ``return`` is the mean of the last evaluation, ``None`` before it.
-
-    :raises ValueError: if a folder has another run than its job
+    ``progress`` is in [0, 1]; ``return`` is the mean of the last evaluation, ``None`` before it. A
+    job whose folder has another run is ``"not started"``, and ``error`` says why it cannot be.
     """
     runs = []
     for job in jobs:
         folder = job.folder(root)
-        status = read_job_status(job, root)
+        try:
+            status = read_job_status(job, root)
+        except ValueError as error:  # The folder has another run.
+            folder, status = Path(), {"state": "not started", "error": str(error)}
         evaluations = read_lines(folder / "evaluations.jsonl")
         simulator_steps = status.get("simulator_steps") or 0
         runs.append(
@@ -33,7 +35,7 @@ def list_runs(jobs: Sequence[Job], root: Path) -> list[dict[str, Any]]:
                 "agent": job.run.agent,
                 "env_id": job.run.env_id,
                 "seed": job.run.seed,
-                "folder": str(folder),
+                "folder": str(job.folder(root)),
                 "state": status["state"],
                 "simulator_steps": simulator_steps,
                 "progress": min(1.0, simulator_steps / job.simulator_steps),

@@ -28,7 +28,7 @@ from core_agent.runs.training import environment_arguments, evaluation_environme
 from core_agent.runs.video import (
     FRAMES_PER_SECOND,
     captioned,
-    check_video,
+    prepare_video,
     side_by_side,
     write_video,
 )
@@ -118,7 +118,8 @@ def load_trained(name: str) -> SequenceOffPolicyAlgorithm:
         arrays = dict(file)
     arguments = preset_arguments(card.preset, card.agent, env_id=name, **card.arguments)
     env_arguments = environment_arguments(name, card.preset, "train", {})
-    origin = {"preset": card.preset, "env_id": name, "env_arguments": env_arguments}
+    made = {"env_id": name, "env_arguments": env_arguments, "wrappers": []}
+    origin = {"preset": card.preset, **made}
     with closing(evaluation_environment(origin, None, None, "val", {})) as env:
         model = get_agent(card.agent)("CnnPolicy", env, seed=card.seed, device="cpu", **arguments)
     fill(model, arrays)
@@ -212,7 +213,7 @@ def without_distractions(origin: dict[str, Any]) -> dict[str, Any] | None:
         return None
     arguments = origin.get("env_arguments", {}).items()
     kept = {name: value for name, value in arguments if name not in DISTRACTIONS}
-    return {"env_id": f"DCS-{setting.task}-clean", "env_arguments": kept}
+    return {**origin, "env_id": f"DCS-{setting.task}-clean", "env_arguments": kept}
 
 
 def watch(agent: str, output: Path, seed: int = 0, window: bool = False) -> float:
@@ -228,7 +229,7 @@ def watch(agent: str, output: Path, seed: int = 0, window: bool = False) -> floa
     if window:
         check_window()
     else:
-        check_video("output", output)
+        prepare_video("output", output)
     model = find_agent(agent)
     twin, clean = without_distractions(model.origin), None
     seed = first_seed(seed, split="val")

@@ -120,6 +120,14 @@ def test_a_gradient_that_is_not_clipped_is_looked_at_too(algorithm):
     assert_equal(content(model), before)
 
 
+def test_a_norm_that_overflows_is_refused_though_clipping_makes_it_0():
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.Adam([weight])
+    with pytest.raises(NonFiniteError, match=r"^gradient of loss must be finite"):
+        descend({"loss": (weight * 1e30).sum()}, optimizer, [weight], 100.0)
+    assert weight.tolist() == [1.0, 1.0]
+
+
 def test_an_optimizer_that_cannot_leave_a_step_out_is_asked_to_wait():
     weight = torch.nn.Parameter(torch.ones(()))
     optimizer = torch.optim.SGD([weight], lr=0.1)

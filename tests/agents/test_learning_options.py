@@ -139,6 +139,11 @@ def test_the_inverse_head_needs_longer_sequences_than_frames():
     assert make_core(**options, inverse_coef=0.0).policy.world_model.inverse_frames == 4
 
 
+def test_a_model_that_was_saved_with_shorter_sequences_can_be_loaded(tmp_path):
+    make_core(sequence_length=5, policy_kwargs=dict(inverse_frames=4)).save(tmp_path / "model")
+    assert CoRe.load(tmp_path / "model", sequence_length=4).sequence_length == 4
+
+
 @pytest.mark.parametrize("joint_update", [False, True])
 def test_behavior_is_updated_several_times_for_each_batch(joint_update):
     model, batch = make_core(joint_update=joint_update, behavior_updates=3), random_batch()

@@ -55,6 +55,7 @@ class OneDevice(TorchDispatchMode):
 NETWORKS = {key: value for key, value in SMALL_CORE.items() if key not in SMALL_RECURRENT}
 SMALL = {
     **SMALL_LOSSES,
+    "sequence_length": 6,
     "policy_kwargs": {**TINY["policy_kwargs"], **NETWORKS},
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 from contextlib import closing
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -14,7 +15,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from core_agent import CoRe, RecurrentSAC
-from core_agent.environments.make import as_plain, describe
+from core_agent.environments.make import describe, make_origin
 from core_agent.runs.callbacks import ValidationCallback
 from core_agent.runs.evaluation import play
 from core_agent.runs.training import Run, evaluation_environment, train_run
@@ -92,31 +93,29 @@ def test_another_environment_of_the_suite_has_the_same_arguments():
         assert env.observation_space.shape == (32, 32, 3)
 
 
-def wrapped(**kwargs):
-    env = gym.make("Pendulum-v1", **kwargs)
-    return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
+def rescaled() -> gym.Env:
+    return gym.wrappers.RescaleAction(gym.make("Pendulum-v1"), np.float32(-1), np.float32(1))
 
 
-@pytest.mark.parametrize(
-    ("env", "names"),
-    [
-        (wrapped(), ["RescaleAction"]),
-        (VecNormalize(DummyVecEnv([lambda: Monitor(gym.make("Pendulum-v1"))])), ["VecNormalize"]),
-    ],
-)
-def test_a_wrapped_environment_is_not_made_again_without_its_wrappers(env, names):
-    model = RecurrentSAC("MlpPolicy", env, **TINY)
-    origin = {**model.origin, **describe(model.env)}
-    assert origin["wrappers"] == names
-    with pytest.raises(
-        ValueError, match=rf"learned in a wrapped environment, got \['{names[0]}'\]"
-    ):
+def normalized() -> VecNormalize:
+    return VecNormalize(DummyVecEnv([lambda: Monitor(gym.make("Pendulum-v1"))]))
+
+
+WRAPPED = {"RescaleAction": rescaled, "VecNormalize": normalized}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_wrapped_environment_is_not_made_again_without_its_wrappers(name):
+    model = RecurrentSAC("MlpPolicy", WRAPPED[name](), **TINY)
+    origin = describe(model.env)
+    assert origin["wrappers"] == [name]
+    with pytest.raises(ValueError, match=rf"learned in a wrapped environment, got \['{name}'\]"):
         evaluation_environment(origin, None, None, "val", {})
     evaluation_environment(origin, "Pendulum-v1", None, "val", {}).close()
 
 
 def test_wrappers_that_change_nothing_and_a_time_limit_are_no_hindrance():
-    env = gym.wrappers.RecordEpisodeStatistics(gym.make("Pendulum-v1", max_episode_steps=50))
+    env = gym.wrappers.NormalizeReward(gym.make("Pendulum-v1", max_episode_steps=50))
     rewards = VecNormalize(DummyVecEnv([lambda: Monitor(env)]), norm_obs=False)
     origin = describe(rewards)
     assert origin["wrappers"] == []
@@ -126,8 +125,9 @@ def test_wrappers_that_change_nothing_and_a_time_limit_are_no_hindrance():
 
 def test_a_folder_of_videos_is_found_from_other_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert as_plain({"video_path": "clips"}) == {"video_path": str(tmp_path / "clips")}
-    assert as_plain({"video_path": "builtin"}) == {"video_path": "builtin"}
+    for given, kept in (("clips", str(tmp_path / "clips")), ("builtin", "builtin"), (None, None)):
+        origin = make_origin("DCS-cheetah-run-easy-static", {"video_path": given})
+        assert origin["env_arguments"] == {"video_path": kept}
 
 
 def test_validation_refuses_what_only_training_normalizes():
@@ -152,8 +152,12 @@ def test_a_model_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypa
     train_run(run, tmp_path, 12, progress=False)
     before = (tmp_path / "model.zip").read_bytes()
 
+    save = CoRe.save
+
     def full(model, path):
-        path.write_bytes(b"half")
+        if not isinstance(path, Path):
+            return save(model, path)  # of a checkpoint
+        path.with_suffix(".zip").write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(CoRe, "save", full)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import signal
 from pathlib import Path
 
@@ -146,10 +147,17 @@ def test_another_run_in_the_folder_is_refused_and_left_alone(finished):
     job = make_job(update_ratio=0.2)
     before = read_status(job.folder(finished))
     message = r"arguments must be \{'update_ratio': 0.1\}, as when the run in .* started"
-    for act in (run_job, lambda *args: list_runs([args[0]], args[1])):
-        with pytest.raises(ValueError, match=message):
-            act(job, finished)
+    with pytest.raises(ValueError, match=message):
+        run_job(job, finished)
     assert read_status(job.folder(finished)) == before
+    (shown,) = list_runs([job], finished)
+    assert (shown["state"], shown["progress"], shown["return"]) == ("not started", 0, None)
+    assert re.match(message, shown["error"])
+
+
+def test_a_run_that_could_not_start_can_be_corrected_in_its_folder(tmp_path):
+    assert run_job(make_job(batch_size=-1), tmp_path) == "failed"
+    assert run_job(make_job(simulator_steps=200), tmp_path) == "finished"
 
 
 def test_a_run_that_was_stopped_continues_its_record(tmp_path, finished, monkeypatch):
@@ -178,7 +186,7 @@ def test_a_run_that_was_stopped_continues_its_record(tmp_path, finished, monkeyp
     assert run_job(make_job(), tmp_path) == "finished"
     assert read_status(folder)["attempts"] == 2
     assert read_status(folder)["precisions"] == ["another machine's", first]
-    for name in ("evaluations", "episodes"):
+    for name in ("evaluations", "episodes", "losses"):
         first, second = (read_lines(each / f"{name}.jsonl") for each in (folder, other))
         for entry in (*first, *second):
             del entry["wall_clock_seconds"]

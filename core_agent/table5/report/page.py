@@ -34,11 +34,11 @@ def write_report(paths: Sequence[Path], output: Path) -> int:
     :raises ValueError: if there is no run that can be read
     :raises ModuleNotFoundError: without jinja2 and plotly, saying how to install them
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
     runs, unreadable = read_runs(paths)
-    if not runs:
-        folder, reason = unreadable[0]
-        check(False, "runs", "hold at least one run that can be read", str(folder), reason)
+    rule = "hold at least one run that can be read"
+    folder, reason = unreadable[0] if unreadable else ("", "")
+    check(bool(runs), "runs", rule, str(folder), reason)
+    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(render(make_study(runs), unreadable), encoding="utf-8")
     return len(runs)
 
