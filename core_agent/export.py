@@ -77,7 +77,10 @@ class StepFunction(nn.Module):
         actions, following = self.policy.step(observation, state, episode_start, deterministic=True)
         scaled = actions.reshape(-1, *self.low.shape)
         action = self.low + 0.5 * (scaled + 1.0) * (self.high - self.low)
-        return torch.clamp(action, self.low, self.high).to(self.low.dtype), *following
+        action = torch.clamp(action, self.low, self.high)
+        if not self.low.dtype.is_floating_point:
+            action = torch.round(action)
+        return action.to(self.low.dtype), *following
 
 
 def example_inputs(policy: StatefulPolicy, n_envs: int = 2) -> tuple[torch.Tensor, ...]:

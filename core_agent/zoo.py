@@ -182,5 +182,5 @@ def main(arguments: list[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, ModuleNotFoundError) as error:
+    except (ValueError, TypeError, AssertionError, ModuleNotFoundError, FileNotFoundError) as error:
         sys.exit(f"Error: {error}")

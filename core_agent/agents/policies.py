@@ -346,7 +346,9 @@ class StatefulPolicy(BasePolicy):
         actions = scaled_actions.reshape(-1, *self.action_space.shape)
         unscaled = self.unscale_action(actions)
         low, high = self.action_space.low, self.action_space.high
-        return np.clip(unscaled, low, high).astype(self.action_space.dtype)
+        actions = np.clip(unscaled, low, high)
+        whole = np.issubdtype(self.action_space.dtype, np.integer)
+        return (np.rint(actions) if whole else actions).astype(self.action_space.dtype)
 
 
 def policy_for(space: spaces.Space) -> str:

@@ -92,6 +92,12 @@ def record(
         model.observation_space,
     )
     ENV("env", env)
+    check(
+        env.action_space == model.action_space,
+        "env",
+        f"have the actions of the model, {model.action_space}",
+        env.action_space,
+    )
     is_dict = isinstance(env.observation_space, gym.spaces.Dict)
     check(
         is_dict and PIXELS in env.observation_space.spaces,  # type: ignore[attr-defined]

@@ -22,6 +22,9 @@ from distracting_envs.state import State, get_random, join, make_random, part
 PAPER_TEXTURE_SIZE = 800
 """Pixels per side of the texture in ``distracting_control``."""
 
+PLACE = ("first_frame", "frame_index", "direction")
+"""The place in a clip, in a state."""
+
 
 class VideoBackground(control.Environment):
     """A dm_control environment whose sky shows a video clip.
@@ -122,23 +125,28 @@ class VideoBackground(control.Environment):
 
         :raises ValueError: if there is no such clip here, or it has another number of frames
         """
-        self._random_state = make_random(part(state, "random"))
         name = state["clip"]
-        if not name:  # a state from before the first reset
-            return
+        if name:  # empty before the first reset
+            self._choose(self._find(state), *(state[key] for key in PLACE))
+            self._next_is_prefetched = False
+        self._random_state = make_random(part(state, "random"))
+
+    def _find(self, state: Mapping[str, Any]) -> Clip:
+        """The clip of a state."""
+        name = state["clip"]
         clip = next((clip for clip in self._clips if clip.name == name), None)
         if clip is None:
             raise ValueError(
                 f"state must show a clip of this environment, got {name!r}; make the environment "
                 "with the same video_path and split"
             )
-        self._choose(clip, state["first_frame"], state["frame_index"], state["direction"])
-        if self._n_frames != state["n_frames"]:
+        n_frames = clip.n_frames if self._dynamic else 1
+        if n_frames != state["n_frames"] or state["first_frame"] >= clip.n_frames:
             raise ValueError(
-                f"state must come from the same clips, but {name!r} had {state['n_frames']} frames "
-                f"then and has {self._n_frames} now"
+                f"state must come from the same clips, but {name!r} has {clip.n_frames} frames, "
+                f"and the state shows frame {state['first_frame']} of {state['n_frames']}"
             )
-        self._next_is_prefetched = False
+        return clip
 
     def _draw(self, random: np.random.RandomState) -> tuple[Clip, int, int, int]:
         """Return clip, its one frame (static) or 0, start within the frames, and direction."""

@@ -20,6 +20,7 @@ from distracting_envs.rendering import (
     FAST_TEXTURE_SIZE,
     FrameRenderer,
     apply_quality,
+    check_open,
     prepare_rendering,
 )
 from distracting_envs.settings import (
@@ -240,15 +241,14 @@ class DistractingControlEnv(DmControlCompatibilityV0):
     ) -> tuple[Any, dict[str, Any]]:
         """Start an episode; return the first observation and the same ``info`` as :meth:`step`.
 
-        :param seed: seed of the task and of every distraction, in [0, 2**32); None keeps the random
-            generators
+        :param seed: seed of task and distractions, in [0, 2**32); None keeps the generators
         :param options: not used
         :raises gymnasium.error.ClosedEnvironmentError: if the environment is closed
         """
-        if self._renderer is None:
-            raise gymnasium.error.ClosedEnvironmentError("make a new environment after close()")
+        check_open(self._renderer)
         if seed is not None:
             check_whole("seed", seed, low=0, high=2**32 - 1)
+            seed = int(seed)  # Gymnasium refuses NumPy's integers
             for distractor in self._distractors.values():
                 distractor._random_state = np.random.RandomState(seed)
         vectors, _ = super().reset(seed=seed, options=options)
@@ -331,8 +331,10 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         The result is a flat dict of numpy arrays, ints, floats and strings. An environment made
         with the same arguments and given this state by :meth:`set_state` continues exactly as this
         one: with equal observations and rewards, bit for bit, also after resets without a seed.
+
+        :raises gymnasium.error.ClosedEnvironmentError: after ``close``
         """
-        physics = self._base.physics
+        check_open(self._renderer)
         return join(
             env={
                 "name": self._name,
@@ -341,7 +343,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
                 "dm_step_count": self._base._step_count,
                 "dm_reset_next_step": self._base._reset_next_step,
             },
-            physics=get_physics(physics),
+            physics=get_physics(self._base.physics),
             model=self.changed_model_fields(),
             task=get_attributes(self._base.task),
             **{
@@ -356,8 +358,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         :raises ValueError: if the state is of another task, other distractions or other clips
         :raises gymnasium.error.ClosedEnvironmentError: after ``close``
         """
-        if self._renderer is None:
-            raise gymnasium.error.ClosedEnvironmentError("make a new environment after close()")
+        renderer = check_open(self._renderer)
         own = part(state, "env")
         if own.get("name") != self._name:
             raise ValueError(
@@ -375,6 +376,7 @@ class DistractingControlEnv(DmControlCompatibilityV0):
         self._model_fields.restore(part(state, "model"))
         set_attributes(self._base.task, part(state, "task"))
         set_physics(self._base.physics, part(state, "physics"))
+        renderer.upload_terrain()
         self._draw_frame()
 
     def _draw_frame(self) -> None:

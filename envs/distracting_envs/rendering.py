@@ -161,6 +161,16 @@ def apply_quality(physics: Any, quality: str) -> None:
         physics.model.mat_reflectance[:] = 0.0
 
 
+def check_open(renderer: FrameRenderer | None) -> FrameRenderer:
+    """Return the renderer of an environment that is not closed.
+
+    :raises gymnasium.error.ClosedEnvironmentError: if there is none
+    """
+    if renderer is None:
+        raise gymnasium.error.ClosedEnvironmentError("make a new environment after close()")
+    return renderer
+
+
 class FrameRenderer:
     """Renders one camera of a model into buffers that are created once.
 
@@ -203,6 +213,16 @@ class FrameRenderer:
         if self._camera is None:
             self._camera = self._make_camera()
             _gl_process = os.getpid()
+
+    def upload_terrain(self) -> None:
+        """Copy the model's height fields to the GPU, where rendering reads them."""
+        import mujoco
+
+        self.prepare()
+        model, contexts = self._physics.model, self._physics.contexts
+        with contexts.gl.make_current() as call:
+            for index in range(model.nhfield):
+                call.call(mujoco.mjr_uploadHField, model.ptr, contexts.mujoco.ptr, index)
 
     def _make_camera(self) -> Any:
         from dm_control.mujoco import engine

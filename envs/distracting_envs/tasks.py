@@ -32,13 +32,17 @@ from dm_control import suite  # noqa: E402
 
 
 def load_task(domain: str, task: str) -> Any:
-    """Return a task of the dm_control suite.
+    """Return a task of the dm_control suite, with a random generator that has no seed yet.
+
+    What a task draws when it is made (the springs of lqr) is the same each time.
 
     :raises ValueError: if the suite has no such task
     """
     check_task(domain, task)
     with quiet_model_compiler():
-        return suite.load(domain, task)
+        loaded = suite.load(domain, task, task_kwargs={"random": 0})
+    loaded.task._random = np.random.RandomState()
+    return loaded
 
 
 def check_task(domain: str, task: str) -> None:
@@ -93,8 +97,10 @@ def check_arguments(
         check_number("scale", scale, high=1.0)
     if n_clips is not None:
         check_whole("n_clips", n_clips)
-    if dynamic and difficulty is None and scale is None:
-        raise ValueError("dynamic=True must come with a difficulty or a scale, got neither")
+    all_or_some = None if set(distractions) == set(DISTRACTIONS) else distractions
+    for name, value in (("dynamic", dynamic), ("distractions", all_or_some)):
+        if value and difficulty is None and scale is None:
+            raise ValueError(f"{name} must come with a difficulty or a scale, got {value!r} alone")
 
 
 def check_camera_mode(physics: Any, task: str) -> None:

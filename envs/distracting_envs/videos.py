@@ -17,6 +17,7 @@ import itertools
 import logging
 import multiprocessing
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -68,7 +69,7 @@ class BuiltinClip:
 
 
 class FolderClip:
-    """A clip that is a folder of pictures, in the order of their names.
+    """A clip that is a folder of pictures, by name: ``2.png`` before ``10.png``.
 
     :param folder: the folder; other files in it are ignored
     :raises VideoError: if it has no pictures, one is damaged, or they differ in size
@@ -76,17 +77,21 @@ class FolderClip:
 
     def __init__(self, folder: Path) -> None:
         self.name = folder.name
-        files = sorted(
+        names = (
             entry.name
             for entry in os.scandir(folder)
             if Path(entry.name).suffix.lower() in _FRAME_SUFFIXES and not entry.name.startswith(".")
         )
+        files = sorted(names, key=_by_number)
         if not files:
             raise VideoError(
                 f"clip {self.name!r}: the folder {folder} must hold at least one JPEG or PNG frame"
             )
         self._paths = [folder / name for name in files]
         self.n_frames = len(files)
+        for path in self._paths:
+            if not path.exists():  # a link to a file that is missing
+                raise _damaged(self.name, path, FileNotFoundError("there is no such file"))
         statuses = [path.stat() for path in self._paths]
         self.identity = repr(
             (
@@ -111,9 +116,17 @@ class FolderClip:
         path = self._paths[index]
         try:
             with PillowImage.open(path) as picture:
+                if picture.mode.startswith("I"):  # 16 bits, of which convert() keeps the lowest
+                    grey = (np.asarray(picture, np.uint32) // 257).astype(np.uint8)
+                    return np.repeat(grey[..., None], 3, axis=-1)
                 return np.asarray(picture.convert("RGB"))
         except (OSError, SyntaxError, ValueError) as error:
             raise _damaged(self.name, path, error) from error
+
+
+def _by_number(name: str) -> list[str | int]:
+    """A key that sorts the numbers in names by their value."""
+    return [int(each) if each.isdecimal() else each for each in re.split(r"(\d+)", name)]
 
 
 @functools.cache
@@ -338,7 +351,7 @@ def _clip_paths(folder: Path) -> list[Path]:
 def _open_path(path: Path) -> Clip:
     if not path.exists():
         raise VideoError(
-            f"clip {path.name!r} of DAVIS is missing from {path.parent}; fetch the complete set "
+            f"clip {path.name!r} is missing from {path.parent}; for DAVIS, fetch the complete set "
             "with `core-agent videos download`"
         )
     return FolderClip(path) if path.is_dir() else FileClip(path)

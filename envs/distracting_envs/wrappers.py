@@ -79,6 +79,7 @@ class CleanTwin(gymnasium.Wrapper):
         everything = int(mujoco.mjtState.mjSTATE_INTEGRATION)
         self._physics.set_state(self._inner.physics.get_state(everything), everything)
         mujoco.mj_forward(self._physics.model.ptr, self._physics.data.ptr)
+        self._renderer.upload_terrain()
         return self._renderer.render().copy()
 
     def close(self) -> None:

@@ -75,6 +75,15 @@ def test_a_policy_for_images_refuses_other_observations(space):
         CoRe("CnnPolicy", FakeEnv(space), **TINY)
 
 
+def test_whole_numbers_are_rounded_to():
+    env = FakeEnv(VECTOR)
+    env.action_space = spaces.Box(0, 10, (1,), np.int32)
+    policy = CoRe("MlpPolicy", env, **TINY).policy
+    actions = np.arange(11, dtype=np.int32)[:, None]
+    scaled = policy.scale_action(actions).astype(np.float32)
+    np.testing.assert_array_equal(policy.to_env_actions(scaled), actions)
+
+
 def test_the_state_ends_with_the_action_that_was_returned():
     policy = make_policy()
     actions, state = policy.predict(images(3))

@@ -41,6 +41,32 @@ def assert_same_traces(first, second):
         np.testing.assert_array_equal(a, b, err_msg=f"entry {step}")
 
 
+def test_terrain_is_restored_and_lqr_is_made_the_same_each_time():
+    for env_id in ("DCS-quadruped-escape-clean", "DCS-lqr-lqr_2_1-clean"):
+        env, other = (make(env_id, None) for _ in range(2))
+        env.reset(seed=0)
+        other.reset(seed=1)
+        other.set_state(env.get_state())
+        np.testing.assert_array_equal(other.render(), env.render())
+        assert_same_traces(play(other, 3, seed=0), play(env, 3, seed=0))
+        env.close()
+        other.close()
+
+
+def test_a_refused_state_changes_nothing(davis_root):
+    env_id = "DCS-cheetah-run-medium-static"
+    env, other, untouched = (make(env_id, davis_root, split=s) for s in ("train", "val", "val"))
+    for each in (env, other, untouched):
+        each.reset(seed=5)
+    with pytest.raises(ValueError, match="state must show a clip of this environment"):
+        other.set_state(env.get_state())
+    np.testing.assert_array_equal(other.reset()[0], untouched.reset()[0])
+    for each in (env, other, untouched):
+        each.close()
+    with pytest.raises(gymnasium.error.ClosedEnvironmentError):
+        env.get_state()
+
+
 @pytest.mark.parametrize("env_id", IDS)
 def test_a_fresh_environment_resumes_bit_for_bit(env_id, davis_root):
     env, other = make(env_id, davis_root), make(env_id, davis_root)

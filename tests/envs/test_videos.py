@@ -55,6 +55,20 @@ def test_any_other_folder_is_split_without_overlap(tmp_path, write_clip):
     assert (train, val) == (["a", "b", "d", "e", "g"], ["c", "f"])
 
 
+def test_frames_play_in_the_order_of_their_numbers_and_16_bits_become_8(tmp_path):
+    (tmp_path / "a").mkdir()
+    for index in range(1, 13):
+        picture = Image.fromarray(np.full((3, 4), 257 * index, np.uint16))
+        picture.save(tmp_path / "a" / f"frame{index}.png")
+    (clip,) = open_clips(tmp_path, "train", None)
+    frames = list(clip.frames())
+    assert [frame[0, 0].tolist() for frame in frames] == [[index] * 3 for index in range(1, 13)]
+    (tmp_path / "a" / "frame3.png").unlink()
+    (tmp_path / "a" / "frame3.png").symlink_to("missing.png")
+    with pytest.raises(VideoError, match=r"frame .*frame3.png is damaged \(there is no such file"):
+        open_clips(tmp_path, "train", None)
+
+
 def test_video_files_are_clips(tmp_path):
     write_video(tmp_path / "ramp.mp4", n_frames=20)
     (clip,) = open_clips(tmp_path, "train", None)
