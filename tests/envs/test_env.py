@@ -338,8 +338,10 @@ def test_bad_tasks_and_render_modes_are_named():
         gymnasium.make("DCS-custom", domain="cheetah", task="fly")
     with pytest.raises(ValueError, match=r"'camera' for dog-fetch.*leave it out"):
         gymnasium.make("DCS-custom", domain="dog", task="fetch", scale=0.1, video_path="builtin")
-    with pytest.raises(ValueError, match="dynamic=True"):
+    with pytest.raises(ValueError, match="dynamic must come with a difficulty or a scale"):
         gymnasium.make("DCS-custom", domain="cheetah", task="run", dynamic=True)
+    with pytest.raises(ValueError, match="distractions must come with a difficulty or a scale"):
+        gymnasium.make("DCS-custom", domain="cheetah", task="run", distractions=["camera"])
 
 
 def test_bad_actions_and_seeds_are_refused():
