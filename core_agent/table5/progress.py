@@ -26,16 +26,16 @@ def list_runs(jobs: Sequence[Job], root: Path) -> list[dict[str, Any]]:
         folder = job.folder(root)
         try:
             status = read_job_status(job, root)
+            evaluations = read_lines(folder / "evaluations.jsonl")
         except ValueError as error:  # The folder has another run.
-            folder, status = Path(), {"state": "not started", "error": str(error)}
-        evaluations = read_lines(folder / "evaluations.jsonl")
+            status, evaluations = {"state": "not started", "error": str(error)}, []
         simulator_steps = status.get("simulator_steps") or 0
         runs.append(
             {
                 "agent": job.run.agent,
                 "env_id": job.run.env_id,
                 "seed": job.run.seed,
-                "folder": str(job.folder(root)),
+                "folder": str(folder),
                 "state": status["state"],
                 "simulator_steps": simulator_steps,
                 "progress": min(1.0, simulator_steps / job.simulator_steps),
