@@ -347,8 +347,8 @@ class StatefulPolicy(BasePolicy):
         unscaled = self.unscale_action(actions)
         low, high = self.action_space.low, self.action_space.high
         actions = np.clip(unscaled, low, high)
-        whole = np.issubdtype(self.action_space.dtype, np.integer)
-        return (np.rint(actions) if whole else actions).astype(self.action_space.dtype)
+        is_integer = np.issubdtype(self.action_space.dtype, np.integer)
+        return (np.rint(actions) if is_integer else actions).astype(self.action_space.dtype)
 
 
 def policy_for(space: spaces.Space) -> str:

@@ -48,7 +48,7 @@ class Recorder(BaseCallback):
 
 
 class Failing(BaseCallback):
-    """Fails when training starts, after it has asked to be told of the end."""
+    """Fails when training starts, after it has registered an action for the end."""
 
     def _on_training_start(self) -> None:
         self.told: list[BaseException | None] = []
