@@ -67,9 +67,9 @@ def read_curves(folders: Sequence[Path], tag: str) -> dict[str, dict[str, Curve]
     panels: dict[str, dict[str, Curve]] = {}
     tags: set[str] = set()
     for run, files in logs.items():
-        record = run / RUN_FILE
-        env_id = json.loads(record.read_text()).get("env_id", "") if record.is_file() else ""
+        record, env_id = run / RUN_FILE, ""
         if record.is_file():
+            env_id = json.loads(record.read_text()).get("env_id", "")
             # A run that was started again in the folder of another logs to a folder of its own.
             newest = max(
                 files, key=lambda file: (file.name.split(".")[3:4], file.stat().st_mtime_ns)

@@ -214,6 +214,11 @@ def check_same_run(path: Path, run: Run) -> None:
         )
 
 
+def has_checkpoints(folder: Path) -> bool:
+    """Whether the run of a folder has begun and can be continued."""
+    return any((folder / CHECKPOINTS).glob("checkpoint-*"))
+
+
 def is_started(run: Run, folder: Path, resume: bool) -> bool:
     """Whether the folder holds checkpoints of the run.
 
@@ -221,7 +226,7 @@ def is_started(run: Run, folder: Path, resume: bool) -> bool:
     :raises ValueError: if there are checkpoints and ``resume`` is ``False``, or if they belong to
         another run
     """
-    started = any((folder / CHECKPOINTS).glob("checkpoint-*"))
+    started = has_checkpoints(folder)
     check(
         resume or not started,
         "folder",

@@ -35,10 +35,10 @@ from core_agent.networks.hardware import used_precision
 from core_agent.runs.callbacks import next_multiple
 from core_agent.runs.evaluation import play
 from core_agent.runs.training import (
-    CHECKPOINTS,
     RUN_FILE,
     Run,
     check_same_run,
+    has_checkpoints,
     is_locked,
     read_lines,
     train_run,
@@ -306,7 +306,7 @@ def read_job_status(job: Job, root: Path) -> dict[str, Any]:
     """
     folder = job.folder(root)
     status = read_status(folder)
-    if status["state"] == "finished" or any((folder / CHECKPOINTS).glob("checkpoint-*")):
+    if status["state"] == "finished" or has_checkpoints(folder):
         check_same_run(folder / RUN_FILE, replace(job.run, env_id=bare_id(job.run.env_id)))
     if status["state"] == "finished" and status.get("simulator_steps", 0) < job.simulator_steps:
         status["state"] = "interrupted"
@@ -327,7 +327,7 @@ def run_job(job: Job, root: Path, progress: bool = False) -> str:
         return "finished"
     folder = job.folder(root)
     folder.mkdir(parents=True, exist_ok=True)
-    if not any((folder / CHECKPOINTS).glob("checkpoint-*")):
+    if not has_checkpoints(folder):
         # A run that fails before it starts still has to say what it is.
         write_whole(folder / RUN_FILE, json.dumps(asdict(job.run), indent=1))
     try:

@@ -24,7 +24,11 @@ from core_agent.agents.presets import preset as preset_arguments
 from core_agent.agents.registry import AGENTS, get_agent, load_agent
 from core_agent.environments.suite import check_window, first_seed
 from core_agent.runs.evaluation import play, standard_error
-from core_agent.runs.training import environment_arguments, evaluation_environment
+from core_agent.runs.training import (
+    OF_ONE_ENVIRONMENT,
+    environment_arguments,
+    evaluation_environment,
+)
 from core_agent.runs.video import (
     FRAMES_PER_SECOND,
     captioned,
@@ -191,10 +195,6 @@ class NextTo(gym.Wrapper):
         return np.concatenate([np.asarray(super().render()), frame], axis=1)
 
 
-DISTRACTIONS = ("distractions", "scale", "n_clips", "video_path")
-"""Arguments of a distracting environment that its clean counterpart is made without."""
-
-
 def find_agent(agent: str) -> SequenceOffPolicyAlgorithm:
     """The agent of a run or of a file, or one that comes with the package.
 
@@ -212,7 +212,7 @@ def without_distractions(origin: dict[str, Any]) -> dict[str, Any] | None:
     if not setting.difficulty:
         return None
     arguments = origin.get("env_arguments", {}).items()
-    kept = {name: value for name, value in arguments if name not in DISTRACTIONS}
+    kept = {name: value for name, value in arguments if name not in OF_ONE_ENVIRONMENT}
     return {**origin, "env_id": f"DCS-{setting.task}-clean", "env_arguments": kept}
 
 

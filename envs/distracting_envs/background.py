@@ -22,9 +22,6 @@ from distracting_envs.state import State, get_random, join, make_random, part
 PAPER_TEXTURE_SIZE = 800
 """Pixels per side of the texture in ``distracting_control``."""
 
-PLACE = ("first_frame", "frame_index", "direction")
-"""The place in a clip, in a state."""
-
 
 class VideoBackground(control.Environment):
     """A dm_control environment whose sky shows a video clip.
@@ -127,7 +124,8 @@ class VideoBackground(control.Environment):
         """
         name = state["clip"]
         if name:  # empty before the first reset
-            self._choose(self._find(state), *(state[key] for key in PLACE))
+            place = state["first_frame"], state["frame_index"], state["direction"]
+            self._choose(self._find(state), *place)
             self._next_is_prefetched = False
         self._random_state = make_random(part(state, "random"))
 

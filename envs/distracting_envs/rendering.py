@@ -218,8 +218,11 @@ class FrameRenderer:
         """Copy the model's height fields to the GPU, where rendering reads them."""
         import mujoco
 
+        model = self._physics.model
+        if not model.nhfield:  # making the context current takes time at each frame
+            return
         self.prepare()
-        model, contexts = self._physics.model, self._physics.contexts
+        contexts = self._physics.contexts
         with contexts.gl.make_current() as call:
             for index in range(model.nhfield):
                 call.call(mujoco.mjr_uploadHField, model.ptr, contexts.mujoco.ptr, index)

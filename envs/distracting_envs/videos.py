@@ -89,10 +89,11 @@ class FolderClip:
             )
         self._paths = [folder / name for name in files]
         self.n_frames = len(files)
-        for path in self._paths:
-            if not path.exists():  # a link to a file that is missing
-                raise _damaged(self.name, path, FileNotFoundError("there is no such file"))
-        statuses = [path.stat() for path in self._paths]
+        try:
+            statuses = [path.stat() for path in self._paths]
+        except FileNotFoundError as error:  # a link to a file that is missing
+            reason = FileNotFoundError("there is no such file")
+            raise _damaged(self.name, Path(error.filename), reason) from error
         self.identity = repr(
             (
                 str(folder.resolve()),
